@@ -1,0 +1,29 @@
+#pragma once
+// The language-model head fused with cross-entropy, a chunk of tokens at a time, so that the logits of all tokens
+// never exist together.
+//
+//   z = x W^T;  nll[n] = logsumexp(z[n]) - z[n, target[n]];  loss = sum_n weight[n] nll[n]
+//   d_z = weight[n] (softmax(z) - onehot(target));  d_x = d_z W;  d_w += d_z^T x
+//
+// Dims: N tokens, C channels, V vocabulary.
+// Numerics: F32 and F64 with softmax and logsumexp in fp32 or wider; nll and token weights are F64. A token of weight
+//   zero has a zero gradient and its target may be anything (nll 0 when the target is outside the vocabulary).
+//   Chunk sizes depend on shapes alone, so the bits do not depend on the number of threads.
+// Errors: kCorruptInput when a target of non-zero weight is outside [0, V).
+// Source: arXiv:2407.04620 (training objective); chunking after arXiv:2410.10989 (Liger kernel).
+
+#include "kernels/matmul.h"
+
+namespace ttt::kernels {
+
+/// Loss and, in the same pass, gradients. With empty d_x and d_w it only fills `nll`.
+void head_cross_entropy(TensorView x,             // [N, C]
+                        TensorView w,             // [V, C]
+                        TensorView targets,       // [N] I64
+                        TensorView token_weight,  // [N] F64
+                        TensorView nll,           // [N] F64 out, unweighted
+                        TensorView d_x,           // [N, C] out; may be empty
+                        TensorView d_w,           // [V, C] in-out, added to; may be empty
+                        Precision precision, Stream& stream);
+
+}  // namespace ttt::kernels

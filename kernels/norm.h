@@ -1,0 +1,50 @@
+#pragma once
+// RMSNorm and LayerNorm over the last dimension.
+//
+//   RMSNorm:   y = w * x * rstd,            rstd = 1 / sqrt(mean(x^2) + epsilon)
+//   LayerNorm: y = w * (x - mean) * rstd + b, rstd = 1 / sqrt(var(x) + epsilon), var biased
+//
+// Dims: N rows, C channels.
+// Numerics: F32 and F64; statistics of F32 in fp32 or wider. Rows are independent; d_w and d_b sum over rows in a
+//   fixed order that does not depend on the number of threads.
+// Errors: kInternal when shapes or dtypes do not fit.
+// Source: arXiv:1910.07467 (RMSNorm), arXiv:1607.06450 (LayerNorm).
+
+#include "core/base/stream.h"
+#include "core/base/tensor.h"
+
+namespace ttt::kernels {
+
+void rms_norm_forward(TensorView x,     // [N, C]
+                      TensorView w,     // [C]
+                      TensorView y,     // [N, C] out
+                      TensorView rstd,  // [N] out, for backward; may be empty
+                      double epsilon, Stream& stream);
+
+void rms_norm_backward(TensorView x,     // [N, C]
+                       TensorView w,     // [C]
+                       TensorView rstd,  // [N]
+                       TensorView d_y,   // [N, C]
+                       TensorView d_x,   // [N, C] out; may alias d_y
+                       TensorView d_w,   // [C] in-out, added to
+                       Stream& stream);
+
+void layer_norm_forward(TensorView x,     // [N, C]
+                        TensorView w,     // [C]
+                        TensorView b,     // [C]
+                        TensorView y,     // [N, C] out
+                        TensorView mean,  // [N] out; may be empty
+                        TensorView rstd,  // [N] out; may be empty
+                        double epsilon, Stream& stream);
+
+void layer_norm_backward(TensorView x,     // [N, C]
+                         TensorView w,     // [C]
+                         TensorView mean,  // [N]
+                         TensorView rstd,  // [N]
+                         TensorView d_y,   // [N, C]
+                         TensorView d_x,   // [N, C] out; may alias d_y
+                         TensorView d_w,   // [C] in-out, added to
+                         TensorView d_b,   // [C] in-out, added to
+                         Stream& stream);
+
+}  // namespace ttt::kernels
