@@ -44,6 +44,7 @@ class Runtime {
 
  private:
   bool uses_mpi_ = false;
+  int num_exceptions_ = 0;  // in flight when this was constructed
   std::unique_ptr<Communicator> world_;
 };
 

@@ -8,12 +8,12 @@
 //
 //   V = 6:   ((0 + 1) + (2 + 3)) + (4 + 5)
 //
-// Numerics: F32 or F64, one addition a node, in the elements' own type; the lower shard is the left
-//   operand.
+// Numerics: F32 or F64, one addition a node, in the elements' own type.
 // Source: MPICH's recursive halving (Thakur et al., IJHPCA 19(1), 2005) with the distances reversed,
 //   1, 2, 4, ..., so that neighbours are added first.
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/base/stream.h"
@@ -38,7 +38,7 @@ class TreeAccumulator {
   /// The slot is complete: becomes a leaf of the tree.
   void push(Stream& stream);
   /// Collective. `out` becomes the sum over all shards of all ranks; the next slot starts a new
-  /// sum. kInternal unless every rank pushed as many shards as validate_virtual_shards allows.
+  /// sum. Every rank must have pushed the same number, one that validate_virtual_shards allows.
   void finish(Communicator& communicator, TensorView out, Stream& stream);
 
   [[nodiscard]] std::int64_t num_pushed() const { return num_pushed_; }
@@ -51,11 +51,11 @@ class TreeAccumulator {
   };
 
   Tensor take_buffer();
-  void merge_last_two(Stream& stream);
+  void merge_last_two();
 
   Shape shape_;
   DType dtype_;
-  Tensor slot_;
+  std::optional<Tensor> slot_;
   std::vector<Subtree> pending_;  // a binary counter: sizes fall strictly from front to back
   std::vector<Tensor> free_;
   std::int64_t num_pushed_ = 0;
