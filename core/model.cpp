@@ -1,5 +1,7 @@
 #include "core/model.h"
 
+#include <algorithm>
+
 #include "kernels/embedding.h"
 #include "kernels/head_cross_entropy.h"
 
@@ -11,6 +13,13 @@ struct ModelDecodeState final : DecodeState {
 };
 
 }  // namespace
+
+void set_row_weights(std::span<const double> mask, std::int64_t rows, std::span<double> weight) {
+  double sum = 0;
+  for (const double m : mask) sum += m;
+  const double scale = static_cast<double>(rows) * std::max(sum, 1e-10);
+  for (std::size_t t = 0; t < mask.size(); ++t) weight[t] = mask[t] / scale;
+}
 
 LanguageModel::LanguageModel(const config::ModelConfig& config, std::int64_t context_length)
     : config_(config) {

@@ -16,6 +16,10 @@ struct TokenBatch {
   TensorView token_weight;  // [B, T] F64: the loss is sum weight * nll; 0 masks
 };
 
+/// The published loss is the mean over the batch's rows of each row's masked mean: `weight` of a token
+/// is mask / (rows * max(sum mask, 1e-10)). Source: ttt-lm-jax (cross_entropy_loss_and_accuracy).
+void set_row_weights(std::span<const double> mask, std::int64_t rows, std::span<double> weight);
+
 class LanguageModel {
  public:
   /// Registers all parameters; call allocate() on them before use. `context_length` matters only

@@ -24,8 +24,7 @@ double learning_rate(const config::OptimizerConfig& config, std::int64_t total_s
 double inner_lr_multiplier(const config::OptimizerConfig& config, std::int64_t step) {
   const std::int64_t warmup = config.inner_warmup_steps();
   if (warmup <= 0) return 1.0;
-  const double progress =
-      std::min(1.0, static_cast<double>(step) / static_cast<double>(warmup));
+  const double progress = std::min(1.0, static_cast<double>(step) / static_cast<double>(warmup));
   const double init = config.inner_warmup_init();
   // The authors keep the multiplier in bfloat16; following the published recipe needs the same.
   return static_cast<double>(

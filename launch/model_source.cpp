@@ -82,8 +82,8 @@ void load_weights(const ModelSource& source, LanguageModel& model) {
 }
 
 std::unique_ptr<LanguageModel> load_model(const ModelSource& source, DType dtype) {
-  auto model = std::make_unique<LanguageModel>(source.config.model(),
-                                               source.config.data().context_length());
+  auto model =
+      std::make_unique<LanguageModel>(source.config.model(), source.config.data().context_length());
   model->parameters().allocate(dtype);
   load_weights(source, *model);
   return model;

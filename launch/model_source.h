@@ -17,8 +17,8 @@ enum class SourceKind { kCheckpoint, kHuggingFace };
 /// What is known before the weights are read.
 struct ModelSource {
   SourceKind kind = SourceKind::kCheckpoint;
-  std::string directory;  // of the checkpoint or the Hugging Face files
-  config::RunConfig config;  // of a Hugging Face directory: defaults but for the model
+  std::string directory;                // of the checkpoint or the Hugging Face files
+  config::RunConfig config;             // of a Hugging Face directory: defaults but for the model
   config::CheckpointManifest manifest;  // of a checkpoint
   std::string tokenizer;                // path of a SentencePiece model; empty: none known (bytes)
 };

@@ -123,6 +123,10 @@ std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView y, Context& co
   return a;
 }
 
+const Saved& QkvMixer::core_saved(const Saved& saved) {
+  return *static_cast<const Activations&>(saved).core;
+}
+
 void QkvMixer::backward(const Saved& saved, TensorView d_y, TensorView d_x,
                         Context& context) const {
   const auto& a = static_cast<const Activations&>(saved);

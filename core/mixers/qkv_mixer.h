@@ -35,6 +35,8 @@ class QkvMixer final : public Layer {
   void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
 
   [[nodiscard]] const SequenceCore& core() const { return *core_; }
+  /// What the core saved in the forward that made `saved`.
+  [[nodiscard]] static const Saved& core_saved(const Saved& saved);
 
  private:
   struct Activations;

@@ -68,7 +68,7 @@ void put_token_range(TensorView part, TensorView view, std::int64_t begin) {
 struct TttCore::Prepared final : Saved {
   Tensor rate;         // [B, T, H]
   Tensor token_scale;  // [K]
-  State initial;
+  State initial, final;
   kernels::TttSaved kernel;
 };
 
@@ -195,8 +195,10 @@ std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out
                                         Context& context) const {
   std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
   p->initial = initial_state(inputs.q.size(0));
+  p->final = make_state(inputs.q.size(0));
   const kernels::TttInputs kernel = kernel_inputs(inputs, *p);
-  kernels::ttt_forward(kernel, options_, p->initial.views(), out, {}, &p->kernel, context.stream);
+  kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
+                       context.stream);
   if (context.inner_losses != nullptr) {
     const Tensor losses({3, inputs.q.size(0), inputs.q.size(1), num_heads_}, DType::kF64);
     kernels::ttt_inner_loss(kernel, options_, p->initial.views(), losses, context.stream);
@@ -205,13 +207,8 @@ std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out
   return p;
 }
 
-void TttCore::forward_with_final_state(const CoreInputs& inputs, TensorView out,
-                                       const kernels::TttState& final_state,
-                                       Context& context) const {
-  const std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
-  const State initial = initial_state(inputs.q.size(0));
-  kernels::ttt_forward(kernel_inputs(inputs, *p), options_, initial.views(), out, final_state,
-                       nullptr, context.stream);
+const TttCore::State& TttCore::final_state(const Saved& saved) {
+  return static_cast<const Prepared&>(saved).final;
 }
 
 void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView /*out*/,

@@ -32,15 +32,14 @@ class TttCore final : public SequenceCore {
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
 
-  /// Forward that also returns the fast weights after the last token (`ttt probe layer`).
-  void forward_with_final_state(const CoreInputs& inputs, TensorView out,
-                                const kernels::TttState& final_state, Context& context) const;
   /// Uninitialised fast weights for `batch` sequences; owners behind the views.
   struct State {
     Tensor w1, b1, w2, b2;
     [[nodiscard]] kernels::TttState views() const { return {w1, b1, w2, b2}; }
   };
   [[nodiscard]] State make_state(std::int64_t batch) const;
+  /// The fast weights after the last token of the forward that made `saved`.
+  [[nodiscard]] static const State& final_state(const Saved& saved);
 
  private:
   struct Prepared;
