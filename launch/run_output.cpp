@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "configs/run_config.h"
 #include "core/base/memory.h"
 #include "launch/report.h"
 
@@ -102,7 +103,7 @@ void RunOutput::before_checkpoint() { metrics_.sync(); }
 
 void RunOutput::finish() {
   progress_.finish();
-  write_report(config_.output_directory());
+  write_report(config_.output_directory(), config::complete_text(config_));
 }
 
 }  // namespace ttt::launch
