@@ -2,6 +2,7 @@
 // Definition of kernels/activation.h (equations there): the functions as written, and their derivatives.
 
 #include <cmath>
+#include <complex>
 #include <numbers>
 #include <span>
 

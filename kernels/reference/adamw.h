@@ -2,6 +2,7 @@
 // Definition of kernels/adamw.h (equations there).
 
 #include <cmath>
+#include <complex>
 #include <span>
 
 #include "kernels/adamw.h"

@@ -2,6 +2,7 @@
 // Definition of kernels/inner_learning_rate.h (equations there).
 
 #include <cmath>
+#include <complex>
 #include <span>
 
 #include "kernels/reference/scalar.h"

@@ -2,6 +2,7 @@
 // Definition of kernels/norm.h (equations there): one row after the other, nothing saved but what backward takes.
 
 #include <cmath>
+#include <complex>
 #include <cstdint>
 #include <span>
 

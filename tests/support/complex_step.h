@@ -27,6 +27,20 @@ inline std::vector<double> random_values(const std::string& name, std::int64_t c
   return values;
 }
 
+using Complex = std::complex<double>;
+
+inline std::vector<Complex> to_complex(const std::vector<double>& values) {
+  return {values.begin(), values.end()};
+}
+
+/// sum_i weights[i] outputs[i]: the loss whose gradient with respect to `outputs` is `weights`.
+inline Complex weighted_sum(const std::vector<double>& weights,
+                            const std::vector<Complex>& outputs) {
+  Complex sum{};
+  for (std::size_t i = 0; i < weights.size(); ++i) sum += weights[i] * outputs[i];
+  return sum;
+}
+
 /// Largest |actual - expected| is at most `tolerance` times the largest |expected| (or `tolerance` itself where all
 /// expected values are zero). Both are contiguous ranges of float or double.
 template <typename Actual, typename Expected>
