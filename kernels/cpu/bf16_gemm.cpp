@@ -1,5 +1,6 @@
 #include "kernels/cpu/bf16_gemm.h"
 
+#include <algorithm>
 #include <array>
 #include <dnnl.hpp>
 #include <map>
@@ -55,6 +56,28 @@ const Primitive& find_primitive(Op op_a, Op op_b, const Key& key) {
   return primitives.emplace(key, make_primitive(op_a, op_b, key)).first->second;
 }
 
+template <typename To, typename From>
+void round_all(const From* from, To* to, std::int64_t count) {
+  constexpr std::int64_t kChunk = std::int64_t{1} << 15;
+  for_each_block((count + kChunk - 1) / kChunk, [&](std::int64_t chunk) {
+    const std::int64_t end = std::min(count, (chunk + 1) * kChunk);
+    for (std::int64_t i = chunk * kChunk; i < end; ++i) {
+      to[i] = static_cast<To>(BFloat16(static_cast<float>(from[i])));
+    }
+  });
+}
+
+template <typename To>
+Tensor rounded(const TensorView& from) {
+  Tensor to(from.shape(), kDType<To>);
+  if (from.dtype() == DType::kBF16) {
+    round_all(from.data<BFloat16>(), to.data<To>(), from.numel());
+  } else {
+    round_all(from.data<float>(), to.data<To>(), from.numel());
+  }
+  return to;
+}
+
 }  // namespace
 
 bool has_bf16_gemm() {
@@ -81,5 +104,8 @@ void bf16_gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k,
   primitive.matmul.execute(
       stream, {{DNNL_ARG_SRC, memory_a}, {DNNL_ARG_WEIGHTS, memory_b}, {DNNL_ARG_DST, memory_c}});
 }
+
+Tensor to_bf16(const TensorView& from) { return rounded<BFloat16>(from); }
+Tensor to_bf16_values(const TensorView& from) { return rounded<float>(from); }
 
 }  // namespace ttt::kernels::cpu

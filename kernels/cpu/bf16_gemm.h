@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/base/dtype.h"
+#include "core/base/tensor.h"
 #include "kernels/cpu/blas.h"
 
 namespace ttt::kernels::cpu {
@@ -15,5 +15,9 @@ bool has_bf16_gemm();
 void bf16_gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, const BFloat16* a,
                std::int64_t ld_a, const BFloat16* b, std::int64_t ld_b, bool accumulate, float* c,
                std::int64_t ld_c);
+
+/// `from` (F32 or BF16) rounded to bf16, as BF16; or as F32, for CPUs without bf16 products.
+Tensor to_bf16(const TensorView& from);
+Tensor to_bf16_values(const TensorView& from);
 
 }  // namespace ttt::kernels::cpu

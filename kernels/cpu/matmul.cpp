@@ -69,57 +69,26 @@ void multiply_native(const Product& product) {
                                });
 }
 
-// `from` (F32 or BF16) rounded to bf16 and stored as To: BFloat16, or float where the CPU has no bf16 products.
-template <typename To>
-Tensor round_to_bf16(const TensorView& from) {
-  Tensor to(from.shape(), kDType<To>);
-  To* target = to.data<To>();
-  const std::int64_t count = from.numel();
-  constexpr std::int64_t kChunk = std::int64_t{1} << 15;
-  const auto round = [&](const auto* source) {
-    cpu::for_each_block((count + kChunk - 1) / kChunk, [&](std::int64_t i) {
-      const std::int64_t end = std::min(count, (i + 1) * kChunk);
-      for (std::int64_t j = i * kChunk; j < end; ++j) {
-        target[j] = To(static_cast<float>(BFloat16(static_cast<float>(source[j]))));
-      }
-    });
-  };
-  if (from.dtype() == DType::kBF16) {
-    round(from.data<BFloat16>());
-  } else {
-    round(from.data<float>());
-  }
-  return to;
-}
-
-template <typename To>
-Product rounded(const Product& product, Tensor& a, Tensor& b) {
-  Product result = product;
-  if (product.a.dtype() != kDType<To>) result.a = a = round_to_bf16<To>(product.a);
-  if (product.b.dtype() != kDType<To>) result.b = b = round_to_bf16<To>(product.b);
-  return result;
-}
-
 void multiply_bf16(const Product& product) {
-  Tensor a;
-  Tensor b;
   if (product.inner == 0 || product.c.numel() == 0) {
     if (!product.accumulate) fill(product.c, 0);
     return;
   }
+  Tensor rounded_a;
+  Tensor rounded_b;
+  Product rounded = product;
   if (!cpu::has_bf16_gemm()) {
-    Product floats = product;
-    floats.a = a = round_to_bf16<float>(product.a);
-    floats.b = b = round_to_bf16<float>(product.b);
-    multiply_native<float>(floats);
+    rounded.a = rounded_a = cpu::to_bf16_values(product.a);
+    rounded.b = rounded_b = cpu::to_bf16_values(product.b);
+    multiply_native<float>(rounded);
     return;
   }
-  const Product halves = rounded<BFloat16>(product, a, b);
+  if (product.a.dtype() == DType::kF32) rounded.a = rounded_a = cpu::to_bf16(product.a);
+  if (product.b.dtype() == DType::kF32) rounded.b = rounded_b = cpu::to_bf16(product.b);
   for_each_product_block<BFloat16, float>(
-      halves, [&](std::int64_t m, std::int64_t n, const BFloat16* block_a, const BFloat16* block_b,
-                  float* block_c) {
-        cpu::bf16_gemm(halves.op_a, halves.op_b, m, n, halves.inner, block_a, halves.a.size(1),
-                       block_b, halves.b.size(1), halves.accumulate, block_c, halves.c.size(1));
+      rounded, [&](std::int64_t m, std::int64_t n, const BFloat16* a, const BFloat16* b, float* c) {
+        cpu::bf16_gemm(rounded.op_a, rounded.op_b, m, n, rounded.inner, a, rounded.a.size(1), b,
+                       rounded.b.size(1), rounded.accumulate, c, rounded.c.size(1));
       });
 }
 

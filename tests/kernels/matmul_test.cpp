@@ -7,6 +7,7 @@
 
 #include "kernels/reference/matmul.h"
 #include "tests/support/complex_step.h"
+#include "tests/support/tensors.h"
 
 namespace ttt::kernels {
 namespace {
@@ -14,6 +15,8 @@ namespace {
 using test::expect_close;
 using test::expect_gradient;
 using test::random_values;
+using test::tensor_of;
+using test::values_of;
 using Complex = std::complex<double>;
 
 struct Sizes {
@@ -22,16 +25,6 @@ struct Sizes {
 
 void PrintTo(const Sizes& s, std::ostream* os) {
   *os << "N" << s.rows << " I" << s.inputs << " O" << s.outputs;
-}
-
-Tensor tensor_of(const std::vector<double>& values, const Shape& shape, DType dtype) {
-  Tensor wide(shape, DType::kF64);
-  std::ranges::copy(values, wide.data<double>());
-  return to_dtype(wide, dtype);
-}
-std::vector<double> values_of(const TensorView& view) {
-  const Tensor wide = to_dtype(view, DType::kF64);
-  return {wide.span<double>().begin(), wide.span<double>().end()};
 }
 
 struct Products {
