@@ -80,13 +80,13 @@ Tensor rounded(const TensorView& from) {
 
 }  // namespace
 
-bool has_bf16_gemm() {
-  static const bool has = [] {
-    const dnnl::cpu_isa isa = dnnl::get_effective_cpu_isa();
-    return (static_cast<unsigned>(isa) & static_cast<unsigned>(dnnl::cpu_isa::avx512_core)) ==
-           static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
+bool prefers_bf16_gemm() {
+  static const bool prefers = [] {
+    const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+    const auto amx = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_amx);
+    return (isa & amx) == amx;
   }();
-  return has;
+  return prefers;
 }
 
 void bf16_gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, const BFloat16* a,
@@ -107,5 +107,8 @@ void bf16_gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k,
 
 Tensor to_bf16(const TensorView& from) { return rounded<BFloat16>(from); }
 Tensor to_bf16_values(const TensorView& from) { return rounded<float>(from); }
+void round_to_bf16(const TensorView& values) {
+  round_all(values.data<float>(), values.data<float>(), values.numel());
+}
 
 }  // namespace ttt::kernels::cpu

@@ -80,10 +80,12 @@ void finish_rows(T* z, const std::int64_t* targets, const double* weight, double
 
 struct Arguments {
   TensorView x, w, targets, token_weight, nll, d_x, d_w;
+  Precision precision;  // of the products
+  bool rounds_d_z;      // to bf16, in place
 };
 
 template <typename T>
-void run_chunks(const Arguments& args, Precision precision, Stream& stream) {
+void run_chunks(const Arguments& args, Stream& stream) {
   const std::int64_t tokens = args.x.size(0);
   const std::int64_t vocab = args.w.size(0);
   const std::int64_t chunk_rows = std::min(tokens, rows_per_chunk(vocab, sizeof(T)));
@@ -93,16 +95,17 @@ void run_chunks(const Arguments& args, Precision precision, Stream& stream) {
     const std::int64_t end = std::min(tokens, begin + chunk_rows);
     const TensorView x = args.x.slice(begin, end);
     const TensorView z = logits.view().slice(0, end - begin);
-    linear_forward(x, args.w, z, precision, stream);
+    linear_forward(x, args.w, z, args.precision, stream);
     const auto finish = wants_gradient ? finish_rows<true, T> : finish_rows<false, T>;
     finish(z.data<T>(), args.targets.data<std::int64_t>() + begin,
            args.token_weight.data<double>() + begin, args.nll.data<double>() + begin, end - begin,
            vocab);
+    if (args.rounds_d_z && wants_gradient) cpu::round_to_bf16(z);
     if (!args.d_x.empty()) {
-      linear_backward_input(z, args.w, args.d_x.slice(begin, end), Accumulate::kNo, precision,
+      linear_backward_input(z, args.w, args.d_x.slice(begin, end), Accumulate::kNo, args.precision,
                             stream);
     }
-    if (!args.d_w.empty()) linear_backward_weight(z, x, args.d_w, precision, stream);
+    if (!args.d_w.empty()) linear_backward_weight(z, x, args.d_w, args.precision, stream);
   }
 }
 
@@ -126,18 +129,21 @@ void head_cross_entropy(TensorView x, TensorView w, TensorView targets, TensorVi
   check_targets(targets.data<std::int64_t>(), token_weight.data<double>(), tokens, vocab);
   if (tokens == 0) return;
 
-  Arguments args{x, w, targets, token_weight, nll, d_x, d_w};
-  if (precision == Precision::kBF16) {
-    // Once, not once a chunk.
-    const Tensor x_rounded = x.dtype() == DType::kF32 ? cpu::to_bf16(x) : Tensor();
-    const Tensor w_rounded = w.dtype() == DType::kF32 ? cpu::to_bf16(w) : Tensor();
-    if (!x_rounded.empty()) args.x = x_rounded;
-    if (!w_rounded.empty()) args.w = w_rounded;
-    run_chunks<float>(args, precision, stream);
+  Arguments args{x, w, targets, token_weight, nll, d_x, d_w, precision, false};
+  if (precision == Precision::kNative) {
+    visit_real(x.dtype(), [&](auto scalar) { run_chunks<decltype(scalar)>(args, stream); });
     return;
   }
-  visit_real(x.dtype(),
-             [&](auto scalar) { run_chunks<decltype(scalar)>(args, precision, stream); });
+  // x and w are rounded once, not once a chunk. Without bf16 instructions all operands become rounded fp32 values, of
+  // which the native product is the same.
+  const bool is_native = !cpu::prefers_bf16_gemm();
+  const Tensor x_rounded = is_native ? cpu::to_bf16_values(x) : cpu::to_bf16(x);
+  const Tensor w_rounded = is_native ? cpu::to_bf16_values(w) : cpu::to_bf16(w);
+  args.x = x_rounded;
+  args.w = w_rounded;
+  args.rounds_d_z = is_native;
+  if (is_native) args.precision = Precision::kNative;
+  run_chunks<float>(args, stream);
 }
 
 }  // namespace ttt::kernels

@@ -14,6 +14,7 @@ using cpu::Op;
 // A block of C, measured: smaller blocks pack their operands too often, larger ones leave threads idle.
 constexpr std::int64_t kBlockRows = 512;
 constexpr std::int64_t kBlockCols = 384;
+constexpr std::int64_t kBlockRowsBF16 = 256;
 
 // C [m, n] = op(A) op(B), plus C when `accumulate`; `inner` is the extent summed over.
 struct Product {
@@ -36,37 +37,57 @@ const T* col_of(Op op, const T* x, std::int64_t ld, std::int64_t begin) {
   return op == Op::kNone ? x + begin : x + begin * ld;
 }
 
-// block(m, n, a, b, c) for every block of C.
-template <typename In, typename Out, typename Block>
-void for_each_product_block(const Product& product, const Block& block) {
-  const In* a = product.a.data<In>();
-  const In* b = product.b.data<In>();
-  Out* c = product.c.data<Out>();
-  const std::int64_t ld_a = product.a.size(1);
-  const std::int64_t ld_b = product.b.size(1);
+template <typename T>
+void multiply_native(const Product& product) {
+  const T* a = product.a.data<T>();
+  const T* b = product.b.data<T>();
+  T* c = product.c.data<T>();
+  const std::int64_t ld_a = std::max<std::int64_t>(product.a.size(1), 1);
+  const std::int64_t ld_b = std::max<std::int64_t>(product.b.size(1), 1);
   const std::int64_t ld_c = product.c.size(1);
+  const T beta = product.accumulate ? T{1} : T{0};
   const cpu::Partition rows(product.c.size(0), kBlockRows);
   const cpu::Partition cols(product.c.size(1), kBlockCols);
   // Neighbours in the row direction share a block of B, by far the larger operand in the head.
   cpu::for_each_block(rows.count() * cols.count(), [&](std::int64_t i) {
-    const std::int64_t row = i % rows.count();
-    const std::int64_t col = i / rows.count();
-    block(rows.size(row), cols.size(col), row_of(product.op_a, a, ld_a, rows.begin(row)),
-          col_of(product.op_b, b, ld_b, cols.begin(col)),
-          c + rows.begin(row) * ld_c + cols.begin(col));
+    const std::int64_t row = rows.begin(i % rows.count());
+    const std::int64_t col = cols.begin(i / rows.count());
+    cpu::gemm(product.op_a, product.op_b, rows.size(i % rows.count()), cols.size(i / rows.count()),
+              product.inner, T{1}, row_of(product.op_a, a, ld_a, row), ld_a,
+              col_of(product.op_b, b, ld_b, col), ld_b, beta, c + row * ld_c + col, ld_c);
   });
 }
 
-template <typename T>
-void multiply_native(const Product& product) {
-  const T beta = product.accumulate ? T{1} : T{0};
-  const std::int64_t ld_a = std::max<std::int64_t>(product.a.size(1), 1);
-  const std::int64_t ld_b = std::max<std::int64_t>(product.b.size(1), 1);
-  for_each_product_block<T, T>(product,
-                               [&](std::int64_t m, std::int64_t n, const T* a, const T* b, T* c) {
-                                 cpu::gemm(product.op_a, product.op_b, m, n, product.inner, T{1}, a,
-                                           ld_a, b, ld_b, beta, c, product.c.size(1));
-                               });
+// Columns [begin, begin + count) of `from`, dense: oneDNN's fast products take no strided operands.
+Tensor pack_columns(const TensorView& from, std::int64_t begin, std::int64_t count) {
+  Tensor packed({from.size(0), count}, DType::kBF16);
+  const BFloat16* source = from.data<BFloat16>() + begin;
+  for (std::int64_t row = 0; row < from.size(0); ++row) {
+    std::copy_n(source + row * from.size(1), count, packed.data<BFloat16>() + row * count);
+  }
+  return packed;
+}
+
+void multiply_amx(const Product& product) {
+  Tensor rounded_a;
+  Tensor rounded_b;
+  TensorView a = product.a;
+  TensorView b = product.b;
+  if (a.dtype() == DType::kF32) a = rounded_a = cpu::to_bf16(a);
+  if (b.dtype() == DType::kF32) b = rounded_b = cpu::to_bf16(b);
+  const std::int64_t cols = product.c.size(1);
+  const cpu::Partition rows(product.c.size(0), kBlockRowsBF16);
+  cpu::for_each_block(rows.count(), [&](std::int64_t i) {
+    const std::int64_t begin = rows.begin(i);
+    const std::int64_t count = rows.size(i);
+    const bool is_transposed = product.op_a == Op::kTranspose;
+    const Tensor packed = is_transposed ? pack_columns(a, begin, count) : Tensor();
+    const BFloat16* block_a =
+        is_transposed ? packed.data<BFloat16>() : a.data<BFloat16>() + begin * a.size(1);
+    cpu::bf16_gemm(product.op_a, product.op_b, count, cols, product.inner, block_a,
+                   is_transposed ? count : a.size(1), b.data<BFloat16>(), b.size(1),
+                   product.accumulate, product.c.data<float>() + begin * cols, cols);
+  });
 }
 
 void multiply_bf16(const Product& product) {
@@ -74,22 +95,14 @@ void multiply_bf16(const Product& product) {
     if (!product.accumulate) fill(product.c, 0);
     return;
   }
-  Tensor rounded_a;
-  Tensor rounded_b;
-  Product rounded = product;
-  if (!cpu::has_bf16_gemm()) {
-    rounded.a = rounded_a = cpu::to_bf16_values(product.a);
-    rounded.b = rounded_b = cpu::to_bf16_values(product.b);
-    multiply_native<float>(rounded);
+  if (cpu::prefers_bf16_gemm()) {
+    multiply_amx(product);
     return;
   }
-  if (product.a.dtype() == DType::kF32) rounded.a = rounded_a = cpu::to_bf16(product.a);
-  if (product.b.dtype() == DType::kF32) rounded.b = rounded_b = cpu::to_bf16(product.b);
-  for_each_product_block<BFloat16, float>(
-      rounded, [&](std::int64_t m, std::int64_t n, const BFloat16* a, const BFloat16* b, float* c) {
-        cpu::bf16_gemm(rounded.op_a, rounded.op_b, m, n, rounded.inner, a, rounded.a.size(1), b,
-                       rounded.b.size(1), rounded.accumulate, c, rounded.c.size(1));
-      });
+  const Tensor a = cpu::to_bf16_values(product.a);
+  const Tensor b = cpu::to_bf16_values(product.b);
+  multiply_native<float>(
+      {product.op_a, a, product.op_b, b, product.c, product.inner, product.accumulate});
 }
 
 void multiply(const Product& product, Precision precision) {

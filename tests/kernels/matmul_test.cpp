@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/bf16_gemm.h"
 #include "kernels/reference/matmul.h"
 #include "tests/support/complex_step.h"
 #include "tests/support/tensors.h"
@@ -154,6 +155,27 @@ TEST(MatmulReference, GradientsMatchComplexStep) {
   const std::vector<Complex> w(c.w.begin(), c.w.end());
   expect_gradient("d_x", zero.d_x, c.x, [&](const auto& point) { return loss(point, w); });
   expect_gradient("d_w", zero.d_w, c.w, [&](const auto& point) { return loss(x, point); });
+}
+
+// On CPUs without AMX the products above do not come here, but it must be right everywhere.
+TEST(BFloat16Gemm, IsTheProductOfRoundedOperands) {
+  const std::int64_t m = 33;
+  const std::int64_t n = 65;
+  const std::int64_t k = 130;
+  const std::vector<double> a = rounded_to_bf16(random_values("a", m * k));
+  const std::vector<double> b = rounded_to_bf16(random_values("b", n * k));
+  const Tensor a_half = tensor_of(a, {m, k}, DType::kBF16);
+  const Tensor b_half = tensor_of(b, {n, k}, DType::kBF16);
+  std::vector<double> expected(static_cast<std::size_t>(m * n));
+  reference::linear_forward(a.data(), b.data(), expected.data(), m, k, n);
+  const Tensor c = test::unset({m, n}, DType::kF32);
+  for (const bool accumulate : {false, true}) {
+    cpu::bf16_gemm(cpu::Op::kNone, cpu::Op::kTranspose, m, n, k, a_half.data<BFloat16>(), k,
+                   b_half.data<BFloat16>(), k, accumulate, c.data<float>(), n);
+    // Rounding of fp32 sums of 130 terms.
+    expect_close("c", values_of(c), expected, 2e-6);
+    for (double& value : expected) value *= 2;
+  }
 }
 
 TEST(MatmulContract, AccumulateNoOverwrites) {
