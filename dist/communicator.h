@@ -1,0 +1,72 @@
+#pragma once
+// What the ranks of a run do together.
+//
+// Numerics: sums are added in an order that depends on the number of ranks only, and every rank
+//   gets the same bits. Bits that do not depend on the number of ranks: dist/tree_reduction.h.
+// Errors: kInternal for shapes, dtypes and ranks that do not fit; kPeerLost when the transport fails.
+//   Both are thrown on the rank that notices: its main must end the others with `abort`.
+//
+// Every method but rank, size and abort is collective (send and recv: between the two ranks) and
+// must be called in the same order on every rank. Counts are elements and may exceed 2^31. A call
+// returns when the caller's buffers may be reused. One thread at a time.
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/stream.h"
+#include "core/base/tensor.h"
+
+namespace ttt::dist {
+
+class Communicator {
+ public:
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  [[nodiscard]] virtual int rank() const = 0;
+  [[nodiscard]] virtual int size() const = 0;
+  /// The place among the ranks of this machine, and their number.
+  [[nodiscard]] virtual int local_rank() const = 0;
+  [[nodiscard]] virtual int local_size() const = 0;
+
+  /// `inout` [n...] becomes the sum over ranks. F64, F32 or I64.
+  virtual void all_reduce_sum(TensorView inout, Stream& stream) = 0;
+  /// `out` [n...] is the sum over ranks of in[rank()]; `in` is [size, n...]. F64, F32 or I64.
+  virtual void reduce_scatter_sum(TensorView in, TensorView out, Stream& stream) = 0;
+
+  // Movement takes every dtype. `in` and `out` must not overlap.
+
+  /// out[r] is the `in` of rank r; `in` is [n...], `out` is [size, n...].
+  virtual void all_gather(TensorView in, TensorView out, Stream& stream) = 0;
+  /// out[r] is rank r's in[rank()]; both are [size, n...].
+  virtual void all_to_all(TensorView in, TensorView out, Stream& stream) = 0;
+  /// Blocks until `peer` takes it or the transport has buffered it.
+  virtual void send(TensorView view, int peer, Stream& stream) = 0;
+  /// The element count must be the sender's.
+  virtual void recv(TensorView view, int peer, Stream& stream) = 0;
+  /// Sends `out` to `peer` and receives `in` from it at once; `peer` calls it too.
+  virtual void exchange(TensorView out, TensorView in, int peer, Stream& stream) = 0;
+  virtual void broadcast(TensorView view, int root, Stream& stream) = 0;
+
+  virtual void barrier() = 0;
+  /// Every rank's string, in rank order, on every rank: digests, agreement on errors.
+  [[nodiscard]] virtual std::vector<std::string> gather_strings(const std::string& mine) = 0;
+  /// Ends all ranks at once; the launcher exits with `code`.
+  [[noreturn]] virtual void abort(ExitCode code) = 0;
+};
+
+/// Over MPI_COMM_WORLD; MPI must be initialised (dist/launch_environment.h) and outlive it. Messages
+/// are cut to `max_message` elements, since MPI counts in `int`.
+std::unique_ptr<Communicator> make_mpi_communicator(
+    std::int64_t max_message = std::numeric_limits<int>::max());
+
+/// One rank, no MPI.
+std::unique_ptr<Communicator> make_single_communicator();
+
+}  // namespace ttt::dist

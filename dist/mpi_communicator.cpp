@@ -1,0 +1,303 @@
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+
+#include "dist/communicator.h"
+#include "dist/contracts.h"
+#include "dist/mpi_check.h"
+
+namespace ttt::dist {
+namespace {
+
+constexpr int kTag = 1;
+
+MPI_Datatype mpi_type(DType dtype) {
+  switch (dtype) {
+    case DType::kF64:
+      return MPI_DOUBLE;
+    case DType::kF32:
+      return MPI_FLOAT;
+    case DType::kBF16:
+      return MPI_UINT16_T;  // only moved, never added
+    case DType::kI64:
+      return MPI_INT64_T;
+    case DType::kI32:
+      return MPI_INT32_T;
+    case DType::kU16:
+      return MPI_UINT16_T;
+    case DType::kU8:
+      return MPI_UINT8_T;
+  }
+  fail(ExitCode::kInternal, "dtype {}", static_cast<int>(dtype));
+}
+
+/// Contiguous elements of one type; the unit of all transfers below.
+struct Elements {
+  std::byte* data;
+  std::int64_t count;
+  DType dtype;
+
+  [[nodiscard]] Elements part(std::int64_t begin, std::int64_t number) const {
+    return {data + begin * size_of(dtype), number, dtype};
+  }
+  [[nodiscard]] int mpi_count() const { return static_cast<int>(count); }
+};
+
+Elements elements_of(const TensorView& view) {
+  return {static_cast<std::byte*>(view.raw()), view.numel(), view.dtype()};
+}
+
+void copy_elements(const Elements& from, const Elements& to) {
+  if (from.count > 0) {
+    std::memcpy(to.data, from.data, static_cast<std::size_t>(from.count * size_of(from.dtype)));
+  }
+}
+
+template <typename T>
+void add_elements(const Elements& term, const Elements& sum) {
+  const T* x = reinterpret_cast<const T*>(term.data);
+  T* y = reinterpret_cast<T*>(sum.data);
+  for (std::int64_t i = 0; i < sum.count; ++i) {
+    y[i] += x[i];
+  }
+}
+
+void add_into(const Elements& term, const Elements& sum) {
+  switch (sum.dtype) {
+    case DType::kF64:
+      return add_elements<double>(term, sum);
+    case DType::kF32:
+      return add_elements<float>(term, sum);
+    default:
+      return add_elements<std::int64_t>(term, sum);
+  }
+}
+
+void expect_received(const MPI_Status& status, const Elements& elements, int peer) {
+  int count = 0;
+  TTT_MPI_CHECK(MPI_Get_count(&status, mpi_type(elements.dtype), &count));
+  TTT_CHECK(count == elements.count, "rank {} sent {} elements, {} of {} were expected", peer,
+            count, elements.count, name_of(elements.dtype));
+}
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(std::int64_t max_message) : max_message_(max_message) {
+    TTT_CHECK(max_message >= 1 && max_message <= std::numeric_limits<int>::max(),
+              "messages of {} elements", max_message);
+    // A communicator of our own: no other library's messages, and errors come back as codes.
+    TTT_MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world_));
+    TTT_MPI_CHECK(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN));
+    TTT_MPI_CHECK(MPI_Comm_rank(world_, &rank_));
+    TTT_MPI_CHECK(MPI_Comm_size(world_, &size_));
+    MPI_Comm machine = MPI_COMM_NULL;
+    TTT_MPI_CHECK(
+        MPI_Comm_split_type(world_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &machine));
+    TTT_MPI_CHECK(MPI_Comm_rank(machine, &local_rank_));
+    TTT_MPI_CHECK(MPI_Comm_size(machine, &local_size_));
+    TTT_MPI_CHECK(MPI_Comm_free(&machine));
+  }
+  ~MpiCommunicator() override { MPI_Comm_free(&world_); }
+
+  [[nodiscard]] int rank() const override { return rank_; }
+  [[nodiscard]] int size() const override { return size_; }
+  [[nodiscard]] int local_rank() const override { return local_rank_; }
+  [[nodiscard]] int local_size() const override { return local_size_; }
+
+  void all_reduce_sum(TensorView inout, Stream& stream) override {
+    check_summable(inout);
+    stream.synchronize();
+    // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
+    const bool is_root = rank_ == 0;
+    for_chunks(elements_of(inout), [&](const Elements& chunk) {
+      TTT_MPI_CHECK(MPI_Reduce(is_root ? MPI_IN_PLACE : chunk.data, is_root ? chunk.data : nullptr,
+                               chunk.mpi_count(), mpi_type(chunk.dtype), MPI_SUM, 0, world_));
+      broadcast_chunk(chunk, 0);
+    });
+  }
+
+  void reduce_scatter_sum(TensorView in, TensorView out, Stream& stream) override {
+    check_summable(in);
+    check_stacked("out", out, "in", in, size_);
+    stream.synchronize();
+    // Pairwise: the traffic of a ring and one chunk of extra memory; Open MPI's own
+    // Reduce_scatter_block is slower than its Allreduce.
+    const Elements all = elements_of(in);
+    const Elements sum = elements_of(out);
+    copy_elements(all.part(rank_ * sum.count, sum.count), sum);
+    const Tensor buffer({std::min(sum.count, kReduceChunk)}, in.dtype());
+    for (int distance = 1; distance < size_; ++distance) {
+      const int to = (rank_ + distance) % size_;
+      const int from = (rank_ - distance + size_) % size_;
+      for (std::int64_t begin = 0; begin < sum.count; begin += kReduceChunk) {
+        const std::int64_t count = std::min(kReduceChunk, sum.count - begin);
+        const Elements term = elements_of(buffer).part(0, count);
+        send_and_receive(all.part(to * sum.count + begin, count), to, term, from);
+        add_into(term, sum.part(begin, count));
+      }
+    }
+  }
+
+  void all_gather(TensorView in, TensorView out, Stream& stream) override {
+    check_stacked("in", in, "out", out, size_);
+    stream.synchronize();
+    const Elements mine = elements_of(in);
+    const Elements all = elements_of(out);
+    if (mine.count <= max_message_) {
+      TTT_MPI_CHECK(MPI_Allgather(mine.data, mine.mpi_count(), mpi_type(mine.dtype), all.data,
+                                  mine.mpi_count(), mpi_type(mine.dtype), world_));
+      return;
+    }
+    copy_elements(mine, all.part(rank_ * mine.count, mine.count));
+    for (int root = 0; root < size_; ++root) {
+      for_chunks(all.part(root * mine.count, mine.count),
+                 [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
+    }
+  }
+
+  void all_to_all(TensorView in, TensorView out, Stream& stream) override {
+    check_all_to_all(in, out, size_);
+    stream.synchronize();
+    const Elements from_all = elements_of(out);
+    const Elements to_all = elements_of(in);
+    const std::int64_t count = to_all.count / size_;
+    if (count <= max_message_) {
+      TTT_MPI_CHECK(MPI_Alltoall(to_all.data, static_cast<int>(count), mpi_type(in.dtype()),
+                                 from_all.data, static_cast<int>(count), mpi_type(in.dtype()),
+                                 world_));
+      return;
+    }
+    for (int distance = 0; distance < size_; ++distance) {
+      const int to = (rank_ + distance) % size_;
+      const int from = (rank_ - distance + size_) % size_;
+      send_and_receive(to_all.part(to * count, count), to, from_all.part(from * count, count),
+                       from);
+    }
+  }
+
+  void send(TensorView view, int peer, Stream& stream) override {
+    check_peer(peer, rank_, size_);
+    stream.synchronize();
+    for_messages(elements_of(view), [&](const Elements& chunk) {
+      TTT_MPI_CHECK(
+          MPI_Send(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag, world_));
+    });
+  }
+
+  void recv(TensorView view, int peer, Stream& stream) override {
+    check_peer(peer, rank_, size_);
+    stream.synchronize();
+    for_messages(elements_of(view), [&](const Elements& chunk) {
+      MPI_Status status;
+      TTT_MPI_CHECK(MPI_Probe(peer, kTag, world_, &status));
+      expect_received(status, chunk, peer);
+      TTT_MPI_CHECK(MPI_Recv(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag,
+                             world_, MPI_STATUS_IGNORE));
+    });
+  }
+
+  void exchange(TensorView out, TensorView in, int peer, Stream& stream) override {
+    check_peer(peer, rank_, size_);
+    stream.synchronize();
+    send_and_receive(elements_of(out), peer, elements_of(in), peer);
+  }
+
+  void broadcast(TensorView view, int root, Stream& stream) override {
+    check_root(root, size_);
+    stream.synchronize();
+    for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
+  }
+
+  void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
+
+  [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {
+    TTT_CHECK(mine.size() <= std::size_t{1} << 20U, "a string of {} bytes is too long to gather",
+              mine.size());
+    const int my_length = static_cast<int>(mine.size());
+    std::vector<int> lengths(static_cast<std::size_t>(size_));
+    TTT_MPI_CHECK(MPI_Allgather(&my_length, 1, MPI_INT, lengths.data(), 1, MPI_INT, world_));
+    const std::int64_t total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
+    TTT_CHECK(total <= std::numeric_limits<int>::max(), "{} bytes are too many to gather", total);
+    std::vector<int> offsets(lengths.size());
+    std::exclusive_scan(lengths.begin(), lengths.end(), offsets.begin(), 0);
+    std::string all(static_cast<std::size_t>(total), '\0');
+    TTT_MPI_CHECK(MPI_Allgatherv(mine.data(), my_length, MPI_CHAR, all.data(), lengths.data(),
+                                 offsets.data(), MPI_CHAR, world_));
+    std::vector<std::string> strings;
+    for (std::size_t r = 0; r < lengths.size(); ++r) {
+      strings.push_back(
+          all.substr(static_cast<std::size_t>(offsets[r]), static_cast<std::size_t>(lengths[r])));
+    }
+    return strings;
+  }
+
+  [[noreturn]] void abort(ExitCode code) override {
+    MPI_Abort(MPI_COMM_WORLD, static_cast<int>(code));
+    std::_Exit(static_cast<int>(code));
+  }
+
+ private:
+  /// Bounds the buffer of reduce_scatter_sum: large enough to hide a message's latency.
+  static constexpr std::int64_t kReduceChunk = std::int64_t{1} << 20U;
+
+  /// Nothing is called for no elements: right for collectives, where all ranks know the count.
+  template <typename Function>
+  void for_chunks(const Elements& all, const Function& function) const {
+    for (std::int64_t begin = 0; begin < all.count; begin += max_message_) {
+      function(all.part(begin, std::min(max_message_, all.count - begin)));
+    }
+  }
+
+  /// One empty message for no elements, so that a receiver who expects some can say so.
+  template <typename Function>
+  void for_messages(const Elements& all, const Function& function) const {
+    if (all.count == 0) {
+      function(all);
+    }
+    for_chunks(all, function);
+  }
+
+  void broadcast_chunk(const Elements& chunk, int root) const {
+    TTT_MPI_CHECK(MPI_Bcast(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), root, world_));
+  }
+
+  void send_and_receive(const Elements& out, int to, const Elements& in, int from) const {
+    std::int64_t begin = 0;
+    do {
+      const Elements sent = chunk_at(out, begin);
+      const Elements received = chunk_at(in, begin);
+      MPI_Status status;
+      TTT_MPI_CHECK(MPI_Sendrecv(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag,
+                                 received.data, received.mpi_count(), mpi_type(received.dtype),
+                                 from, kTag, world_, &status));
+      expect_received(status, received, from);
+      begin += max_message_;
+    } while (begin < std::max(out.count, in.count));
+  }
+
+  [[nodiscard]] Elements chunk_at(const Elements& all, std::int64_t begin) const {
+    const std::int64_t start = std::min(begin, all.count);
+    return all.part(start, std::min(max_message_, all.count - start));
+  }
+
+  std::int64_t max_message_;
+  MPI_Comm world_ = MPI_COMM_NULL;
+  int rank_ = 0;
+  int size_ = 1;
+  int local_rank_ = 0;
+  int local_size_ = 1;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_mpi_communicator(std::int64_t max_message) {
+  int is_initialized = 0;
+  TTT_MPI_CHECK(MPI_Initialized(&is_initialized));
+  TTT_CHECK(is_initialized != 0, "MPI is not initialised");
+  return std::make_unique<MpiCommunicator>(max_message);
+}
+
+}  // namespace ttt::dist
