@@ -36,6 +36,7 @@ void fail_with_errno(std::string_view action, const std::string& path, int errno
   if (errno_value == EACCES || errno_value == EPERM || errno_value == EROFS) {
     code = ExitCode::kPermission;
   }
+  if (errno_value == EEXIST || errno_value == ENOTEMPTY) code = ExitCode::kLocked;
   fail(code, "cannot {} {}: {}", action, path, std::strerror(errno_value));
 }
 

@@ -10,7 +10,7 @@
 namespace ttt::data {
 
 /// Throws what `errno_value` means for a user: 66 if the path does not exist, 77 if it may not be
-/// touched, else 74. `action` completes "cannot ...": "open", "write", "rename".
+/// touched, 73 if something else is there, else 74. `action` completes "cannot ...": "open", "write", "rename".
 [[noreturn]] void fail_with_errno(std::string_view action, const std::string& path,
                                   int errno_value);
 

@@ -42,7 +42,7 @@ struct PrepareProgress {
   std::int64_t text_bytes = 0;
 };
 
-/// `on_progress` (may be empty) is called now and then from the calling thread.
+/// `on_progress` (may be empty) is called after every document, from the calling thread.
 /// Errors: 64 for options that contradict each other and for a corpus without a training document;
 /// 73 if output_directory exists and is not empty; those of read_documents and open_tokenizer.
 config::CorpusManifest prepare_corpus(
