@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "data/files.h"
+
 namespace ttt::data {
 
 /// Holds an exclusive flock on RUN/run.lock; the kernel drops it when the process ends, however it
@@ -10,12 +12,10 @@ namespace ttt::data {
 class RunLock {
  public:
   explicit RunLock(const std::string& run_directory);
-  ~RunLock();
-  RunLock(const RunLock&) = delete;
-  RunLock& operator=(const RunLock&) = delete;
 
  private:
-  int descriptor_ = -1;
+  // The file is never removed: two runs could then lock different files of the same name.
+  FileDescriptor file_;
 };
 
 }  // namespace ttt::data
