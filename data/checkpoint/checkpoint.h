@@ -75,6 +75,9 @@ struct CheckpointLocation {
 /// The committed checkpoints (by the presence of a manifest; not verified), newest first.
 std::vector<CheckpointLocation> list_checkpoints(const std::string& run_directory);
 
+/// The expected list of a reader that takes the checkpoint as it is (export, inspection).
+std::vector<NamedShape> tensors_of(const config::CheckpointManifest& manifest);
+
 /// Errors: 66 when there is no manifest, 65 when it is damaged or of a future format version.
 config::CheckpointManifest read_manifest(const std::string& directory);
 
