@@ -1,1 +1,76 @@
-int main() { return 0; }
+// ttt: trains, evaluates and converts Test-Time-Training language models.
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "core/base/log.h"
+#include "dist/launch_environment.h"
+#include "launch/commands.h"
+
+namespace {
+
+constexpr const char* kFooter =
+    "Under mpirun and srun every subcommand runs on all ranks; `train` and `eval` share the work.\n"
+    "Exit codes: 0 done, 64 usage or configuration, 65 corrupt input, 66 missing input, 73 output\n"
+    "in use, 74 I/O, 75 peer lost (retry), 78 resume mismatch, 80 stopped with a checkpoint\n"
+    "(requeue), 81 numerical; docs/reliability.md has all of them.";
+
+// Every rank finds the same mistake in a command or file; rank 0 says it for all of them and ends the
+// job before the others speak.
+void let_rank_zero_speak_first(int rank) {
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+}
+
+int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
+  CLI::App app("Trains Test-Time-Training language models and their rivals.", "ttt");
+  app.require_subcommand(1);
+  app.footer(kFooter);
+  ttt::launch::Action action;
+  ttt::launch::add_prepare_command(app, action);
+  ttt::launch::add_train_command(app, action);
+  ttt::launch::add_eval_command(app, action);
+  ttt::launch::add_generate_command(app, action);
+  ttt::launch::add_import_command(app, action);
+  ttt::launch::add_export_command(app, action);
+  ttt::launch::add_probe_command(app, action);
+  ttt::launch::add_inspect_command(app, action);
+  ttt::launch::add_report_command(app, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (communicator.rank() != 0) return error.get_exit_code() == 0 ? 0 : 64;
+    const int code = app.exit(error);
+    return code == 0 ? 0 : static_cast<int>(ttt::ExitCode::kUsage);
+  }
+  return static_cast<int>(action(communicator));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::unique_ptr<ttt::dist::Runtime> runtime;
+  int rank = 0;
+  try {
+    runtime = std::make_unique<ttt::dist::Runtime>();
+    rank = runtime->world().rank();
+    ttt::log::configure(rank, "");
+    return run(argc, argv, runtime->world());
+  } catch (const ttt::Error& error) {
+    let_rank_zero_speak_first(rank);
+    ttt::log::error("{}", error.what());
+    if (runtime) runtime->abort(error.code());
+    return static_cast<int>(error.code());
+  } catch (const std::bad_alloc&) {
+    ttt::log::error("out of memory");
+    if (runtime) runtime->abort(ttt::ExitCode::kOutOfMemory);
+    return static_cast<int>(ttt::ExitCode::kOutOfMemory);
+  } catch (const std::exception& error) {
+    let_rank_zero_speak_first(rank);
+    ttt::log::error("internal error: {}", error.what());
+    if (runtime) runtime->abort(ttt::ExitCode::kInternal);
+    return static_cast<int>(ttt::ExitCode::kInternal);
+  }
+}

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -21,8 +22,8 @@ constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 std::int64_t size_class(std::int64_t bytes) {
   if (bytes <= 512) return 512;
   const auto power = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(bytes)));
-  const std::int64_t grain = power / 8;
-  return (bytes + grain - 1) / grain * grain;
+  const std::int64_t grain = power / 8;  // itself a power of two
+  return (bytes + grain - 1) & ~(grain - 1);
 }
 
 class Pool {

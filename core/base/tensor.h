@@ -57,10 +57,9 @@ class Tensor {
   static Tensor zeros(const Shape& shape, DType dtype);
 
   [[nodiscard]] TensorView view() const { return view_; }
-  operator TensorView() const {
-    return view_;
-  }  // NOLINT(google-explicit-constructor): a tensor is
-     // passed where a view is taken everywhere.
+  // A tensor is passed where a view is taken everywhere.
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  operator TensorView() const { return view_; }
   [[nodiscard]] bool empty() const { return view_.empty(); }
   [[nodiscard]] const Shape& shape() const { return view_.shape(); }
   [[nodiscard]] std::int64_t size(int dim) const { return view_.size(dim); }

@@ -1,0 +1,182 @@
+// What can be wrong with a configuration's values, found before anything is allocated.
+
+#include <cmath>
+
+#include "configs/run_config.h"
+#include "core/base/error.h"
+
+namespace ttt::config {
+namespace {
+
+class Problems {
+ public:
+  template <typename T>
+  void add(const char* field, const T& value, const std::string& reason) {
+    lines_.push_back(fmt::format("{} = {}: {}", field, value, reason));
+  }
+  void at_least(const char* field, std::int64_t value, std::int64_t smallest) {
+    if (value < smallest) add(field, value, fmt::format("must be at least {}", smallest));
+  }
+  void at_least_zero(const char* field, double value) {
+    if (!(value >= 0) || !std::isfinite(value)) add(field, value, "must be a number >= 0");
+  }
+  void positive(const char* field, double value) {
+    if (!(value > 0) || !std::isfinite(value)) add(field, value, "must be a number > 0");
+  }
+  void below_one(const char* field, double value) {
+    if (!(value >= 0 && value < 1)) add(field, value, "must be in [0, 1)");
+  }
+  void append(const std::vector<std::string>& lines) {
+    lines_.insert(lines_.end(), lines.begin(), lines.end());
+  }
+  [[nodiscard]] const std::vector<std::string>& lines() const { return lines_; }
+
+ private:
+  std::vector<std::string> lines_;
+};
+
+bool is_power_of_two(std::int64_t value) { return value > 0 && (value & (value - 1)) == 0; }
+
+// Largest sizes that 64-bit counts and a sane machine allow; a typing error is caught here rather
+// than by the allocator.
+constexpr std::int64_t kMaxWidth = std::int64_t{1} << 20;
+constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 31;
+constexpr std::int64_t kMaxContext = std::int64_t{1} << 30;
+
+void check_heads(const ModelConfig& model, Problems& problems) {
+  const std::int64_t width = model.hidden_size();
+  const std::int64_t heads = model.num_heads();
+  if (heads < 1 || width < 1) return;
+  if (width % heads != 0) {
+    problems.add("model.num_heads", heads, fmt::format("must divide hidden_size = {}", width));
+    return;
+  }
+  const bool uses_rope =
+      model.mixer() == ATTENTION || (model.mixer() != LINEAR_ATTENTION && model.ttt().rope());
+  if (uses_rope && width / heads % 2 != 0) {
+    problems.add(
+        "model.num_heads", heads,
+        fmt::format("gives head dim {}, but rotary embedding needs an even one", width / heads));
+  }
+  const std::int64_t kv_heads = model.attention().num_kv_heads();
+  if (model.mixer() == ATTENTION && kv_heads != 0) {
+    if (kv_heads < 0 || heads % kv_heads != 0) {
+      problems.add("model.attention.num_kv_heads", kv_heads,
+                   fmt::format("must divide num_heads = {}", heads));
+    } else if (model.share_qk() && kv_heads != heads) {
+      problems.add("model.attention.num_kv_heads", kv_heads,
+                   fmt::format("must be num_heads = {} when q and k are shared", heads));
+    }
+  }
+}
+
+void check_batch(const RunConfig& config, int world_size, Problems& problems) {
+  const std::int64_t batch = config.train().batch_size();
+  const std::int64_t micro_batch = config.train().micro_batch_size();
+  const std::int64_t shards = config.parallel().virtual_shards();
+  problems.at_least("train.batch_size", batch, 1);
+  problems.at_least("train.micro_batch_size", micro_batch, 1);
+  problems.at_least("parallel.virtual_shards", shards, 1);
+  if (batch < 1 || micro_batch < 1 || shards < 1) return;
+  if (batch % shards != 0) {
+    problems.add("parallel.virtual_shards", shards,
+                 fmt::format("must divide train.batch_size = {}", batch));
+  } else if (batch / shards % micro_batch != 0) {
+    problems.add("train.micro_batch_size", micro_batch,
+                 fmt::format("must divide the {} sequences of a virtual shard (train.batch_size / "
+                             "parallel.virtual_shards = {} / {})",
+                             batch / shards, batch, shards));
+  }
+  if (world_size > shards) {
+    problems.add(
+        "parallel.virtual_shards", shards,
+        fmt::format("is less than the {} ranks; use at least one shard a rank", world_size));
+  } else if (world_size > 1 &&
+             (shards % world_size != 0 || !is_power_of_two(shards / world_size))) {
+    problems.add("parallel.virtual_shards", shards,
+                 fmt::format("must be {} (the ranks) times a power of two", world_size));
+  }
+}
+
+void check_optimizer(const RunConfig& config, Problems& problems) {
+  const OptimizerConfig& optimizer = config.optimizer();
+  problems.at_least_zero("optimizer.learning_rate", optimizer.learning_rate());
+  problems.at_least_zero("optimizer.end_learning_rate", optimizer.end_learning_rate());
+  problems.at_least("optimizer.warmup_steps", optimizer.warmup_steps(), 0);
+  problems.at_least("optimizer.decay_steps", optimizer.decay_steps(), 0);
+  const std::int64_t decay_steps =
+      optimizer.decay_steps() > 0 ? optimizer.decay_steps() : config.train().steps();
+  if (optimizer.warmup_steps() > decay_steps) {
+    problems.add("optimizer.warmup_steps", optimizer.warmup_steps(),
+                 fmt::format("is more than the {} steps of the schedule", decay_steps));
+  }
+  problems.below_one("optimizer.beta1", optimizer.beta1());
+  problems.below_one("optimizer.beta2", optimizer.beta2());
+  problems.positive("optimizer.epsilon", optimizer.epsilon());
+  problems.at_least_zero("optimizer.weight_decay", optimizer.weight_decay());
+  problems.at_least_zero("optimizer.clip_norm", optimizer.clip_norm());
+  problems.positive("optimizer.inner_warmup_init", optimizer.inner_warmup_init());
+  problems.at_least("optimizer.inner_warmup_steps", optimizer.inner_warmup_steps(), 0);
+}
+
+}  // namespace
+
+std::vector<std::string> find_model_problems(const ModelConfig& model) {
+  Problems problems;
+  const auto in_range = [&](const char* field, std::int64_t value, std::int64_t largest) {
+    if (value < 1 || value > largest) {
+      problems.add(field, value, fmt::format("must be between 1 and {}", largest));
+    }
+  };
+  in_range("model.vocab_size", model.vocab_size(), kMaxVocabulary);
+  in_range("model.hidden_size", model.hidden_size(), kMaxWidth);
+  in_range("model.intermediate_size", model.intermediate_size(), kMaxWidth);
+  in_range("model.num_layers", model.num_layers(), kMaxWidth);
+  in_range("model.num_heads", model.num_heads(), kMaxWidth);
+  if (model.share_qk() || model.pre_conv()) {
+    in_range("model.conv_kernel", model.conv_kernel(), kMaxWidth);
+  }
+  check_heads(model, problems);
+  problems.positive("model.rms_norm_epsilon", model.rms_norm_epsilon());
+  problems.at_least_zero("model.initializer_range", model.initializer_range());
+  problems.positive("model.rope_theta", model.rope_theta());
+  if (model.mixer() == TTT_LINEAR || model.mixer() == TTT_MLP) {
+    problems.at_least("model.ttt.mini_batch_size", model.ttt().mini_batch_size(), 0);
+    problems.at_least_zero("model.ttt.base_learning_rate", model.ttt().base_learning_rate());
+    if (model.mixer() == TTT_MLP) {
+      in_range("model.ttt.mlp_expansion", model.ttt().mlp_expansion(), kMaxWidth);
+      if (model.ttt().initial_state() == TttConfig::ZERO) {
+        problems.add("model.ttt.initial_state", "ZERO",
+                     "an inner MLP that starts at zero never moves; use LEARNED_STATE");
+      }
+    }
+  }
+  return problems.lines();
+}
+
+std::vector<std::string> find_problems(const RunConfig& config, int world_size) {
+  Problems problems;
+  problems.append(find_model_problems(config.model()));
+  if (config.output_directory().empty()) {
+    problems.add("output_directory", "\"\"", "must name a directory");
+  }
+  const std::int64_t context = config.data().context_length();
+  if (context < 1 || context > kMaxContext) {
+    problems.add("data.context_length", context,
+                 fmt::format("must be between 1 and {}", kMaxContext));
+  }
+  check_batch(config, world_size, problems);
+  problems.at_least("train.steps", config.train().steps(), 0);
+  problems.at_least("train.num_threads", config.train().num_threads(), 0);
+  check_optimizer(config, problems);
+  problems.at_least("checkpoint.interval_steps", config.checkpoint().interval_steps(), 0);
+  problems.at_least("checkpoint.keep_last", config.checkpoint().keep_last(), 1);
+  problems.at_least("eval.interval_steps", config.eval().interval_steps(), 0);
+  problems.at_least("eval.num_windows", config.eval().num_windows(), 0);
+  problems.at_least("eval.micro_batch_size", config.eval().micro_batch_size(), 1);
+  problems.at_least("log.interval_steps", config.log().interval_steps(), 1);
+  problems.at_least_zero("log.peak_flops", config.log().peak_flops());
+  return problems.lines();
+}
+
+}  // namespace ttt::config

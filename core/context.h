@@ -1,0 +1,26 @@
+#pragma once
+// What every layer is told besides its input. Passed down; there are no globals.
+
+#include "core/base/stream.h"
+#include "core/base/tensor.h"
+#include "kernels/matmul.h"
+
+namespace ttt {
+
+/// Receives the inner losses of TTT layers when evaluation asks for them (kernels/ttt.h, ttt_inner_loss).
+class InnerLossRecorder {
+ public:
+  virtual ~InnerLossRecorder() = default;
+  /// `losses` is [3, B, T, H] F64 and valid during the call only.
+  virtual void record(std::int64_t layer, TensorView losses) = 0;
+};
+
+struct Context {
+  Stream& stream;
+  kernels::Precision precision = kernels::Precision::kNative;
+  /// Multiplies the inner learning rate of every TTT layer (warm-up of TTT-MLP); 1 in evaluation.
+  double inner_lr_multiplier = 1.0;
+  InnerLossRecorder* inner_losses = nullptr;
+};
+
+}  // namespace ttt

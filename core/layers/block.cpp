@@ -1,0 +1,127 @@
+#include "core/layers/block.h"
+
+#include "kernels/activation.h"
+
+namespace ttt {
+namespace {
+
+// One residual branch: its input h, the normed input, and what the layer inside saved.
+struct Branch {
+  TensorView h;
+  Tensor normed, rstd;
+  std::unique_ptr<Saved> inner;
+};
+
+struct BlockSaved final : Saved {
+  Branch conv, mixer, ffn;
+  Tensor after_conv, after_mixer;  // the residual stream between the branches
+};
+
+struct BlockDecodeState final : DecodeState {
+  Tensor conv_history;
+  std::unique_ptr<DecodeState> mixer, ffn;
+};
+
+void normalize(const RmsNorm& norm, TensorView h, Branch& branch, Context& context) {
+  branch.h = h;
+  branch.normed = Tensor(h.shape(), h.dtype());
+  branch.rstd = Tensor({h.size(0) * h.size(1)}, h.dtype());
+  norm.forward(h, branch.normed, branch.rstd, context);
+}
+
+// d_h = d_y + (norm backward)(d_normed), in the memory of d_normed.
+void close_branch(const RmsNorm& norm, const Branch& branch, TensorView d_y, const Tensor& d_normed,
+                  Context& context) {
+  norm.backward(branch.h, branch.rstd, d_normed, d_normed, context);
+  kernels::add(d_y, d_normed, context.stream);
+}
+
+}  // namespace
+
+Block::Block(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
+             std::int64_t context_length, std::int64_t index)
+    : store_(store),
+      pre_conv_(config.pre_conv() ? std::make_unique<PreConv>(PreConv{
+                                        RmsNorm(store, prefix + ".conv.norm.weight",
+                                                config.hidden_size(), config.rms_norm_epsilon()),
+                                        CausalConv(store, prefix + ".conv.conv",
+                                                   config.hidden_size(), config.conv_kernel())})
+                                  : nullptr),
+      mixer_(store, prefix + ".seq_modeling_block", config, context_length, index),
+      ffn_(store, prefix + ".mlp", config.hidden_size(), config.intermediate_size(),
+           Initializer::normal(config.initializer_range())),
+      seq_norm_(store, prefix + ".seq_norm.weight", config.hidden_size(),
+                config.rms_norm_epsilon()),
+      ffn_norm_(store, prefix + ".ffn_norm.weight", config.hidden_size(),
+                config.rms_norm_epsilon()) {}
+
+std::unique_ptr<Saved> Block::forward(TensorView x, TensorView y, Context& context) const {
+  auto saved = std::make_unique<BlockSaved>();
+  TensorView h = x;
+  if (pre_conv_) {
+    normalize(pre_conv_->norm, h, saved->conv, context);
+    saved->after_conv = Tensor(x.shape(), x.dtype());
+    pre_conv_->conv.forward(saved->conv.normed, saved->after_conv, context);
+    kernels::add(h, saved->after_conv, context.stream);
+    h = saved->after_conv;
+  }
+  normalize(seq_norm_, h, saved->mixer, context);
+  saved->after_mixer = Tensor(x.shape(), x.dtype());
+  saved->mixer.inner = mixer_.forward(saved->mixer.normed, saved->after_mixer, context);
+  kernels::add(h, saved->after_mixer, context.stream);
+
+  normalize(ffn_norm_, saved->after_mixer, saved->ffn, context);
+  saved->ffn.inner = ffn_.forward(saved->ffn.normed, y, context);
+  kernels::add(saved->after_mixer, y, context.stream);
+  return saved;
+}
+
+void Block::backward(const Saved& saved, TensorView d_y, TensorView d_x, Context& context) const {
+  const auto& s = static_cast<const BlockSaved&>(saved);
+  const Tensor d_after_mixer(d_y.shape(), d_y.dtype());
+  ffn_.backward(*s.ffn.inner, d_y, d_after_mixer, context);
+  close_branch(ffn_norm_, s.ffn, d_y, d_after_mixer, context);
+
+  const Tensor d_after_conv(d_y.shape(), d_y.dtype());
+  mixer_.backward(*s.mixer.inner, d_after_mixer, d_after_conv, context);
+  close_branch(seq_norm_, s.mixer, d_after_mixer, d_after_conv, context);
+
+  if (!pre_conv_) {
+    copy(d_after_conv, d_x);
+    return;
+  }
+  const Tensor& d_h = d_after_mixer;  // reused
+  pre_conv_->conv.backward(s.conv.normed, d_after_conv, d_h, context);
+  close_branch(pre_conv_->norm, s.conv, d_after_conv, d_h, context);
+  copy(d_h, d_x);
+}
+
+std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch) const {
+  auto state = std::make_unique<BlockDecodeState>();
+  if (pre_conv_) {
+    state->conv_history = Tensor::zeros(pre_conv_->conv.history_shape(batch), store_.dtype());
+  }
+  state->mixer = mixer_.make_decode_state(batch);
+  state->ffn = ffn_.make_decode_state(batch);
+  return state;
+}
+
+void Block::extend(TensorView x, TensorView y, DecodeState& state, Context& context) const {
+  auto& s = static_cast<BlockDecodeState&>(state);
+  const Tensor h = to_dtype(x, x.dtype());
+  const Tensor normed(x.shape(), x.dtype());
+  const Tensor branch(x.shape(), x.dtype());
+  if (pre_conv_) {
+    pre_conv_->norm.forward(h, normed, {}, context);
+    pre_conv_->conv.extend(normed, branch, s.conv_history, context);
+    kernels::add(branch, h, context.stream);
+  }
+  seq_norm_.forward(h, normed, {}, context);
+  mixer_.extend(normed, branch, *s.mixer, context);
+  kernels::add(branch, h, context.stream);
+  ffn_norm_.forward(h, normed, {}, context);
+  ffn_.extend(normed, y, *s.ffn, context);
+  kernels::add(h, y, context.stream);
+}
+
+}  // namespace ttt

@@ -1,0 +1,44 @@
+#pragma once
+// A residual block of either backbone.
+//
+//   h = h + conv(RMSNorm(h))       with pre_conv (Mamba backbone)
+//   h = h + mixer(RMSNorm(h))
+//   h = h + SwiGLU(RMSNorm(h))
+//
+// Source: arXiv:2407.04620 figure 13.
+
+#include "core/layers/causal_conv.h"
+#include "core/layers/rms_norm.h"
+#include "core/layers/swiglu.h"
+#include "core/mixers/qkv_mixer.h"
+
+namespace ttt {
+
+class Block final : public Layer {
+ public:
+  /// Registers its parameters under `prefix` ("model.layers.3").
+  Block(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
+        std::int64_t context_length, std::int64_t index);
+
+  std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
+  void backward(const Saved& saved, TensorView d_y, TensorView d_x,
+                Context& context) const override;
+  std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch) const override;
+  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
+
+  [[nodiscard]] const QkvMixer& mixer() const { return mixer_; }
+
+ private:
+  struct PreConv {
+    RmsNorm norm;
+    CausalConv conv;
+  };
+
+  const ParameterStore& store_;
+  std::unique_ptr<PreConv> pre_conv_;
+  QkvMixer mixer_;
+  SwiGlu ffn_;
+  RmsNorm seq_norm_, ffn_norm_;
+};
+
+}  // namespace ttt

@@ -1,0 +1,40 @@
+#include "core/layers/linear.h"
+
+namespace ttt {
+
+Linear::Linear(ParameterStore& store, const std::string& name, std::int64_t outputs,
+               std::int64_t inputs, Initializer initializer)
+    : weight_(&store.add(name, {outputs, inputs}, initializer)),
+      outputs_(outputs),
+      inputs_(inputs) {}
+
+Linear::Linear(const Parameter& weight)
+    : weight_(&weight),
+      outputs_(weight.shape[0]),
+      inputs_(weight.shape.numel() / weight.shape[0]) {}
+
+void Linear::forward(TensorView x, TensorView y, Context& context) const {
+  const std::int64_t rows = x.numel() / inputs_;
+  kernels::linear_forward(x.reshape({rows, inputs_}), weight_->value.reshape({outputs_, inputs_}),
+                          y.reshape({rows, outputs_}), context.precision, context.stream);
+}
+
+Tensor Linear::forward(TensorView x, Context& context) const {
+  Tensor y({x.size(0), x.size(1), outputs_}, x.dtype());
+  forward(x, y, context);
+  return y;
+}
+
+void Linear::backward(TensorView x, TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
+                      Context& context) const {
+  const std::int64_t rows = x.numel() / inputs_;
+  const TensorView d_y_rows = d_y.reshape({rows, outputs_});
+  kernels::linear_backward_weight(d_y_rows, x.reshape({rows, inputs_}),
+                                  weight_->grad.reshape({outputs_, inputs_}), context.precision,
+                                  context.stream);
+  kernels::linear_backward_input(d_y_rows, weight_->value.reshape({outputs_, inputs_}),
+                                 d_x.reshape({rows, inputs_}), accumulate, context.precision,
+                                 context.stream);
+}
+
+}  // namespace ttt

@@ -1,0 +1,32 @@
+#pragma once
+// y = x W^T without bias. A parameter with its three products; the caller keeps x for backward.
+
+#include "core/context.h"
+#include "core/parameters.h"
+
+namespace ttt {
+
+class Linear {
+ public:
+  /// Registers `name` as [outputs, inputs].
+  Linear(ParameterStore& store, const std::string& name, std::int64_t outputs, std::int64_t inputs,
+         Initializer initializer);
+  /// Uses a registered parameter whose elements are [outputs, inputs].
+  explicit Linear(const Parameter& weight);
+
+  [[nodiscard]] std::int64_t outputs() const { return outputs_; }
+  /// x: [.., inputs] -> [.., outputs].
+  void forward(TensorView x, TensorView y, Context& context) const;
+  /// A fresh output for x [B, T, inputs].
+  [[nodiscard]] Tensor forward(TensorView x, Context& context) const;
+  /// Adds to the weight's grad; d_x is overwritten or added to.
+  void backward(TensorView x, TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
+                Context& context) const;
+
+ private:
+  const Parameter* weight_;
+  std::int64_t outputs_;
+  std::int64_t inputs_;
+};
+
+}  // namespace ttt

@@ -1,0 +1,63 @@
+#pragma once
+// Projections, output norm, gate and output projection around a SequenceCore.
+//
+//   q = x Wq^T, k = x Wk^T             or, with share_qk: p = x Wq^T, q = conv_q(p), k = conv_k(p)
+//   v = x Wv^T
+//   y = core(q, k, v; x)
+//   y = LayerNorm(y)                   with post_norm
+//   y = gelu_tanh(x Wg^T) * y          with use_gate
+//   out = y Wo^T
+//
+// Dims: B batch, T tokens, C model dim, H heads, G key heads, F = C / H.
+// Numerics: GEMMs as Context::precision says; norms and gates in the element type. LayerNorm epsilon 1e-6.
+// Errors: kInternal when shapes do not fit.
+// Source: arXiv:2407.04620 figure 13; ttt-lm-pytorch. With cores other than TTT, share_qk, use_gate and
+//   post_norm are our extension (the paper's Mamba backbone has TTT cores only).
+
+#include "configs/run.pb.h"
+#include "core/layers/causal_conv.h"
+#include "core/layers/linear.h"
+#include "core/mixers/sequence_core.h"
+
+namespace ttt {
+
+class QkvMixer final : public Layer {
+ public:
+  /// Registers its parameters under `prefix` and builds the core the configuration names.
+  /// `context_length` matters where a mini-batch is the whole sequence; `layer` labels inner losses.
+  QkvMixer(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
+           std::int64_t context_length, std::int64_t layer);
+
+  std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
+  void backward(const Saved& saved, TensorView d_y, TensorView d_x,
+                Context& context) const override;
+  std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch) const override;
+  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
+
+  [[nodiscard]] const SequenceCore& core() const { return *core_; }
+  /// What the core saved in the forward that made `saved`.
+  [[nodiscard]] static const Saved& core_saved(const Saved& saved);
+
+ private:
+  struct Activations;
+  void project(TensorView x, Activations& a, TensorView q_history, Context& context) const;
+  void finish(TensorView x, Activations& a, TensorView y, Context& context) const;
+  void backward_qk(const Activations& a, TensorView d_q, TensorView d_k, TensorView d_x,
+                   Context& context) const;
+  [[nodiscard]] CoreInputs core_inputs(const Activations& a) const;
+
+  ParameterStore& store_;
+  std::int64_t num_heads_, num_kv_heads_, head_dim_;
+  std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent
+  std::unique_ptr<CausalConv> conv_q_, conv_k_;                         // with share_qk
+  const Parameter* post_norm_weight_ = nullptr;                         // with post_norm
+  const Parameter* post_norm_bias_ = nullptr;
+  std::unique_ptr<SequenceCore> core_;
+};
+
+/// The core that `config` names, with its parameters registered under `prefix`.
+std::unique_ptr<SequenceCore> make_core(ParameterStore& store, const std::string& prefix,
+                                        const config::ModelConfig& config,
+                                        std::int64_t context_length, std::int64_t layer);
+
+}  // namespace ttt

@@ -1,0 +1,306 @@
+#include "core/mixers/ttt_core.h"
+
+#include <array>
+
+#include "kernels/activation.h"
+#include "kernels/inner_learning_rate.h"
+#include "kernels/rope.h"
+
+namespace ttt {
+namespace {
+
+struct TttDecodeState final : DecodeState {
+  TttCore::State weights;  // at the start of the current mini-batch
+  TttCore::State sums;     // accumulated steps of the current mini-batch
+  std::int64_t position = 0;
+};
+
+// Row b of `state` [B, ...] is the parameter, or zero without one.
+void broadcast(const Parameter* parameter, const Tensor& state) {
+  if (state.empty()) return;
+  if (parameter == nullptr) {
+    fill(state, 0);
+    return;
+  }
+  for (std::int64_t b = 0; b < state.size(0); ++b) {
+    const TensorView row = state.view().slice(b, b + 1);
+    copy(parameter->value.reshape(row.shape()), row);
+  }
+}
+
+// Adds the rows of d_state [B, ...] to the parameter's grad, in order.
+void sum_rows(const Tensor& d_state, const Parameter* parameter, Stream& stream) {
+  if (parameter == nullptr) return;
+  for (std::int64_t b = 0; b < d_state.size(0); ++b) {
+    const TensorView row = d_state.view().slice(b, b + 1);
+    kernels::add(row, parameter->grad.reshape(row.shape()), stream);
+  }
+}
+
+// Tokens [begin, end) of every sequence of a [B, T, ...] view, gathered.
+Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end) {
+  std::array<std::int64_t, Shape::kMaxRank> dims{};
+  std::ranges::copy(view.shape().dims(), dims.begin());
+  dims[1] = end - begin;
+  Tensor part(Shape(std::span<const std::int64_t>(dims.data(), view.shape().dims().size())),
+              view.dtype());
+  for (std::int64_t b = 0; b < view.size(0); ++b) {
+    const TensorView from = view.slice(b, b + 1);
+    const TensorView to = part.view().slice(b, b + 1);
+    const std::int64_t row = from.numel() / view.size(1);
+    copy(from.reshape({view.size(1), row}).slice(begin, end), to.reshape({end - begin, row}));
+  }
+  return part;
+}
+
+void put_token_range(TensorView part, TensorView view, std::int64_t begin) {
+  const std::int64_t tokens = part.size(1);
+  for (std::int64_t b = 0; b < view.size(0); ++b) {
+    const TensorView to = view.slice(b, b + 1);
+    const std::int64_t row = to.numel() / view.size(1);
+    copy(part.slice(b, b + 1).reshape({tokens, row}),
+         to.reshape({view.size(1), row}).slice(begin, begin + tokens));
+  }
+}
+
+}  // namespace
+
+struct TttCore::Prepared final : Saved {
+  Tensor rate;         // [B, T, H]
+  Tensor token_scale;  // [K]
+  State initial, final;
+  kernels::TttSaved kernel;
+};
+
+TttCore::TttCore(ParameterStore& store, const std::string& prefix,
+                 const config::ModelConfig& config, std::int64_t context_length, std::int64_t layer)
+    : store_(store),
+      config_(config.ttt()),
+      num_heads_(config.num_heads()),
+      head_dim_(config.hidden_size() / config.num_heads()),
+      layer_(layer),
+      rope_theta_(config.rope_theta()) {
+  const bool mlp = config.mixer() == config::TTT_MLP;
+  options_.model = mlp ? kernels::InnerModel::kMlp : kernels::InnerModel::kLinear;
+  options_.mini_batch_size =
+      config_.mini_batch_size() > 0 ? config_.mini_batch_size() : context_length;
+  options_.inner_norm = config_.inner_norm();
+  options_.bias = config_.inner_bias();
+
+  const std::int64_t heads = num_heads_;
+  const std::int64_t dim = head_dim_;
+  const Initializer normal = Initializer::normal(config.initializer_range());
+  const Initializer zero = Initializer::constant(0);
+  const auto add = [&](const char* name, const Shape& shape, Initializer initializer) {
+    return &store.add(prefix + "." + name, shape, initializer);
+  };
+  if (config_.learning_rate() == config::TttConfig::LEARNED) {
+    rate_ = std::make_unique<Linear>(
+        *add("learnable_ttt_lr_weight", {heads, 1, config.hidden_size()}, normal));
+    rate_bias_ = add("learnable_ttt_lr_bias", {heads, 1}, zero);
+  }
+  if (config_.token_scale() == config::TttConfig::INVERSE_PLUS_LEARNED) {
+    token_offset_ = add("learnable_token_idx", {options_.mini_batch_size}, zero);
+  }
+  if (options_.inner_norm) {
+    norm_weight_ = add("ttt_norm_weight", {heads, dim}, Initializer::constant(1));
+    norm_bias_ = add("ttt_norm_bias", {heads, dim}, zero);
+  }
+  if (config_.initial_state() == config::TttConfig::LEARNED_STATE) {
+    const std::int64_t width = mlp ? config_.mlp_expansion() * dim : dim;
+    w1_ = add("W1", {heads, dim, width}, normal);
+    if (options_.bias) b1_ = add("b1", {heads, 1, width}, zero);
+    if (mlp) {
+      w2_ = add("W2", {heads, width, dim}, normal);
+      if (options_.bias) b2_ = add("b2", {heads, 1, dim}, zero);
+    }
+  }
+}
+
+double TttCore::rate_scale(const Context& context) const {
+  const double base = config_.base_learning_rate() * context.inner_lr_multiplier;
+  return rate_ ? base / static_cast<double>(head_dim_) : base;
+}
+
+TttCore::State TttCore::make_state(std::int64_t batch) const {
+  const DType dtype = store_.dtype();
+  const bool mlp = options_.model == kernels::InnerModel::kMlp;
+  const std::int64_t width = mlp ? config_.mlp_expansion() * head_dim_ : head_dim_;
+  State state;
+  state.w1 = Tensor({batch, num_heads_, head_dim_, width}, dtype);
+  if (options_.bias) state.b1 = Tensor({batch, num_heads_, 1, width}, dtype);
+  if (mlp) {
+    state.w2 = Tensor({batch, num_heads_, width, head_dim_}, dtype);
+    if (options_.bias) state.b2 = Tensor({batch, num_heads_, 1, head_dim_}, dtype);
+  }
+  return state;
+}
+
+TttCore::State TttCore::initial_state(std::int64_t batch) const {
+  State state = make_state(batch);
+  broadcast(w1_, state.w1);
+  broadcast(b1_, state.b1);
+  broadcast(w2_, state.w2);
+  broadcast(b2_, state.b2);
+  return state;
+}
+
+void TttCore::rotate(const CoreInputs& inputs, std::int64_t first_position,
+                     Context& context) const {
+  if (!config_.rope()) return;
+  const kernels::RopeOptions rope{kernels::RopePairing::kInterleaved, rope_theta_,
+                                  options_.mini_batch_size, first_position};
+  kernels::rope_forward(inputs.q, inputs.q, rope, context.stream);
+  kernels::rope_forward(inputs.k, inputs.k, rope, context.stream);
+}
+
+std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
+                                                    std::int64_t first_position,
+                                                    Context& context) const {
+  const std::int64_t batch = inputs.q.size(0);
+  const std::int64_t tokens = inputs.q.size(1);
+  rotate(inputs, first_position, context);
+  auto prepared = std::make_unique<Prepared>();
+  Prepared& p = *prepared;
+  p.rate = Tensor({batch, tokens, num_heads_}, inputs.q.dtype());
+  if (rate_) {
+    rate_->forward(inputs.x, p.rate, context);
+    const TensorView rows = p.rate.view().reshape({batch * tokens, num_heads_});
+    kernels::inner_learning_rate_forward(rows, rate_bias_->value.reshape({num_heads_}), rows,
+                                         rate_scale(context), context.stream);
+  } else {
+    fill(p.rate, rate_scale(context));
+  }
+  p.token_scale = Tensor({options_.mini_batch_size}, inputs.q.dtype());
+  if (config_.token_scale() == config::TttConfig::ONE) {
+    fill(p.token_scale, 1);
+  } else {
+    kernels::token_scale_forward(token_offset_ != nullptr ? token_offset_->value : TensorView{},
+                                 p.token_scale, context.stream);
+  }
+  return prepared;
+}
+
+kernels::TttInputs TttCore::kernel_inputs(const CoreInputs& inputs, const Prepared& p) const {
+  return {inputs.q,
+          inputs.k,
+          inputs.v,
+          p.rate,
+          p.token_scale,
+          norm_weight_ != nullptr ? norm_weight_->value : TensorView{},
+          norm_bias_ != nullptr ? norm_bias_->value : TensorView{}};
+}
+
+std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out,
+                                        Context& context) const {
+  std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
+  p->initial = initial_state(inputs.q.size(0));
+  p->final = make_state(inputs.q.size(0));
+  const kernels::TttInputs kernel = kernel_inputs(inputs, *p);
+  kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
+                       context.stream);
+  if (context.inner_losses != nullptr) {
+    const Tensor losses({3, inputs.q.size(0), inputs.q.size(1), num_heads_}, DType::kF64);
+    kernels::ttt_inner_loss(kernel, options_, p->initial.views(), losses, context.stream);
+    context.inner_losses->record(layer_, losses);
+  }
+  return p;
+}
+
+const TttCore::State& TttCore::final_state(const Saved& saved) {
+  return static_cast<const Prepared&>(saved).final;
+}
+
+void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView /*out*/,
+                       TensorView d_out, const CoreGradients& gradients, Context& context) const {
+  const auto& p = static_cast<const Prepared&>(saved);
+  const std::int64_t batch = inputs.q.size(0);
+  const std::int64_t tokens = inputs.q.size(1);
+  const DType dtype = d_out.dtype();
+  const Tensor d_rate({batch, tokens, num_heads_}, dtype);
+  const Tensor d_token_scale = Tensor::zeros({options_.mini_batch_size}, dtype);
+  const State d_initial = make_state(batch);
+  kernels::ttt_backward(kernel_inputs(inputs, p), options_, p.initial.views(), p.kernel, d_out, {},
+                        {gradients.d_q, gradients.d_k, gradients.d_v, d_rate, d_token_scale,
+                         norm_weight_ != nullptr ? norm_weight_->grad : TensorView{},
+                         norm_bias_ != nullptr ? norm_bias_->grad : TensorView{}},
+                        d_initial.views(), context.stream);
+  sum_rows(d_initial.w1, w1_, context.stream);
+  sum_rows(d_initial.b1, b1_, context.stream);
+  sum_rows(d_initial.w2, w2_, context.stream);
+  sum_rows(d_initial.b2, b2_, context.stream);
+  if (token_offset_ != nullptr) {
+    kernels::token_scale_backward(token_offset_->value, d_token_scale, token_offset_->grad,
+                                  context.stream);
+  }
+  if (rate_) {
+    const Shape rows{batch * tokens, num_heads_};
+    kernels::inner_learning_rate_backward(
+        p.rate.view().reshape(rows), d_rate.view().reshape(rows), d_rate.view().reshape(rows),
+        rate_bias_->grad.reshape({num_heads_}), rate_scale(context), context.stream);
+    rate_->backward(inputs.x, d_rate, gradients.d_x, kernels::Accumulate::kYes, context);
+  }
+  if (config_.rope()) {
+    const kernels::RopeOptions rope{kernels::RopePairing::kInterleaved, rope_theta_,
+                                    options_.mini_batch_size, 0};
+    kernels::rope_backward(gradients.d_q, gradients.d_q, rope, context.stream);
+    kernels::rope_backward(gradients.d_k, gradients.d_k, rope, context.stream);
+  }
+}
+
+std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch) const {
+  auto state = std::make_unique<TttDecodeState>();
+  state->weights = initial_state(batch);
+  state->sums = make_state(batch);
+  for (const Tensor* sum : {&state->sums.w1, &state->sums.b1, &state->sums.w2, &state->sums.b2}) {
+    if (!sum->empty()) fill(*sum, 0);
+  }
+  return state;
+}
+
+// Full mini-batches that start at a boundary run in the dual form, all other tokens one by one.
+void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
+                     Context& context) const {
+  auto& s = static_cast<TttDecodeState&>(state);
+  const std::int64_t tokens = inputs.q.size(1);
+  const std::int64_t mini_batch = options_.mini_batch_size;
+  const std::unique_ptr<Prepared> p = prepare(inputs, s.position, context);
+  const kernels::TttInputs all = kernel_inputs(inputs, *p);
+  for (std::int64_t t = 0; t < tokens;) {
+    const std::int64_t place = s.position % mini_batch;
+    const std::int64_t whole = place == 0 ? (tokens - t) / mini_batch * mini_batch : 0;
+    const std::int64_t count = whole > 0 ? whole : 1;
+    const Tensor q = token_range(all.q, t, t + count);
+    const Tensor k = token_range(all.k, t, t + count);
+    const Tensor v = token_range(all.v, t, t + count);
+    const Tensor rate = token_range(all.token_lr, t, t + count);
+    const Tensor part(q.shape(), q.dtype());
+    const kernels::TttInputs kernel{q, k, v, rate, p->token_scale, all.norm_weight, all.norm_bias};
+    if (whole > 0) {
+      kernels::ttt_forward(kernel, options_, s.weights.views(), part, s.weights.views(), nullptr,
+                           context.stream);
+    } else {
+      kernels::ttt_step(kernel, options_, place, s.weights.views(), s.sums.views(), part,
+                        context.stream);
+    }
+    put_token_range(part, out, t);
+    t += count;
+    s.position += count;
+  }
+}
+
+// Products only: dual form with full K x K tiles (docs/numerics.md, "TTT").
+double TttCore::flops_per_token(std::int64_t /*context_length*/) const {
+  const auto channels = static_cast<double>(num_heads_ * head_dim_);
+  const auto dim = static_cast<double>(head_dim_);
+  const auto mini_batch = static_cast<double>(options_.mini_batch_size);
+  const double rate = rate_ ? 2.0 * static_cast<double>(num_heads_) * channels : 0.0;
+  if (options_.model == kernels::InnerModel::kLinear) {
+    return rate + 6.0 * channels * dim + 4.0 * mini_batch * channels;
+  }
+  const auto width = static_cast<double>(config_.mlp_expansion()) * dim;
+  return rate + 14.0 * channels * width +
+         mini_batch * (4.0 * channels + 4.0 * channels * width / dim);
+}
+
+}  // namespace ttt

@@ -1,0 +1,77 @@
+#include "core/parameters.h"
+
+#include "core/base/rng.h"
+
+namespace ttt {
+namespace {
+
+template <typename T>
+void draw(const Parameter& parameter, std::uint64_t seed) {
+  const CounterRng rng(seed, parameter.name);
+  const std::span<T> values = parameter.value.span<T>();
+  const double value = parameter.initializer.value;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    switch (parameter.initializer.kind) {
+      case Initializer::Kind::kConstant:
+        values[i] = static_cast<T>(value);
+        break;
+      case Initializer::Kind::kNormal:
+        values[i] = static_cast<T>(value * rng.normal(i));
+        break;
+      case Initializer::Kind::kTruncatedNormal:
+        values[i] = static_cast<T>(value * rng.truncated_normal(i));
+        break;
+    }
+  }
+}
+
+// The part of a flat buffer that holds elements [begin, begin + shape.numel()).
+TensorView part(const TensorView& flat, std::int64_t begin, const Shape& shape) {
+  return flat.slice(begin, begin + shape.numel()).reshape(shape);
+}
+
+}  // namespace
+
+Parameter& ParameterStore::add(const std::string& name, const Shape& shape,
+                               Initializer initializer) {
+  TTT_CHECK(values_.empty(), "parameter {} is added after allocation", name);
+  for (const Parameter& other : parameters_) {
+    TTT_CHECK(other.name != name, "two parameters are called {}", name);
+  }
+  num_elements_ += shape.numel();
+  return parameters_.emplace_back(Parameter{name, shape, initializer, {}, {}});
+}
+
+void ParameterStore::allocate(DType dtype) {
+  TTT_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "parameters are F32 or F64, not {}",
+            name_of(dtype));
+  values_ = Tensor::zeros({num_elements_}, dtype);
+  std::int64_t begin = 0;
+  for (Parameter& parameter : parameters_) {
+    parameter.value = part(values_, begin, parameter.shape);
+    begin += parameter.shape.numel();
+  }
+}
+
+void ParameterStore::initialize(std::uint64_t seed) {
+  for (const Parameter& parameter : parameters_) {
+    if (dtype() == DType::kF64) {
+      draw<double>(parameter, seed);
+    } else {
+      draw<float>(parameter, seed);
+    }
+  }
+}
+
+void ParameterStore::bind_gradients(TensorView flat) {
+  expect_shape("gradients", flat, {num_elements_});
+  TTT_CHECK(flat.dtype() == dtype(), "gradients of {} for parameters of {}", name_of(flat.dtype()),
+            name_of(dtype()));
+  std::int64_t begin = 0;
+  for (Parameter& parameter : parameters_) {
+    parameter.grad = part(flat, begin, parameter.shape);
+    begin += parameter.shape.numel();
+  }
+}
+
+}  // namespace ttt

@@ -1,0 +1,60 @@
+#pragma once
+// The parameters of a model: named views into flat buffers.
+//
+// Layers register what they need when they are built; then the store allocates one buffer of values
+// and the model is usable. Optimiser, gradient reduction, checkpoints and interchange all work on the
+// flat buffers or on this list, so there is no second list to keep in step.
+
+#include <cstdint>
+#include <deque>
+#include <string>
+
+#include "core/base/tensor.h"
+
+namespace ttt {
+
+struct Initializer {
+  enum class Kind { kConstant, kNormal, kTruncatedNormal };
+  Kind kind = Kind::kConstant;
+  double value = 0;  // the constant, or the standard deviation
+
+  static Initializer constant(double value) { return {Kind::kConstant, value}; }
+  static Initializer normal(double deviation) { return {Kind::kNormal, deviation}; }
+  /// Cut off at two standard deviations; `deviation` is that after the cut.
+  static Initializer truncated_normal(double deviation) {
+    return {Kind::kTruncatedNormal, deviation};
+  }
+};
+
+struct Parameter {
+  std::string name;  // as in ttt-lm-pytorch's state_dict
+  Shape shape;
+  Initializer initializer;
+  TensorView value;
+  TensorView grad;  // empty unless gradients are bound
+};
+
+class ParameterStore {
+ public:
+  /// Registers a parameter; the reference stays valid. Throws on a duplicate name or after allocate.
+  Parameter& add(const std::string& name, const Shape& shape, Initializer initializer);
+
+  /// Allocates the values (F32 or F64), in order of registration and without gaps.
+  void allocate(DType dtype);
+  /// Every element is a function of (seed, name, index), whatever the layout or rank.
+  void initialize(std::uint64_t seed);
+  /// Points every `grad` into `flat` [num_elements]; the caller zeroes it and keeps it alive.
+  void bind_gradients(TensorView flat);
+
+  [[nodiscard]] std::int64_t num_elements() const { return num_elements_; }
+  [[nodiscard]] DType dtype() const { return values_.dtype(); }
+  [[nodiscard]] TensorView values() const { return values_; }
+  [[nodiscard]] const std::deque<Parameter>& all() const { return parameters_; }
+
+ private:
+  std::deque<Parameter> parameters_;
+  Tensor values_;
+  std::int64_t num_elements_ = 0;
+};
+
+}  // namespace ttt

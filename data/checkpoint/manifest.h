@@ -1,0 +1,17 @@
+#pragma once
+// The text file that makes a directory a checkpoint. Internal to data/checkpoint.
+
+#include <string>
+
+#include "configs/manifest.pb.h"
+#include "data/checkpoint/shard.h"
+
+namespace ttt::data {
+
+inline constexpr const char* kManifestName = "manifest.textproto";
+
+/// Sets the format version and writes the manifest; its last line, a comment, is a digest of the
+/// lines before it.
+void write_manifest(const std::string& directory, config::CheckpointManifest manifest);
+
+}  // namespace ttt::data

@@ -1,0 +1,192 @@
+#include "data/tokens/token_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "core/base/error.h"
+#include "data/files.h"
+#include "data/tokens/prepare.h"
+#include "data/tokens/token_header.h"
+
+namespace ttt::data {
+namespace {
+
+template <typename T>
+void widen(const std::byte* from, std::span<std::int64_t> out) {
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    T value;
+    std::memcpy(&value, from + i * sizeof(T), sizeof(T));  // .npy data may be unaligned
+    out[i] = static_cast<std::int64_t>(value);
+  }
+}
+
+void widen(const TokenFileInfo& info, const std::byte* from, std::span<std::int64_t> out) {
+  if (info.token_bytes == 2) return widen<std::uint16_t>(from, out);
+  if (info.token_bytes == 8) return widen<std::int64_t>(from, out);
+  if (info.is_signed) return widen<std::int32_t>(from, out);
+  widen<std::uint32_t>(from, out);
+}
+
+std::vector<TokenFileInfo> files_of_directory(const std::string& directory, Split split) {
+  const config::CorpusManifest manifest = read_corpus_manifest(directory);
+  std::vector<TokenFileInfo> files;
+  std::int64_t num_tokens = 0;
+  for (const std::string& shard : corpus_shards(manifest, directory, split)) {
+    files.push_back(read_shard_header(shard));
+    num_tokens += files.back().num_tokens;
+    if (files.back().vocab_size != manifest.vocab_size()) {
+      fail(ExitCode::kCorruptInput, "{} has a vocabulary of {}, its manifest tells of {}", shard,
+           files.back().vocab_size, manifest.vocab_size());
+    }
+  }
+  const std::int64_t expected =
+      split == Split::kTrain ? manifest.train_tokens() : manifest.validation_tokens();
+  if (num_tokens != expected) {
+    fail(ExitCode::kCorruptInput, "{}: the {} shards have {} tokens, the manifest tells of {}",
+         directory, name_of(split), num_tokens, expected);
+  }
+  if (files.empty()) {
+    fail(ExitCode::kMissingInput, "{} has no {} shards", directory, name_of(split));
+  }
+  return files;
+}
+
+}  // namespace
+
+std::string name_of(Split split) { return split == Split::kTrain ? "train" : "validation"; }
+
+TokenFileInfo read_token_file_info(const std::string& path) {
+  if (path.ends_with(".npy")) return read_npy_header(path);
+  if (path.ends_with(".h5")) return read_shard_header(path);
+  file_size_bytes(path);  // a missing file is told before a wrong name
+  fail(ExitCode::kUsage, "{} is neither a .h5 shard, a .npy array nor a prepared directory", path);
+}
+
+// The file in memory if the system can map it, else read piece by piece.
+class TokenArray::Mapping {
+ public:
+  explicit Mapping(const TokenFileInfo& info) : file_(info.path, O_RDONLY) {
+    // The header was checked against the size then; a file that shrank since would kill us later.
+    const std::int64_t needed = info.data_offset + info.num_tokens * info.token_bytes;
+    if (file_.size_bytes() < needed) {
+      fail(ExitCode::kCorruptInput, "{} shrank to {} bytes while it was opened", info.path,
+           file_.size_bytes());
+    }
+    size_ = static_cast<std::size_t>(needed);
+    void* const base = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file_.get(), 0);
+    if (base == MAP_FAILED) return;
+    base_ = static_cast<const std::byte*>(base);
+    ::madvise(base, size_, MADV_RANDOM);  // windows are permuted; read-ahead would be wasted
+  }
+  ~Mapping() {
+    if (base_ != nullptr) ::munmap(const_cast<std::byte*>(base_), size_);
+  }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  void read(const TokenFileInfo& info, std::int64_t begin, std::span<std::int64_t> out) const {
+    const std::int64_t offset = info.data_offset + begin * info.token_bytes;
+    if (base_ != nullptr) return widen(info, base_ + offset, out);
+    std::vector<std::byte> bytes(out.size() * static_cast<std::size_t>(info.token_bytes));
+    file_.read_at(offset, bytes);
+    widen(info, bytes.data(), out);
+  }
+
+ private:
+  FileDescriptor file_;
+  const std::byte* base_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+TokenArray::TokenArray() = default;
+TokenArray::TokenArray(TokenArray&&) noexcept = default;
+TokenArray& TokenArray::operator=(TokenArray&&) noexcept = default;
+TokenArray::~TokenArray() = default;
+
+TokenArray TokenArray::open(const std::vector<std::string>& paths, Split split) {
+  if (paths.empty()) fail(ExitCode::kUsage, "no {} token files are named", name_of(split));
+  TokenArray array;
+  for (const std::string& path : paths) {
+    if (std::filesystem::is_directory(path)) {
+      const auto files = files_of_directory(path, split);
+      array.files_.insert(array.files_.end(), files.begin(), files.end());
+    } else {
+      array.files_.push_back(read_token_file_info(path));
+    }
+  }
+  array.begins_.push_back(0);
+  const TokenFileInfo* first = nullptr;  // the first that names its vocabulary
+  for (const TokenFileInfo& file : array.files_) {
+    if (file.vocab_size != 0 && first == nullptr) first = &file;
+    if (file.vocab_size != 0 && file.vocab_size != first->vocab_size) {
+      fail(ExitCode::kCorruptInput, "vocabularies differ: {} in {}, {} in {}", first->vocab_size,
+           first->path, file.vocab_size, file.path);
+    }
+    array.begins_.push_back(array.begins_.back() + file.num_tokens);
+    array.mappings_.push_back(std::make_unique<Mapping>(file));
+  }
+  return array;
+}
+
+std::int64_t TokenArray::num_tokens() const { return begins_.back(); }
+
+std::int64_t TokenArray::vocab_size() const {
+  for (const TokenFileInfo& file : files_) {
+    if (file.vocab_size != 0) return file.vocab_size;
+  }
+  return 0;
+}
+
+const std::vector<TokenFileInfo>& TokenArray::files() const { return files_; }
+
+std::string TokenArray::describe() const {
+  constexpr std::size_t kMaxNames = 4;
+  std::string names;
+  for (std::size_t i = 0; i < std::min(files_.size(), kMaxNames); ++i) {
+    names += (i > 0 ? ", " : "") + files_[i].path;
+  }
+  if (files_.size() > kMaxNames) names += ", ...";
+  return fmt::format("{} {} ({})", files_.size(), files_.size() == 1 ? "file" : "files", names);
+}
+
+void TokenArray::read(std::int64_t begin, std::span<std::int64_t> out) const {
+  const auto count = static_cast<std::int64_t>(out.size());
+  TTT_CHECK(begin >= 0 && begin <= num_tokens() && count <= num_tokens() - begin,
+            "tokens [{}, {} + {}) of {}", begin, begin, count, num_tokens());
+  const auto next = std::upper_bound(begins_.begin(), begins_.end(), begin);
+  auto file = static_cast<std::size_t>(next - begins_.begin()) - 1;
+  while (!out.empty()) {
+    const std::int64_t available = begins_[file + 1] - begin;
+    const auto take = std::min(out.size(), static_cast<std::size_t>(available));
+    if (take > 0) mappings_[file]->read(files_[file], begin - begins_[file], out.first(take));
+    out = out.subspan(take);
+    begin += static_cast<std::int64_t>(take);
+    ++file;
+  }
+}
+
+void TokenArray::verify(std::int64_t vocab_size) const {
+  constexpr std::int64_t kChunk = 1 << 16;
+  std::vector<std::int64_t> chunk(kChunk);
+  for (std::size_t file = 0; file < files_.size(); ++file) {
+    for (std::int64_t begin = 0; begin < files_[file].num_tokens; begin += kChunk) {
+      const std::int64_t count = std::min(kChunk, files_[file].num_tokens - begin);
+      const auto tokens = std::span(chunk).first(static_cast<std::size_t>(count));
+      mappings_[file]->read(files_[file], begin, tokens);
+      const auto bad = std::find_if(tokens.begin(), tokens.end(), [&](std::int64_t token) {
+        return token < 0 || token >= vocab_size;
+      });
+      if (bad != tokens.end()) {
+        fail(ExitCode::kCorruptInput, "{}: token {} at index {} is outside the vocabulary [0, {})",
+             files_[file].path, *bad, begin + (bad - tokens.begin()), vocab_size);
+      }
+    }
+  }
+}
+
+}  // namespace ttt::data

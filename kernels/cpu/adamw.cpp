@@ -1,0 +1,77 @@
+#include "kernels/adamw.h"
+
+#include <cmath>
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/row_blocks.h"
+
+namespace ttt::kernels {
+
+void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
+           const AdamWStep& step, Stream& /*stream*/) {
+  const auto count = parameters.size(0);
+  expect_shape("parameters", parameters, {count});
+  expect_shape("gradients", gradients, {count});
+  expect_shape("m", m, {count});
+  expect_shape("v", v, {count});
+  TTT_CHECK(step.step >= 1, "AdamW steps count from 1, not {}", step.step);
+  visit_real(parameters.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    T* const p_data = parameters.data<T>();
+    const T* const g_data = gradients.data<T>();
+    T* const m_data = m.data<T>();
+    T* const v_data = v.data<T>();
+    const auto t = static_cast<double>(step.step);
+    const T beta1 = static_cast<T>(step.beta1);
+    const T beta2 = static_cast<T>(step.beta2);
+    const T rest1 = static_cast<T>(1.0 - step.beta1);
+    const T rest2 = static_cast<T>(1.0 - step.beta2);
+    const T unbias1 = static_cast<T>(1.0 / (1.0 - std::pow(step.beta1, t)));
+    const T unbias2 = static_cast<T>(1.0 / (1.0 - std::pow(step.beta2, t)));
+    const T epsilon = static_cast<T>(step.epsilon);
+    const T rate = static_cast<T>(step.learning_rate);
+    const T decay = static_cast<T>(step.weight_decay);
+    const T grad_scale = static_cast<T>(step.grad_scale);
+    for_each_block(count, 2, [=](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+      for (std::int64_t i = begin; i < end; ++i) {
+        const T g = g_data[i] * grad_scale;
+        const T mean = beta1 * m_data[i] + rest1 * g;
+        const T square = beta2 * v_data[i] + rest2 * (g * g);
+        m_data[i] = mean;
+        v_data[i] = square;
+        const T direction = mean * unbias1 / (std::sqrt(square * unbias2) + epsilon);
+        p_data[i] -= rate * (direction + decay * p_data[i]);
+      }
+    });
+  });
+}
+
+double sum_of_squares(TensorView x, Stream& /*stream*/) {
+  expect_shape("x", x, x.shape());
+  constexpr std::int64_t kBlock = 8192;
+  const auto count = x.numel();
+  const auto num_blocks = (count + kBlock - 1) / kBlock;
+  const Tensor partial_sums(Shape{num_blocks}, DType::kF64);
+  double* const partial = partial_sums.data<double>();
+  visit_real(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* const data = x.data<T>();
+    for_each_block(num_blocks, kBlock, [=](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t block = begin; block < end; ++block) {
+        double sum = 0;
+        const auto last = std::min(count, (block + 1) * kBlock);
+#pragma omp simd reduction(+ : sum)
+        for (std::int64_t i = block * kBlock; i < last; ++i) {
+          sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
+        }
+        partial[block] = sum;
+      }
+    });
+  });
+  double total = 0;
+  for (std::int64_t block = 0; block < num_blocks; ++block) total += partial[block];
+  return total;
+}
+
+}  // namespace ttt::kernels

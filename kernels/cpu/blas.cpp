@@ -1,0 +1,69 @@
+#include "kernels/cpu/blas.h"
+
+#include <cblas.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+
+// Exported by OpenBLAS when it is built for many CPUs (Debian's is); absent otherwise, hence weak.
+extern "C" {
+__attribute__((weak)) void gotoblas_dynamic_init();
+__attribute__((weak)) void gotoblas_dynamic_quit();
+__attribute__((weak)) char* openblas_get_corename();
+}
+
+namespace ttt::kernels::cpu {
+namespace {
+
+// OpenBLAS chooses kernels by CPU model number. Models newer than the library get the oldest kernels (SSE2), a fifth of
+// the speed, although the CPU says that it has AVX-512. Then choose again by features, unless the user has chosen.
+void choose_kernels() {
+  if (gotoblas_dynamic_init == nullptr || gotoblas_dynamic_quit == nullptr ||
+      openblas_get_corename == nullptr || std::getenv("OPENBLAS_CORETYPE") != nullptr) {
+    return;
+  }
+  const char* wanted = nullptr;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) wanted = "Haswell";
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    wanted = "SkylakeX";
+  }
+  if (wanted == nullptr || std::strcmp(openblas_get_corename(), "Prescott") != 0) return;
+  setenv("OPENBLAS_CORETYPE", wanted, 1);
+  gotoblas_dynamic_quit();
+  gotoblas_dynamic_init();
+  unsetenv("OPENBLAS_CORETYPE");
+}
+
+CBLAS_TRANSPOSE cblas_op(Op op) { return op == Op::kNone ? CblasNoTrans : CblasTrans; }
+
+}  // namespace
+
+void prepare_blas() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    choose_kernels();
+    openblas_set_num_threads(1);
+  });
+}
+
+void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
+          const float* a, std::int64_t ld_a, const float* b, std::int64_t ld_b, float beta,
+          float* c, std::int64_t ld_c) {
+  cblas_sgemm(CblasRowMajor, cblas_op(op_a), cblas_op(op_b), static_cast<blasint>(m),
+              static_cast<blasint>(n), static_cast<blasint>(k), alpha, a,
+              static_cast<blasint>(ld_a), b, static_cast<blasint>(ld_b), beta, c,
+              static_cast<blasint>(ld_c));
+}
+
+void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
+          const double* a, std::int64_t ld_a, const double* b, std::int64_t ld_b, double beta,
+          double* c, std::int64_t ld_c) {
+  cblas_dgemm(CblasRowMajor, cblas_op(op_a), cblas_op(op_b), static_cast<blasint>(m),
+              static_cast<blasint>(n), static_cast<blasint>(k), alpha, a,
+              static_cast<blasint>(ld_a), b, static_cast<blasint>(ld_b), beta, c,
+              static_cast<blasint>(ld_c));
+}
+
+}  // namespace ttt::kernels::cpu

@@ -1,0 +1,106 @@
+#include "kernels/rope.h"
+
+#include <cmath>
+
+#include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/row_blocks.h"
+
+namespace ttt::kernels {
+namespace {
+
+// Cosines and sines [2, P, F/2] of the P positions that occur: the period's, or one a token.
+template <typename T>
+Tensor rotation_table(std::int64_t tokens, std::int64_t half, const RopeOptions& options) {
+  const std::int64_t positions = options.period == 0 ? tokens : options.period;
+  const std::int64_t first = options.period == 0 ? options.first_position : 0;
+  Tensor table(Shape{2, positions, half}, kDType<T>);
+  T* const cosine = table.data<T>();
+  T* const sine = cosine + positions * half;
+  Tensor frequencies(Shape{half}, DType::kF64);
+  double* const frequency = frequencies.data<double>();
+  for (std::int64_t i = 0; i < half; ++i) {
+    frequency[i] = std::pow(options.base, -static_cast<double>(i) / static_cast<double>(half));
+  }
+  constexpr std::int64_t kStepsPerAngle = 50;
+  for_each_block(positions, half * kStepsPerAngle, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      for (std::int64_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(first + p) * frequency[i];
+        cosine[p * half + i] = static_cast<T>(std::cos(angle));
+        sine[p * half + i] = static_cast<T>(std::sin(angle));
+      }
+    }
+  });
+  return table;
+}
+
+// Rotates one head by `sign` times its angles. x and y may be the same memory: a pair is read, then written.
+template <typename T>
+void rotate_head(const T* x, T* y, const T* cosine, const T* sine, T sign, std::int64_t half,
+                 RopePairing pairing) {
+  if (pairing == RopePairing::kHalves) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < half; ++i) {
+      const T a = x[i];
+      const T b = x[half + i];
+      const T s = sign * sine[i];
+      y[i] = a * cosine[i] - b * s;
+      y[half + i] = a * s + b * cosine[i];
+    }
+  } else {
+#pragma omp simd
+    for (std::int64_t i = 0; i < half; ++i) {
+      const T a = x[2 * i];
+      const T b = x[2 * i + 1];
+      const T s = sign * sine[i];
+      y[2 * i] = a * cosine[i] - b * s;
+      y[2 * i + 1] = a * s + b * cosine[i];
+    }
+  }
+}
+
+void rotate(const char* x_name, const TensorView& x, const char* y_name, const TensorView& y,
+            const RopeOptions& options, int sign) {
+  const auto batch = x.size(0);
+  const auto tokens = x.size(1);
+  const auto heads = x.size(2);
+  const auto head_dim = x.size(3);
+  expect_shape(x_name, x, {batch, tokens, heads, head_dim});
+  expect_shape(y_name, y, {batch, tokens, heads, head_dim});
+  TTT_CHECK(head_dim % 2 == 0, "rotary embedding needs an even head dim, not {}", head_dim);
+  TTT_CHECK(options.period >= 0 && options.first_position >= 0,
+            "rotary embedding with period {} from position {}: neither may be negative",
+            options.period, options.first_position);
+  visit_real(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* const x_data = x.data<T>();
+    T* const y_data = y.data<T>();
+    const auto half = head_dim / 2;
+    const Tensor table = rotation_table<T>(tokens, half, options);
+    const T* const cosine = table.data<T>();
+    const T* const sine = cosine + table.numel() / 2;
+    for_each_block(batch * tokens, heads * head_dim, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = begin; row < end; ++row) {
+        const auto t = row % tokens;
+        const auto p = options.period == 0 ? t : (options.first_position + t) % options.period;
+        for (std::int64_t h = 0; h < heads; ++h) {
+          const auto at = (row * heads + h) * head_dim;
+          rotate_head(x_data + at, y_data + at, cosine + p * half, sine + p * half,
+                      static_cast<T>(sign), half, options.pairing);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+
+void rope_forward(TensorView x, TensorView y, const RopeOptions& options, Stream& /*stream*/) {
+  rotate("x", x, "y", y, options, 1);
+}
+
+void rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& options, Stream& /*stream*/) {
+  rotate("d_y", d_y, "d_x", d_x, options, -1);
+}
+
+}  // namespace ttt::kernels

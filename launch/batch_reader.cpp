@@ -1,0 +1,59 @@
+#include "launch/batch_reader.h"
+
+namespace ttt::launch {
+namespace {
+
+data::TokenArray open_tokens(const config::RunConfig& config, data::Split split) {
+  const auto& paths =
+      split == data::Split::kTrain ? config.data().train() : config.data().validation();
+  if (paths.empty()) {
+    fail(ExitCode::kUsage, "data.{} names no token files; `ttt prepare` makes them from text",
+         name_of(split));
+  }
+  data::TokenArray tokens = data::TokenArray::open({paths.begin(), paths.end()}, split);
+  const std::int64_t vocab = config.model().vocab_size();
+  if (tokens.vocab_size() > vocab) {
+    fail(ExitCode::kCorruptInput,
+         "{} has a vocabulary of {} tokens, more than model.vocab_size = {}", tokens.describe(),
+         tokens.vocab_size(), vocab);
+  }
+  // Files without a stated vocabulary (.npy) have to be read to be trusted.
+  if (tokens.vocab_size() == 0) tokens.verify(vocab);
+  return tokens;
+}
+
+}  // namespace
+
+BatchReader::BatchReader(const config::RunConfig& config, data::Split split)
+    : tokens_(open_tokens(config, split)),
+      sampler_(tokens_.num_tokens(), config.data().context_length(),
+               // Validation is the first windows of the file, whatever the training order.
+               split == data::Split::kTrain && config.data().order() == config::DataConfig::PERMUTED
+                   ? data::Order::kPermuted
+                   : data::Order::kSequential,
+               config.seed(), tokens_.describe()),
+      masked_target_(config.data().masked_target()) {}
+
+BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {
+  const Shape shape{rows, sampler_.context_length()};
+  return {Tensor(shape, DType::kI64), Tensor(shape, DType::kI64), Tensor(shape, DType::kF64),
+          Tensor(shape, DType::kF64)};
+}
+
+void BatchReader::read(std::int64_t position, std::int64_t global_rows,
+                       const Buffers& buffers) const {
+  const std::int64_t rows = buffers.ids.size(0);
+  const std::int64_t length = buffers.ids.size(1);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto part = [&](auto span) {
+      return span.subspan(static_cast<std::size_t>(row * length), static_cast<std::size_t>(length));
+    };
+    const auto mask = part(buffers.mask.span<double>());
+    data::read_window(tokens_, sampler_.window_at(position + row), masked_target_,
+                      part(buffers.ids.span<std::int64_t>()),
+                      part(buffers.targets.span<std::int64_t>()), mask);
+    set_row_weights(mask, global_rows, part(buffers.weight.span<double>()));
+  }
+}
+
+}  // namespace ttt::launch

@@ -1,0 +1,192 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include "data/files.h"
+#include "launch/commands.h"
+#include "launch/evaluation.h"
+#include "launch/model_source.h"
+#include "launch/svg_plot.h"
+#include "launch/trainer.h"
+
+namespace ttt::launch {
+namespace {
+
+struct EvalOptions {
+  std::string model;
+  std::vector<std::string> data;
+  std::vector<std::int64_t> contexts;
+  std::int64_t num_windows = 0;
+  std::int64_t micro_batch = 1;
+  std::int64_t inner_windows = 8;
+  std::string output;
+  std::string dtype = "f32";
+};
+
+// Positions whose losses one plotted point averages: neighbours differ only by noise.
+std::int64_t smoothing_width(std::int64_t length) { return std::max<std::int64_t>(1, length / 64); }
+
+std::string position_csv(const PositionLosses& losses) {
+  std::string csv = "position,loss,perplexity,tokens\n";
+  for (std::size_t t = 0; t < losses.count.size(); ++t) {
+    const double mean = losses.nll_sum[t] / losses.count[t];
+    csv += fmt::format("{},{:.9g},{:.9g},{}\n", t, mean, std::exp(mean), losses.count[t]);
+  }
+  return csv;
+}
+
+std::string position_svg(const PositionLosses& losses) {
+  const auto length = std::ssize(losses.count);
+  const std::int64_t width = smoothing_width(length);
+  Series series;
+  for (std::int64_t t = 0; t < length; t += width) {
+    series.x.push_back(static_cast<double>(t) + static_cast<double>(width) / 2);
+    series.y.push_back(losses.mean(t, std::min<std::int64_t>(t + width, length)));
+  }
+  Plot plot;
+  plot.title = "Held-out loss by token position";
+  plot.x_label = "position in the context";
+  plot.y_label = "loss (nats)";
+  plot.series = {series};
+  return render_svg(plot);
+}
+
+constexpr const char* kInnerKinds[] = {"at W_0", "before the step", "after the step"};
+
+std::string inner_csv(const InnerLosses& losses) {
+  std::string csv = "layer,position,loss_at_w0,loss_before_step,loss_after_step\n";
+  for (std::int64_t layer = 0; layer < losses.num_layers; ++layer) {
+    for (std::int64_t t = 0; t < losses.length; ++t) {
+      csv += fmt::format("{},{},{:.9g},{:.9g},{:.9g}\n", layer, t, losses.mean(0, layer, t),
+                         losses.mean(1, layer, t), losses.mean(2, layer, t));
+    }
+  }
+  return csv;
+}
+
+// The paper's figure 4: the three curves of one layer.
+std::string inner_svg(const InnerLosses& losses, std::int64_t layer) {
+  Plot plot;
+  plot.title = fmt::format("Inner loss of layer {}", layer);
+  plot.x_label = "position";
+  plot.y_label = "inner loss";
+  const std::int64_t width = smoothing_width(losses.length);
+  for (int kind = 0; kind < 3; ++kind) {
+    Series series;
+    series.name = kInnerKinds[kind];
+    for (std::int64_t t = 0; t + width <= losses.length; t += width) {
+      double sum = 0;
+      for (std::int64_t i = 0; i < width; ++i) sum += losses.mean(kind, layer, t + i);
+      series.x.push_back(static_cast<double>(t) + static_cast<double>(width) / 2);
+      series.y.push_back(sum / static_cast<double>(width));
+    }
+    plot.series.push_back(series);
+  }
+  return render_svg(plot);
+}
+
+// Loss and perplexity at one context length, printed; by position where asked.
+PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel& model,
+                                const config::RunConfig& config, dist::Communicator& communicator,
+                                Context& context) {
+  const BatchReader reader(config, data::Split::kValidation);
+  const std::int64_t windows = options.num_windows > 0
+                                   ? std::min(options.num_windows, reader.num_windows())
+                                   : reader.num_windows();
+  PositionLosses losses;
+  visit_window_losses(model, reader, windows, options.micro_batch, communicator, context,
+                      [&](auto nll, auto mask) { losses.add(nll, mask); });
+  if (communicator.rank() == 0) {
+    std::cout << fmt::format("context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
+                             config.data().context_length(), windows, losses.loss(),
+                             std::exp(losses.loss()))
+              << std::flush;
+  }
+  return losses;
+}
+
+void write_curves(const std::string& directory, const PositionLosses& losses,
+                  const InnerLosses& inner) {
+  std::filesystem::create_directories(directory);
+  data::write_file_atomically(directory + "/loss_by_position.csv", position_csv(losses));
+  data::write_file_atomically(directory + "/loss_by_position.svg", position_svg(losses));
+  if (inner.num_layers > 0) {
+    data::write_file_atomically(directory + "/inner_loss.csv", inner_csv(inner));
+    for (std::int64_t layer = 0; layer < inner.num_layers; ++layer) {
+      data::write_file_atomically(fmt::format("{}/inner_loss_layer_{:02d}.svg", directory, layer),
+                                  inner_svg(inner, layer));
+    }
+  }
+  std::cout << fmt::format("curves: {}\n", directory);
+}
+
+ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) {
+  const ModelSource source = open_model_source(options.model);
+  config::RunConfig config = source.config;
+  if (!options.data.empty()) {
+    config.mutable_data()->mutable_validation()->Assign(options.data.begin(), options.data.end());
+  }
+  std::vector<std::int64_t> contexts = options.contexts;
+  if (contexts.empty()) contexts.push_back(config.data().context_length());
+  std::ranges::sort(contexts);
+  if (contexts.front() < 1)
+    fail(ExitCode::kUsage, "--context {}: must be positive", contexts.front());
+  if (options.dtype != "f32" && options.dtype != "f64") {
+    fail(ExitCode::kUsage, "--dtype {}: must be f32 or f64", options.dtype);
+  }
+  use_threads(0, communicator);
+  const auto model = load_model(source, options.dtype == "f64" ? DType::kF64 : DType::kF32);
+  Stream stream;
+  Context context{stream, precision_of(config.train().precision())};
+  PositionLosses losses;
+  for (const std::int64_t length : contexts) {
+    config.mutable_data()->set_context_length(length);
+    losses = evaluate_context(options, *model, config, communicator, context);
+  }
+  if (!options.output.empty() && communicator.rank() == 0) {
+    const BatchReader reader(config, data::Split::kValidation);
+    const InnerLosses inner = inner_losses(
+        *model, reader, std::min(options.inner_windows, reader.num_windows()), context);
+    write_curves(options.output, losses, inner);
+  }
+  communicator.barrier();
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app, Action& action) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* command = app.add_subcommand(
+      "eval", "Loss and perplexity on held-out text: overall, by context length, by position");
+  command
+      ->add_option("-m,--model", options->model,
+                   "Checkpoint, run directory or Hugging Face directory")
+      ->required();
+  command->add_option("--data", options->data,
+                      "Token files or a prepared directory; default: the run's validation data");
+  command->add_option("--context", options->contexts,
+                      "Context lengths to compare; default: that of training");
+  command->add_option("--windows", options->num_windows, "First N windows; 0: all");
+  command->add_option("--micro-batch", options->micro_batch, "Windows a forward pass")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--inner-windows", options->inner_windows,
+                   "Windows averaged for the inner-loss curves")
+      ->capture_default_str();
+  command->add_option("-o,--output", options->output,
+                      "Directory for curves by position (CSV, SVG) at the longest context, and the "
+                      "inner losses of TTT layers; a run directory adds them to its report");
+  command->add_option("--dtype", options->dtype, "f32 or f64")->capture_default_str();
+  command->callback([options, &action] {
+    action = [options](dist::Communicator& communicator) {
+      return evaluate(*options, communicator);
+    };
+  });
+}
+
+}  // namespace ttt::launch

@@ -1,0 +1,132 @@
+#include "launch/evaluation.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace ttt::launch {
+namespace {
+
+// Groups handled before results are shared; a multiple of the ranks keeps them all busy.
+constexpr std::int64_t kGroupsPerRank = 4;
+
+class InnerLossSums final : public InnerLossRecorder {
+ public:
+  explicit InnerLossSums(InnerLosses& result) : result_(result) {}
+
+  void record(std::int64_t layer, TensorView losses) override {
+    const std::int64_t batch = losses.size(1);
+    const std::int64_t length = losses.size(2);
+    const std::int64_t heads = losses.size(3);
+    const double* value = losses.data<double>();
+    for (std::int64_t kind = 0; kind < 3; ++kind) {
+      for (std::int64_t b = 0; b < batch; ++b) {
+        for (std::int64_t t = 0; t < length; ++t) {
+          double sum = 0;
+          for (std::int64_t h = 0; h < heads; ++h) sum += *value++;
+          const std::int64_t at = (kind * result_.num_layers + layer) * length + t;
+          result_.sums[static_cast<std::size_t>(at)] += sum / static_cast<double>(heads);
+        }
+      }
+    }
+  }
+
+ private:
+  InnerLosses& result_;
+};
+
+}  // namespace
+
+void visit_window_losses(
+    const LanguageModel& model, const BatchReader& reader, std::int64_t num_windows,
+    std::int64_t micro_batch, dist::Communicator& communicator, Context& context,
+    const std::function<void(std::span<const double> nll, std::span<const double> mask)>& visit) {
+  TTT_CHECK(num_windows <= reader.num_windows(), "{} windows of {}", num_windows,
+            reader.num_windows());
+  const std::int64_t at_once = micro_batch * communicator.size() * kGroupsPerRank;
+  for (std::int64_t first = 0; first < num_windows; first += at_once) {
+    const std::int64_t count = std::min(at_once, num_windows - first);
+    const std::int64_t length = reader.make_buffers(1).ids.size(1);
+    const Tensor shared = Tensor::zeros({2, count, length}, DType::kF64);
+    const TensorView nll = shared.view().slice(0, 1).reshape({count, length});
+    const TensorView mask = shared.view().slice(1, 2).reshape({count, length});
+    for (std::int64_t begin = 0; begin < count; begin += micro_batch) {
+      if (begin / micro_batch % communicator.size() != communicator.rank()) continue;
+      const std::int64_t rows = std::min(micro_batch, count - begin);
+      const BatchReader::Buffers buffers = reader.make_buffers(rows);
+      reader.read(first + begin, rows, buffers);
+      model.evaluate(buffers.batch(), nll.slice(begin, begin + rows), context);
+      copy(buffers.mask, mask.slice(begin, begin + rows));
+    }
+    communicator.all_reduce_sum(shared, context.stream);
+    for (std::int64_t row = 0; row < count; ++row) {
+      visit(nll.slice(row, row + 1).span<double>(), mask.slice(row, row + 1).span<double>());
+    }
+  }
+}
+
+double validation_loss(const LanguageModel& model, const BatchReader& reader,
+                       std::int64_t num_windows, std::int64_t micro_batch,
+                       dist::Communicator& communicator, Context& context) {
+  PositionLosses losses;
+  visit_window_losses(model, reader, num_windows, micro_batch, communicator, context,
+                      [&](auto nll, auto mask) { losses.add(nll, mask); });
+  return losses.loss();
+}
+
+void PositionLosses::add(std::span<const double> nll, std::span<const double> mask) {
+  nll_sum.resize(nll.size());
+  count.resize(nll.size());
+  double sum = 0;
+  double tokens = 0;
+  for (std::size_t t = 0; t < nll.size(); ++t) {
+    if (mask[t] == 0) continue;
+    nll_sum[t] += mask[t] * nll[t];
+    count[t] += mask[t];
+    sum += mask[t] * nll[t];
+    tokens += mask[t];
+  }
+  row_mean_sum += sum / std::max(tokens, 1e-10);
+  ++num_windows;
+}
+
+double PositionLosses::loss() const {
+  return row_mean_sum / static_cast<double>(std::max<std::int64_t>(1, num_windows));
+}
+
+double PositionLosses::mean(std::int64_t begin, std::int64_t end) const {
+  double sum = 0;
+  double tokens = 0;
+  for (auto t = static_cast<std::size_t>(begin); t < static_cast<std::size_t>(end); ++t) {
+    sum += nll_sum[t];
+    tokens += count[t];
+  }
+  return tokens > 0 ? sum / tokens : std::numeric_limits<double>::quiet_NaN();
+}
+
+double InnerLosses::mean(int kind, std::int64_t layer, std::int64_t position) const {
+  return sums[static_cast<std::size_t>((kind * num_layers + layer) * length + position)] /
+         static_cast<double>(num_windows);
+}
+
+InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
+                         std::int64_t num_windows, Context& context) {
+  InnerLosses result;
+  const config::Mixer mixer = model.config().mixer();
+  if (mixer != config::TTT_LINEAR && mixer != config::TTT_MLP) return result;
+  const BatchReader::Buffers buffers = reader.make_buffers(1);
+  result.num_layers = model.config().num_layers();
+  result.length = buffers.ids.size(1);
+  result.num_windows = num_windows;
+  result.sums.resize(static_cast<std::size_t>(3 * result.num_layers * result.length));
+  InnerLossSums recorder(result);
+  Context recording = context;
+  recording.inner_losses = &recorder;
+  const Tensor nll(buffers.ids.shape(), DType::kF64);
+  for (std::int64_t window = 0; window < num_windows; ++window) {
+    reader.read(window, 1, buffers);
+    model.evaluate(buffers.batch(), nll, recording);
+  }
+  return result;
+}
+
+}  // namespace ttt::launch

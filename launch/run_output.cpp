@@ -1,0 +1,109 @@
+#include "launch/run_output.h"
+
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+
+#include "configs/run_config.h"
+#include "core/base/memory.h"
+#include "launch/report.h"
+
+namespace ttt::launch {
+namespace {
+
+std::string metrics_path(const config::RunConfig& config) {
+  return config.output_directory() + "/metrics.jsonl";
+}
+
+// Wall time that the rows kept on resume account for.
+double seconds_before(const std::string& path, std::int64_t resume_step) {
+  double seconds = 0;
+  if (!std::filesystem::exists(path)) return seconds;
+  for (const MetricsRow& row : read_metrics(path)) {
+    if (row.kind == "train" && row.step <= resume_step) seconds = row.number("wall_seconds");
+  }
+  return seconds;
+}
+
+}  // namespace
+
+RunOutput::RunOutput(const config::RunConfig& config, std::int64_t resume_step, int num_ranks,
+                     std::int64_t num_parameters, double train_flops_per_token)
+    : config_(config),
+      num_ranks_(num_ranks),
+      train_flops_per_token_(train_flops_per_token),
+      metrics_(metrics_path(config), resume_step),
+      tensorboard_(config.output_directory(), resume_step),
+      progress_(std::cout, terminal_columns(STDOUT_FILENO)),
+      earlier_seconds_(seconds_before(metrics_path(config), resume_step)) {
+  metrics_.write(
+      {resume_step,
+       "run",
+       {{"parameters", num_parameters}, {"num_ranks", static_cast<std::int64_t>(num_ranks)}}});
+}
+
+void RunOutput::train_step(const Step& step) {
+  const double step_tokens = static_cast<double>(config_.train().batch_size()) *
+                             static_cast<double>(config_.data().context_length());
+  const double tokens_per_second = step_tokens / step.seconds;
+  metrics_.write({step.step,
+                  "train",
+                  {{"loss", step.loss},
+                   {"learning_rate", step.learning_rate},
+                   {"grad_norm", step.grad_norm},
+                   {"tokens", step.tokens},
+                   {"tokens_per_second", tokens_per_second},
+                   {"wall_seconds", earlier_seconds_ + wall_.seconds()}}});
+  const std::pair<std::string, double> scalars[] = {{"train/loss", step.loss},
+                                                    {"train/learning_rate", step.learning_rate},
+                                                    {"train/grad_norm", step.grad_norm},
+                                                    {"train/tokens_per_second", tokens_per_second}};
+  tensorboard_.write(step.step, scalars);
+
+  interval_.step += 1;
+  interval_.seconds += step.seconds;
+  interval_.data_seconds += step.data_seconds;
+  interval_.communication_seconds += step.communication_seconds;
+  const std::int64_t last = config_.train().steps();
+  if (step.step % config_.log().interval_steps() != 0 && step.step != last) return;
+  Progress progress;
+  progress.step = step.step;
+  progress.num_steps = last;
+  progress.loss = step.loss;
+  progress.learning_rate = step.learning_rate;
+  progress.grad_norm = step.grad_norm;
+  progress.num_ranks = num_ranks_;
+  const double rate = step_tokens * static_cast<double>(interval_.step) / interval_.seconds;
+  progress.tokens_per_second = rate;
+  progress.flops_per_second = rate * train_flops_per_token_ / num_ranks_;
+  if (config_.log().peak_flops() > 0) progress.peak_flops = config_.log().peak_flops();
+  progress.memory_bytes = static_cast<double>(memory::peak_bytes());
+  progress.data_share = interval_.data_seconds / interval_.seconds;
+  progress.communication_share = interval_.communication_seconds / interval_.seconds;
+  progress.seconds_left = interval_.seconds / static_cast<double>(interval_.step) *
+                          static_cast<double>(last - step.step);
+  progress_.show(progress);
+  interval_ = {};
+}
+
+void RunOutput::validation(std::int64_t step, double loss) {
+  metrics_.write({step, "eval", {{"loss", loss}, {"perplexity", std::exp(loss)}}});
+  const std::pair<std::string, double> scalars[] = {{"eval/loss", loss},
+                                                    {"eval/perplexity", std::exp(loss)}};
+  tensorboard_.write(step, scalars);
+  progress_.finish();
+  std::cout << fmt::format("step {} | validation loss {:.4f} | ppl {:.2f}\n", step, loss,
+                           std::exp(loss))
+            << std::flush;
+}
+
+void RunOutput::before_checkpoint() { metrics_.sync(); }
+
+void RunOutput::finish() {
+  progress_.finish();
+  write_report(config_.output_directory(), config::complete_text(config_));
+}
+
+}  // namespace ttt::launch

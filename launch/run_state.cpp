@@ -1,0 +1,149 @@
+#include "launch/run_state.h"
+
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
+
+#include <sstream>
+
+#include "configs/run_config.h"
+#include "core/base/log.h"
+
+namespace ttt::launch {
+namespace {
+
+constexpr const char* kCodeVersion = "0.1.0";
+
+// Digests travel between ranks as text protos; "!" starts an error.
+std::string try_write_shard(const std::string& directory, const data::FlatState& state,
+                            const dist::Communicator& communicator) {
+  try {
+    std::string text;
+    google::protobuf::TextFormat::PrintToString(
+        data::write_shard(directory, communicator.rank(), communicator.size(), state), &text);
+    return text;
+  } catch (const Error& error) {
+    return fmt::format("!{}", error.what());
+  }
+}
+
+// What decides the numbers of a run; the rest may change between its parts.
+config::RunConfig numbers_only(const config::RunConfig& config) {
+  config::RunConfig result;
+  google::protobuf::TextFormat::ParseFromString(config::complete_text(config), &result);
+  if (result.optimizer().decay_steps() == 0) {
+    result.mutable_optimizer()->set_decay_steps(result.train().steps());
+  }
+  result.clear_name();
+  result.clear_output_directory();
+  result.clear_checkpoint();
+  result.clear_eval();
+  result.clear_log();
+  result.mutable_data()->clear_validation();
+  result.mutable_train()->clear_steps();
+  result.mutable_train()->clear_num_threads();
+  result.mutable_train()->clear_recompute_blocks();
+  result.mutable_train()->clear_init_from();
+  return result;
+}
+
+}  // namespace
+
+std::vector<std::string> resume_conflicts(const config::RunConfig& saved,
+                                          const config::RunConfig& current) {
+  google::protobuf::util::MessageDifferencer differ;
+  std::string report;
+  differ.ReportDifferencesToString(&report);
+  if (differ.Compare(numbers_only(saved), numbers_only(current))) return {};
+  std::vector<std::string> conflicts;
+  std::stringstream lines(report);
+  for (std::string line; std::getline(lines, line);) conflicts.push_back(line);
+  return conflicts;
+}
+
+void save_checkpoint(const config::RunConfig& config, const RunState& state,
+                     const LanguageModel& model, const Optimizer& optimizer,
+                     const std::string& tokenizer, dist::Communicator& communicator) {
+  const std::string& run = config.output_directory();
+  const data::FlatState flat = flat_state(model, optimizer.m(), optimizer.v());
+  const std::string temporary = data::begin_checkpoint(run, state.step, communicator.rank());
+  communicator.barrier();
+  const std::vector<std::string> answers =
+      communicator.gather_strings(try_write_shard(temporary, flat, communicator));
+  config::CheckpointManifest manifest;
+  for (std::size_t rank = 0; rank < answers.size(); ++rank) {
+    if (answers[rank].starts_with("!")) {
+      fail(ExitCode::kIo, "checkpoint of step {} failed on rank {}: {}", state.step, rank,
+           answers[rank].substr(1));
+    }
+    google::protobuf::TextFormat::ParseFromString(answers[rank], manifest.add_files());
+  }
+  if (communicator.rank() == 0) {
+    manifest.set_step(state.step);
+    manifest.set_tokens(state.tokens);
+    manifest.set_next_window(state.step * config.train().batch_size());
+    manifest.set_world_size(communicator.size());
+    *manifest.mutable_config() = config;
+    manifest.set_code_version(kCodeVersion);
+    data::describe_state(flat, manifest);
+    if (!tokenizer.empty()) {
+      *manifest.add_files() = data::add_file(temporary, tokenizer);
+      manifest.set_tokenizer(manifest.files().rbegin()->name());
+    }
+    data::commit_checkpoint(temporary, data::checkpoint_directory(run, state.step), manifest);
+    data::remove_old_checkpoints(run, config.checkpoint().keep_last());
+  }
+  communicator.barrier();
+}
+
+bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
+                       LanguageModel& model, Optimizer& optimizer, RunState& state) {
+  std::vector<std::string> candidates;
+  const bool automatic = resume == "auto";
+  if (resume == "never") {
+    if (!data::list_checkpoints(config.output_directory()).empty()) {
+      fail(ExitCode::kUsage,
+           "{} already has checkpoints and --resume is never: name another output_directory or "
+           "remove it",
+           config.output_directory());
+    }
+    return false;
+  }
+  if (automatic) {
+    for (const auto& location : data::list_checkpoints(config.output_directory())) {
+      candidates.push_back(location.directory);
+    }
+  } else {
+    candidates.push_back(resume);
+  }
+  for (const std::string& directory : candidates) {
+    try {
+      const config::CheckpointManifest manifest = data::read_manifest(directory);
+      const auto conflicts = resume_conflicts(manifest.config(), config);
+      if (!conflicts.empty()) {
+        fail(ExitCode::kResumeMismatch,
+             "{} was made by another configuration; resuming needs the same one (init_from starts "
+             "a new run from its weights):\n  {}",
+             directory, fmt::join(conflicts, "\n  "));
+      }
+      data::read_state(directory, manifest, flat_state(model, optimizer.m(), optimizer.v()));
+      state.step = manifest.step();
+      state.tokens = manifest.tokens();
+      log::info("resumed checkpoint={} step={} tokens={} saved_by_ranks={}", directory, state.step,
+                state.tokens, manifest.world_size());
+      return true;
+    } catch (const Error& error) {
+      const bool damaged =
+          error.code() == ExitCode::kCorruptInput || error.code() == ExitCode::kMissingInput;
+      if (!automatic || !damaged) throw;
+      log::warning("passing over a damaged checkpoint: {}", error.what());
+    }
+  }
+  if (!candidates.empty()) {
+    fail(ExitCode::kCorruptInput,
+         "none of the {} checkpoints of {} is intact; not starting anew over them",
+         candidates.size(), config.output_directory());
+  }
+  return false;
+}
+
+}  // namespace ttt::launch

@@ -1,0 +1,158 @@
+#include "kernels/adamw.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/reference/adamw.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/kernel_check.h"
+
+namespace ttt::kernels {
+namespace {
+
+using test::expect_close;
+using test::random_values;
+using test::tensor_of;
+using test::values_of;
+using Values = std::vector<double>;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// Three steps on one element, written out with numbers; gradients 2, -1, 0.5 before scaling by 1/2.
+TEST(AdamW, FollowsTheRecurrenceByHand) {
+  double p = 1.5, m = 0, v = 0;
+  Tensor pt = tensor_of<double>({1}, {p}), mt = tensor_of<double>({1}, {m});
+  Tensor vt = tensor_of<double>({1}, {v});
+  Values p_ref{p}, m_ref{m}, v_ref{v};
+  Stream stream;
+  AdamWStep step{.learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.2, .grad_scale = 0.5};
+  for (const double gradient : {2.0, -1.0, 0.5}) {
+    const double g = gradient / 2;
+    m = 0.9 * m + 0.1 * g;
+    v = 0.95 * v + 0.05 * g * g;
+    const double t = static_cast<double>(step.step);
+    const double m_hat = m / (1 - std::pow(0.9, t));
+    const double v_hat = v / (1 - std::pow(0.95, t));
+    p = p - 0.1 * m_hat / (std::sqrt(v_hat) + 1e-3) - 0.1 * 0.2 * p;
+    adamw(pt, tensor_of<double>({1}, {gradient}), mt, vt, step, stream);
+    reference::adamw<double>(p_ref, Values{gradient}, m_ref, v_ref, step);
+    for (const Values& got : {values_of<double>(pt), p_ref}) EXPECT_NEAR(got[0], p, 1e-15);
+    for (const Values& got : {values_of<double>(mt), m_ref}) EXPECT_NEAR(got[0], m, 1e-15);
+    for (const Values& got : {values_of<double>(vt), v_ref}) EXPECT_NEAR(got[0], v, 1e-15);
+    ++step.step;
+  }
+}
+
+TEST(AdamW, FirstStepMovesByTheLearningRate) {
+  Tensor p = tensor_of<double>({2}, {1, 1}), m = tensor_of<double>({2}, {0, 0});
+  Tensor v = tensor_of<double>({2}, {0, 0});
+  Stream stream;
+  adamw(p, tensor_of<double>({2}, {30, -0.01}), m, v,
+        {.learning_rate = 0.25, .epsilon = 0, .weight_decay = 0}, stream);
+  expect_close("p", p.span<double>(), Values{0.75, 1.25}, 1e-14);
+}
+
+TEST(AdamW, LearningRateZeroMovesOnlyTheMoments) {
+  const Values start = random_values("p", 9);
+  Tensor p = tensor_of<float>({9}, start), m = Tensor::zeros({9}, DType::kF32);
+  Tensor v = Tensor::zeros({9}, DType::kF32);
+  const Values before = values_of<float>(p);
+  Stream stream;
+  adamw(p, tensor_of<float>({9}, random_values("g", 9)), m, v, {.learning_rate = 0}, stream);
+  EXPECT_EQ(values_of<float>(p), before);
+  for (const double value : values_of<float>(m)) EXPECT_NE(value, 0.0);
+  for (const double value : values_of<float>(v)) EXPECT_GT(value, 0.0);
+}
+
+template <typename T>
+void compare_with_reference(std::int64_t count, double tolerance) {
+  const Shape shape{count};
+  Tensor p = tensor_of<T>(shape, random_values("p", count)), m = Tensor::zeros(shape, kDType<T>);
+  Tensor v = Tensor::zeros(shape, kDType<T>);
+  Values p_ref = values_of<T>(p), m_ref(p_ref.size()), v_ref(p_ref.size());
+  Stream stream;
+  for (std::int64_t t = 1; t <= 5; ++t) {
+    const AdamWStep step{.learning_rate = 0.01, .grad_scale = 0.3, .step = t};
+    const Tensor g = tensor_of<T>(shape, random_values("g" + std::to_string(t), count));
+    adamw(p, g, m, v, step, stream);
+    reference::adamw<double>(p_ref, values_of<T>(g), m_ref, v_ref, step);
+  }
+  expect_close("p", p.span<T>(), p_ref, tolerance);
+  expect_close("m", m.span<T>(), m_ref, tolerance);
+  expect_close("v", v.span<T>(), v_ref, tolerance);
+}
+
+TEST(AdamW, CpuDoubleMatchesReference) {
+  for (const std::int64_t count : {1, 7, 20001}) compare_with_reference<double>(count, 1e-13);
+}
+
+// Five steps of some five roundings of 6e-8 of the moments; beta1 and beta2 are rounded too.
+TEST(AdamW, CpuFloatMatchesReference) {
+  for (const std::int64_t count : {1, 7, 20001}) compare_with_reference<float>(count, 2e-6);
+}
+
+TEST(AdamW, AnySplitIntoSpansGivesTheSameBits) {
+  Stream stream;
+  const auto run = [&](const std::vector<std::int64_t>& cuts) {
+    Tensor p = tensor_of<float>({1009}, random_values("p", 1009));
+    Tensor m = tensor_of<float>({1009}, random_values("m", 1009));
+    Tensor v = tensor_of<float>({1009}, Values(1009, 0.5));
+    const Tensor g = tensor_of<float>({1009}, random_values("g", 1009));
+    for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
+      const auto part = [&](const Tensor& x) { return x.view().slice(cuts[i], cuts[i + 1]); };
+      adamw(part(p), part(g), part(m), part(v), {.learning_rate = 0.1, .step = 3}, stream);
+    }
+    return values_of<float>(p);
+  };
+  EXPECT_EQ(run({0, 1009}), run({0, 1, 18, 19, 512, 1000, 1009}));
+}
+
+TEST(AdamW, BitsDoNotDependOnTheNumberOfThreads) {
+  test::expect_same_bits_for_any_thread_count([] {
+    Stream stream;
+    Tensor p = tensor_of<float>({50001}, random_values("p", 50001));
+    Tensor g = tensor_of<float>({50001}, random_values("g", 50001));
+    Tensor m = Tensor::zeros({50001}, DType::kF32), v = Tensor::zeros({50001}, DType::kF32);
+    adamw(p, g, m, v, {.learning_rate = 0.1}, stream);
+    Tensor norm = tensor_of<double>({1}, {sum_of_squares(g, stream)});
+    return std::vector<Tensor>{p, m, v, norm};
+  });
+}
+
+TEST(AdamWErrors, ShapesAndStep) {
+  Stream stream;
+  Tensor a({4}, DType::kF32), b({5}, DType::kF32);
+  test::expect_error(ExitCode::kInternal, "gradients has shape [5], expected [4]",
+                     [&] { adamw(a, b, a, a, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "steps count from 1, not 0",
+                     [&] { adamw(a, a, a, a, {.step = 0}, stream); });
+}
+
+TEST(SumOfSquares, MatchesReference) {
+  Stream stream;
+  for (const std::int64_t count : {0, 1, 7, 8192, 30011}) {
+    const Tensor x = tensor_of<float>({count}, random_values("x", count));
+    const double expected = reference::sum_of_squares<double>(values_of<float>(x));
+    EXPECT_NEAR(sum_of_squares(x, stream), expected, 1e-13 * expected) << count;
+  }
+  // Squares that leave float's range.
+  EXPECT_NEAR(sum_of_squares(tensor_of<float>({2}, {3e30, 4e30}), stream), 2.5e61, 1e55);
+}
+
+TEST(SumOfSquares, ReportsNanAndInfinityAnywhere) {
+  Stream stream;
+  for (const std::size_t at : {std::size_t{0}, std::size_t{8191}, std::size_t{20000}}) {
+    Values values(20001, 1.0);
+    values[at] = kNan;
+    EXPECT_TRUE(std::isnan(sum_of_squares(tensor_of<float>({20001}, values), stream)));
+    values[at] = -kInfinity;
+    EXPECT_EQ(sum_of_squares(tensor_of<float>({20001}, values), stream), kInfinity);
+    EXPECT_EQ(sum_of_squares(tensor_of<double>({20001}, values), stream), kInfinity);
+  }
+}
+
+}  // namespace
+}  // namespace ttt::kernels

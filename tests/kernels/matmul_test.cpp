@@ -1,0 +1,225 @@
+#include "kernels/matmul.h"
+
+#include <gmock/gmock.h>
+#include <omp.h>
+
+#include <cstring>
+
+#include "kernels/cpu/bf16_gemm.h"
+#include "kernels/reference/matmul.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/tensors.h"
+
+namespace ttt::kernels {
+namespace {
+
+using test::expect_close;
+using test::expect_gradient;
+using test::random_values;
+using test::tensor_of;
+using test::values_of;
+using Complex = std::complex<double>;
+
+struct Sizes {
+  std::int64_t rows, inputs, outputs;
+};
+
+void PrintTo(const Sizes& s, std::ostream* os) {
+  *os << "N" << s.rows << " I" << s.inputs << " O" << s.outputs;
+}
+
+struct Products {
+  std::vector<double> y, d_x, d_w;
+};
+
+struct Case {
+  Sizes size;
+  std::vector<double> x, w, d_y, d_x_before, d_w_before;
+
+  explicit Case(const Sizes& s)
+      : size(s),
+        x(random_values("x", s.rows * s.inputs)),
+        w(random_values("w", s.outputs * s.inputs)),
+        d_y(random_values("d_y", s.rows * s.outputs)),
+        d_x_before(random_values("d_x_before", s.rows * s.inputs)),
+        d_w_before(random_values("d_w_before", s.outputs * s.inputs)) {}
+
+  [[nodiscard]] Products reference() const {
+    Products out{std::vector<double>(d_y.size()), d_x_before, d_w_before};
+    reference::linear_forward(x.data(), w.data(), out.y.data(), size.rows, size.inputs,
+                              size.outputs);
+    reference::linear_backward_input(d_y.data(), w.data(), out.d_x.data(), size.rows, size.inputs,
+                                     size.outputs);
+    reference::linear_backward_weight(d_y.data(), x.data(), out.d_w.data(), size.rows, size.inputs,
+                                      size.outputs);
+    return out;
+  }
+
+  // Operands as `operand`, results as `result`.
+  [[nodiscard]] Products cpu(DType operand, DType result, Precision precision) const {
+    Stream stream;
+    const Shape x_shape{size.rows, size.inputs};
+    const Shape w_shape{size.outputs, size.inputs};
+    const Shape y_shape{size.rows, size.outputs};
+    const Tensor tx = tensor_of(x, x_shape, operand);
+    const Tensor tw = tensor_of(w, w_shape, operand);
+    const Tensor tdy = tensor_of(d_y, y_shape, operand);
+    const Tensor y(y_shape, result);
+    fill(y, std::numeric_limits<double>::quiet_NaN());
+    const Tensor d_x = tensor_of(d_x_before, x_shape, result);
+    const Tensor d_w = tensor_of(d_w_before, w_shape, result);
+    linear_forward(tx, tw, y, precision, stream);
+    linear_backward_input(tdy, tw, d_x, Accumulate::kYes, precision, stream);
+    linear_backward_weight(tdy, tx, d_w, precision, stream);
+    return {values_of(y), values_of(d_x), values_of(d_w)};
+  }
+};
+
+std::vector<double> rounded_to_bf16(const std::vector<double>& values) {
+  std::vector<double> out;
+  for (const double v : values) {
+    out.push_back(static_cast<float>(BFloat16(static_cast<float>(v))));
+  }
+  return out;
+}
+
+void expect_products(const Products& actual, const Products& expected, double tolerance) {
+  expect_close("y", actual.y, expected.y, tolerance);
+  expect_close("d_x", actual.d_x, expected.d_x, tolerance);
+  expect_close("d_w", actual.d_w, expected.d_w, tolerance);
+}
+
+class Matmul : public testing::TestWithParam<Sizes> {};
+
+TEST_P(Matmul, DoubleEqualsReference) {
+  const Case c(GetParam());
+  expect_products(c.cpu(DType::kF64, DType::kF64, Precision::kNative), c.reference(), 1e-12);
+}
+
+TEST_P(Matmul, FloatEqualsReference) {
+  const Case c(GetParam());
+  // Rounding of the operands and of a sum of at most 800 terms: sqrt(800) * 2^-24 = 1.7e-6, and some spread.
+  expect_products(c.cpu(DType::kF32, DType::kF32, Precision::kNative), c.reference(), 5e-6);
+}
+
+TEST_P(Matmul, BFloat16IsTheProductOfRoundedOperands) {
+  Case c(GetParam());
+  const Products from_f32 = c.cpu(DType::kF32, DType::kF32, Precision::kBF16);
+  const Products from_bf16 = c.cpu(DType::kBF16, DType::kF32, Precision::kBF16);
+  c.x = rounded_to_bf16(c.x);
+  c.w = rounded_to_bf16(c.w);
+  c.d_y = rounded_to_bf16(c.d_y);
+  // Products of bf16 are exact in fp32; what remains is the rounding of the sums, as above.
+  expect_products(from_f32, c.reference(), 5e-6);
+  EXPECT_EQ(from_f32.y, from_bf16.y);
+  EXPECT_EQ(from_f32.d_x, from_bf16.d_x);
+  EXPECT_EQ(from_f32.d_w, from_bf16.d_w);
+}
+
+TEST_P(Matmul, BitsDoNotDependOnTheNumberOfThreads) {
+  const Case c(GetParam());
+  const int threads = omp_get_max_threads();
+  for (const Precision precision : {Precision::kNative, Precision::kBF16}) {
+    omp_set_num_threads(1);
+    const Products one = c.cpu(DType::kF32, DType::kF32, precision);
+    for (const int count : {2, 3}) {
+      omp_set_num_threads(count);
+      const Products many = c.cpu(DType::kF32, DType::kF32, precision);
+      EXPECT_EQ(one.y, many.y) << count;
+      EXPECT_EQ(one.d_x, many.d_x) << count;
+      EXPECT_EQ(one.d_w, many.d_w) << count;
+    }
+  }
+  omp_set_num_threads(threads);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, Matmul,
+                         testing::Values(Sizes{1, 1, 1}, Sizes{1, 64, 3}, Sizes{7, 5, 1},
+                                         Sizes{3, 1, 9}, Sizes{65, 33, 129}, Sizes{1, 800, 777},
+                                         Sizes{515, 97, 391}, Sizes{40, 401, 517}));
+
+TEST(MatmulReference, GradientsMatchComplexStep) {
+  const Sizes s{3, 4, 5};
+  const Case c(s);
+  Products zero{{}, std::vector<double>(c.x.size()), std::vector<double>(c.w.size())};
+  reference::linear_backward_input(c.d_y.data(), c.w.data(), zero.d_x.data(), 3, 4, 5);
+  reference::linear_backward_weight(c.d_y.data(), c.x.data(), zero.d_w.data(), 3, 4, 5);
+  const auto loss = [&](const std::vector<Complex>& x, const std::vector<Complex>& w) {
+    std::vector<Complex> y(c.d_y.size());
+    reference::linear_forward(x.data(), w.data(), y.data(), 3, 4, 5);
+    Complex sum{};
+    for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * c.d_y[i];
+    return sum;
+  };
+  const std::vector<Complex> x(c.x.begin(), c.x.end());
+  const std::vector<Complex> w(c.w.begin(), c.w.end());
+  expect_gradient("d_x", zero.d_x, c.x, [&](const auto& point) { return loss(point, w); });
+  expect_gradient("d_w", zero.d_w, c.w, [&](const auto& point) { return loss(x, point); });
+}
+
+// On CPUs without AMX the products above do not come here, but it must be right everywhere.
+TEST(BFloat16Gemm, IsTheProductOfRoundedOperands) {
+  const std::int64_t m = 33;
+  const std::int64_t n = 65;
+  const std::int64_t k = 130;
+  const std::vector<double> a = rounded_to_bf16(random_values("a", m * k));
+  const std::vector<double> b = rounded_to_bf16(random_values("b", n * k));
+  const Tensor a_half = tensor_of(a, {m, k}, DType::kBF16);
+  const Tensor b_half = tensor_of(b, {n, k}, DType::kBF16);
+  std::vector<double> expected(static_cast<std::size_t>(m * n));
+  reference::linear_forward(a.data(), b.data(), expected.data(), m, k, n);
+  const Tensor c = test::unset({m, n}, DType::kF32);
+  for (const bool accumulate : {false, true}) {
+    cpu::bf16_gemm(cpu::Op::kNone, cpu::Op::kTranspose, m, n, k, a_half.data<BFloat16>(), k,
+                   b_half.data<BFloat16>(), k, accumulate, c.data<float>(), n);
+    // Rounding of fp32 sums of 130 terms.
+    expect_close("c", values_of(c), expected, 2e-6);
+    for (double& value : expected) value *= 2;
+  }
+}
+
+TEST(MatmulContract, AccumulateNoOverwrites) {
+  Stream stream;
+  const Tensor d_y = tensor_of({2}, {1, 1}, DType::kF32);
+  const Tensor w = tensor_of({3, 4}, {1, 2}, DType::kF32);
+  const Tensor d_x = tensor_of({100, 100}, {1, 2}, DType::kF32);
+  for (const Precision precision : {Precision::kNative, Precision::kBF16}) {
+    linear_backward_input(d_y, w, d_x, Accumulate::kNo, precision, stream);
+    EXPECT_THAT(values_of(d_x), testing::ElementsAre(6, 8));
+    linear_backward_input(d_y, w, d_x, Accumulate::kYes, precision, stream);
+    EXPECT_THAT(values_of(d_x), testing::ElementsAre(12, 16));
+  }
+}
+
+TEST(MatmulContract, NoRowsLeaveTheWeightGradientAlone) {
+  Stream stream;
+  for (const Precision precision : {Precision::kNative, Precision::kBF16}) {
+    const Tensor d_w = tensor_of({5, 6}, {1, 2}, DType::kF32);
+    linear_backward_weight(Tensor({0, 1}, DType::kF32), Tensor({0, 2}, DType::kF32), d_w, precision,
+                           stream);
+    EXPECT_THAT(values_of(d_w), testing::ElementsAre(5, 6));
+  }
+}
+
+TEST(MatmulContract, WrongShapesAndTypesAreNamed) {
+  Stream stream;
+  const Tensor x({2, 3}, DType::kF32);
+  const Tensor w({4, 3}, DType::kF32);
+  const Tensor wide({4, 3}, DType::kF64);
+  const Tensor y({2, 5}, DType::kF32);
+  const Tensor good({2, 4}, DType::kF32);
+  const auto message = [&](const Tensor& weight, const Tensor& out) -> std::string {
+    try {
+      linear_forward(x, weight, out, Precision::kNative, stream);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kInternal);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_THAT(message(w, y), testing::HasSubstr("y has shape [2, 5], expected [2, 4]"));
+  EXPECT_THAT(message(wide, good), testing::HasSubstr("operands F32 and F64"));
+}
+
+}  // namespace
+}  // namespace ttt::kernels

@@ -1,0 +1,197 @@
+#include "kernels/norm.h"
+
+#include <gtest/gtest.h>
+
+#include "kernels/reference/norm.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/kernel_check.h"
+
+namespace ttt::kernels {
+namespace {
+
+using test::Complex;
+using test::expect_close;
+using test::expect_gradient;
+using test::random_values;
+using test::tensor_of;
+using test::to_complex;
+using test::values_of;
+using test::weighted_sum;
+using Values = std::vector<double>;
+
+constexpr double kEpsilon = 1e-6;
+
+struct Sizes {
+  std::int64_t rows, channels;
+};
+
+class Norm : public ::testing::TestWithParam<Sizes> {
+ protected:
+  std::int64_t rows = GetParam().rows;
+  std::int64_t channels = GetParam().channels;
+  std::size_t num_rows = static_cast<std::size_t>(rows);
+  std::size_t num_channels = static_cast<std::size_t>(channels);
+  Values x = random_values("x", rows* channels);
+  Values w = random_values("w", channels);
+  Values b = random_values("b", channels);
+  Values d_y = random_values("d_y", rows* channels);
+};
+
+TEST_P(Norm, RmsReferenceBackwardMatchesComplexStep) {
+  Values y(x.size()), rstd(num_rows), d_x(x.size()), d_w(num_channels, 0.0);
+  reference::rms_norm_forward<double>(x, w, y, rstd, kEpsilon);
+  reference::rms_norm_backward<double>(x, w, rstd, d_y, d_x, d_w);
+  const auto loss = [&](const std::vector<Complex>& x_in, const std::vector<Complex>& w_in) {
+    std::vector<Complex> y_out(x.size()), rstd_out(num_rows);
+    reference::rms_norm_forward<Complex>(x_in, w_in, y_out, rstd_out, kEpsilon);
+    return weighted_sum(d_y, y_out);
+  };
+  expect_gradient("d_x", d_x, x, [&](const auto& in) { return loss(in, to_complex(w)); });
+  expect_gradient("d_w", d_w, w, [&](const auto& in) { return loss(to_complex(x), in); });
+}
+
+TEST_P(Norm, LayerReferenceBackwardMatchesComplexStep) {
+  Values y(x.size()), mean(num_rows), rstd(num_rows), d_x(x.size());
+  Values d_w(num_channels, 0.0), d_b(num_channels, 0.0);
+  reference::layer_norm_forward<double>(x, w, b, y, mean, rstd, kEpsilon);
+  reference::layer_norm_backward<double>(x, w, mean, rstd, d_y, d_x, d_w, d_b);
+  const auto loss = [&](const std::vector<Complex>& x_in, const std::vector<Complex>& w_in,
+                        const std::vector<Complex>& b_in) {
+    std::vector<Complex> y_out(x.size()), mean_out(num_rows), rstd_out(num_rows);
+    reference::layer_norm_forward<Complex>(x_in, w_in, b_in, y_out, mean_out, rstd_out, kEpsilon);
+    return weighted_sum(d_y, y_out);
+  };
+  const auto cx = to_complex(x), cw = to_complex(w), cb = to_complex(b);
+  expect_gradient("d_x", d_x, x, [&](const auto& in) { return loss(in, cw, cb); });
+  expect_gradient("d_w", d_w, w, [&](const auto& in) { return loss(cx, in, cb); });
+  expect_gradient("d_b", d_b, b, [&](const auto& in) { return loss(cx, cw, in); });
+}
+
+// Both norms of type T against the reference on the same rounded inputs. d_w and d_b start at 1 and backward runs
+// twice, which shows that they are added to; d_x is written over d_y, which the header allows.
+template <typename T>
+void compare_with_reference(const Sizes& size, const Values& x_in, const Values& w_in,
+                            const Values& b_in, const Values& d_y_in, double tolerance) {
+  const Shape matrix{size.rows, size.channels};
+  const Tensor x = tensor_of<T>(matrix, x_in);
+  const Tensor w = tensor_of<T>({size.channels}, w_in);
+  const Tensor b = tensor_of<T>({size.channels}, b_in);
+  const Values xr = values_of<T>(x), wr = values_of<T>(w), br = values_of<T>(b);
+  const Values dr = values_of<T>(tensor_of<T>(matrix, d_y_in));
+  const auto rows = static_cast<std::size_t>(size.rows);
+  Values y_ref(xr.size()), mean_ref(rows), rstd_ref(rows), d_x_ref(xr.size());
+  Tensor y(matrix, kDType<T>), mean({size.rows}, kDType<T>), rstd({size.rows}, kDType<T>);
+  Stream stream;
+  for (const bool layer : {false, true}) {
+    Values d_w_ref(wr.size(), 1.0), d_b_ref(wr.size(), 1.0);
+    Tensor d_w = tensor_of<T>({size.channels}, d_w_ref);
+    Tensor d_b = tensor_of<T>({size.channels}, d_b_ref);
+    if (layer) {
+      layer_norm_forward(x, w, b, y, mean, rstd, kEpsilon, stream);
+      reference::layer_norm_forward<double>(xr, wr, br, y_ref, mean_ref, rstd_ref, kEpsilon);
+      expect_close("mean", mean.span<T>(), mean_ref, tolerance);
+    } else {
+      rms_norm_forward(x, w, y, rstd, kEpsilon, stream);
+      reference::rms_norm_forward<double>(xr, wr, y_ref, rstd_ref, kEpsilon);
+    }
+    expect_close("y", y.span<T>(), y_ref, tolerance);
+    expect_close("rstd", rstd.span<T>(), rstd_ref, tolerance);
+    for (int call = 0; call < 2; ++call) {
+      Tensor d = tensor_of<T>(matrix, d_y_in);
+      if (layer) {
+        layer_norm_backward(x, w, mean, rstd, d, d, d_w, d_b, stream);
+        reference::layer_norm_backward<double>(xr, wr, mean_ref, rstd_ref, dr, d_x_ref, d_w_ref,
+                                               d_b_ref);
+      } else {
+        rms_norm_backward(x, w, rstd, d, d, d_w, stream);
+        reference::rms_norm_backward<double>(xr, wr, rstd_ref, dr, d_x_ref, d_w_ref);
+      }
+      // One channel's d_x is a difference of equal numbers (0 but for epsilon): compare to the scale of its terms.
+      if (size.channels > 1) expect_close("d_x", d.span<T>(), d_x_ref, tolerance);
+    }
+    expect_close("d_w", d_w.span<T>(), d_w_ref, tolerance);
+    if (layer) expect_close("d_b", d_b.span<T>(), d_b_ref, tolerance);
+  }
+}
+
+TEST_P(Norm, CpuDoubleMatchesReference) {
+  compare_with_reference<double>(GetParam(), x, w, b, d_y, 1e-13);
+}
+
+// Some ten roundings of 6e-8 an element; row statistics and sums over rows are double.
+TEST_P(Norm, CpuFloatMatchesReference) {
+  compare_with_reference<float>(GetParam(), x, w, b, d_y, 3e-6);
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, Norm,
+                         ::testing::Values(Sizes{1, 1}, Sizes{1, 7}, Sizes{5, 1}, Sizes{3, 13},
+                                           Sizes{67, 9}));
+
+TEST(NormStatistics, MayBeLeftOut) {
+  Stream stream;
+  const Tensor x = tensor_of<double>({3, 5}, random_values("x", 15));
+  const Tensor w = tensor_of<double>({5}, random_values("w", 5));
+  Tensor with({3, 5}, DType::kF64), without({3, 5}, DType::kF64);
+  Tensor mean({3}, DType::kF64), rstd({3}, DType::kF64);
+  rms_norm_forward(x, w, with, rstd, kEpsilon, stream);
+  rms_norm_forward(x, w, without, {}, kEpsilon, stream);
+  EXPECT_EQ(values_of<double>(with), values_of<double>(without));
+  layer_norm_forward(x, w, w, with, mean, rstd, kEpsilon, stream);
+  layer_norm_forward(x, w, w, without, {}, {}, kEpsilon, stream);
+  EXPECT_EQ(values_of<double>(with), values_of<double>(without));
+}
+
+// A mean of 1e4 against a deviation of 1 would lose 8 of 7 digits in E[x^2] - E[x]^2 of float.
+TEST(NormStatistics, VarianceSurvivesALargeMean) {
+  Values shifted = random_values("x", 2 * 257);
+  for (double& value : shifted) value += 1e4;
+  const Tensor x = tensor_of<float>({2, 257}, shifted);
+  const Tensor w = tensor_of<float>({257}, Values(257, 1.0));
+  const Tensor b = tensor_of<float>({257}, Values(257, 0.0));
+  Tensor y({2, 257}, DType::kF32), rstd({2}, DType::kF32);
+  Stream stream;
+  layer_norm_forward(x, w, b, y, {}, rstd, kEpsilon, stream);
+  Values y_ref(2 * 257), mean_ref(2), rstd_ref(2);
+  reference::layer_norm_forward<double>(values_of<float>(x), values_of<float>(w),
+                                        values_of<float>(b), y_ref, mean_ref, rstd_ref, kEpsilon);
+  expect_close("rstd", rstd.span<float>(), rstd_ref, 1e-6);
+  expect_close("y", y.span<float>(), y_ref, 1e-3);  // the mean itself is rounded to 1e4 * 6e-8
+}
+
+template <typename T>
+std::vector<Tensor> all_outputs(std::int64_t rows, std::int64_t channels) {
+  Stream stream;
+  const Tensor x = tensor_of<T>({rows, channels}, random_values("x", rows * channels));
+  const Tensor w = tensor_of<T>({channels}, random_values("w", channels));
+  const Tensor d_y = tensor_of<T>({rows, channels}, random_values("d_y", rows * channels));
+  std::vector<Tensor> out;
+  for (int i = 0; i < 4; ++i) out.emplace_back(Shape{rows, channels}, kDType<T>);
+  for (int i = 0; i < 3; ++i) out.emplace_back(Shape{rows}, kDType<T>);
+  for (int i = 0; i < 3; ++i) out.push_back(Tensor::zeros(Shape{channels}, kDType<T>));
+  rms_norm_forward(x, w, out[0], out[4], kEpsilon, stream);
+  rms_norm_backward(x, w, out[4], d_y, out[1], out[7], stream);
+  layer_norm_forward(x, w, w, out[2], out[5], out[6], kEpsilon, stream);
+  layer_norm_backward(x, w, out[5], out[6], d_y, out[3], out[8], out[9], stream);
+  return out;
+}
+
+TEST(NormThreads, BitsDoNotDependOnTheirNumber) {
+  test::expect_same_bits_for_any_thread_count([] { return all_outputs<float>(2501, 37); });
+  test::expect_same_bits_for_any_thread_count([] { return all_outputs<double>(331, 65); });
+}
+
+TEST(NormErrors, NameTheArgument) {
+  Stream stream;
+  Tensor x({2, 3}, DType::kF32), w({4}, DType::kF32), y({2, 3}, DType::kF32);
+  test::expect_error(ExitCode::kInternal, "w has shape [4], expected [3]",
+                     [&] { rms_norm_forward(x, w, y, {}, kEpsilon, stream); });
+  Tensor half({2, 3}, DType::kBF16), w3({3}, DType::kF32);
+  test::expect_error(ExitCode::kInternal, "F32 or F64 needed, not BF16",
+                     [&] { rms_norm_forward(half, w3, y, {}, kEpsilon, stream); });
+  Tensor y64({2, 3}, DType::kF64);
+  test::expect_error(ExitCode::kInternal, "of F64 read as F32",
+                     [&] { layer_norm_forward(x, w3, w3, y64, {}, {}, kEpsilon, stream); });
+}
+
+}  // namespace
+}  // namespace ttt::kernels

@@ -1,0 +1,67 @@
+#pragma once
+// What the tests of kernels/*.h share: tensors made of doubles, thread counts, contract errors.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cstring>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/base/error.h"
+#include "core/base/tensor.h"
+
+namespace ttt::test {
+
+/// A tensor of type T holding these values, rounded.
+template <typename T>
+Tensor tensor_of(const Shape& shape, const std::vector<double>& values) {
+  TTT_CHECK(static_cast<std::size_t>(shape.numel()) == values.size(), "{} values for shape {}",
+            values.size(), shape.str());
+  Tensor result(shape, kDType<T>);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    result.data<T>()[i] = static_cast<T>(values[i]);
+  }
+  return result;
+}
+
+/// The values as double; what a reference in double sees of rounded inputs.
+template <typename T>
+std::vector<double> values_of(const Tensor& tensor) {
+  return {tensor.span<T>().begin(), tensor.span<T>().end()};
+}
+
+/// Runs `outputs() -> std::vector<Tensor>` on 1, 2 and 3 OpenMP threads; all bits must agree.
+template <typename Outputs>
+void expect_same_bits_for_any_thread_count(Outputs&& outputs) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const std::vector<Tensor> expected = outputs();
+  for (const int threads : {2, 3}) {
+    omp_set_num_threads(threads);
+    const std::vector<Tensor> actual = outputs();
+    ASSERT_EQ(actual.size(), expected.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const auto bytes = static_cast<std::size_t>(expected[i].view().num_bytes());
+      EXPECT_EQ(std::memcmp(actual[i].view().raw(), expected[i].view().raw(), bytes), 0)
+          << "output " << i << " differs on " << threads << " threads";
+    }
+  }
+  omp_set_num_threads(before);
+}
+
+/// `statement` must throw Error with this code and a message that contains `text`.
+template <typename Statement>
+void expect_error(ExitCode code, const std::string& text, Statement&& statement) {
+  try {
+    statement();
+    ADD_FAILURE() << "no error; expected: " << text;
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code);
+    EXPECT_THAT(error.what(), ::testing::HasSubstr(text));
+  }
+}
+
+}  // namespace ttt::test
