@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "kernels/activation.h"
+
 namespace ttt::dist {
 namespace {
 
@@ -42,24 +44,6 @@ std::string nearest_shards(std::int64_t virtual_shards, std::int64_t num_ranks) 
   return above == num_ranks ? fmt::format("{}", above) : fmt::format("{} or {}", above / 2, above);
 }
 
-template <typename T>
-void add_span(const T* right, T* left, std::int64_t count) {
-#pragma omp parallel for simd schedule(static) if (count > 65536)
-  for (std::int64_t i = 0; i < count; ++i) {
-    left[i] = left[i] + right[i];
-  }
-}
-
-/// left = left + right. Either may hold the lower shard: for the bits of a sum only the pairing
-/// matters, IEEE addition commutes.
-void add(const TensorView& right, const TensorView& left) {
-  if (left.dtype() == DType::kF64) {
-    add_span(right.data<double>(), left.data<double>(), left.numel());
-  } else {
-    add_span(right.data<float>(), left.data<float>(), left.numel());
-  }
-}
-
 struct Range {
   std::int64_t begin;
   std::int64_t end;
@@ -88,7 +72,7 @@ void reduce_by_halving(Communicator& communicator, const TensorView& sum, const 
     const Range kept = kept_half(ranges.back(), distance);
     const Range given = given_half(ranges.back(), distance);
     communicator.exchange(part(sum, given), part(buffer, kept), rank ^ distance, stream);
-    add(part(buffer, kept), part(sum, kept));
+    kernels::add(part(buffer, kept), part(sum, kept), stream);
     ranges.push_back(kept);
   }
   for (int distance = communicator.size() / 2; distance >= 1; distance /= 2) {
@@ -110,7 +94,7 @@ void reduce_to_root(Communicator& communicator, const TensorView& sum, const Ten
     }
     if (rank + distance < communicator.size()) {
       communicator.recv(buffer, rank + distance, stream);
-      add(buffer, sum);
+      kernels::add(buffer, sum, stream);
     }
   }
   communicator.broadcast(sum, 0, stream);
@@ -157,20 +141,19 @@ TensorView TreeAccumulator::slot() {
 
 void TreeAccumulator::push(Stream& stream) {
   TTT_CHECK(slot_.has_value(), "push without a slot");
-  stream.synchronize();
   pending_.push_back({std::move(*slot_), 1});
   slot_.reset();
   ++num_pushed_;
   while (pending_.size() >= 2 &&
          pending_[pending_.size() - 2].num_shards == pending_.back().num_shards) {
-    merge_last_two();
+    merge_last_two(stream);
   }
 }
 
-void TreeAccumulator::merge_last_two() {
+void TreeAccumulator::merge_last_two(Stream& stream) {
   Subtree right = std::move(pending_.back());
   pending_.pop_back();
-  add(right.sum, pending_.back().sum);
+  kernels::add(right.sum, pending_.back().sum, stream);
   pending_.back().num_shards += right.num_shards;
   free_.push_back(std::move(right.sum));
 }
@@ -184,7 +167,7 @@ void TreeAccumulator::finish(Communicator& communicator, TensorView out, Stream&
   TTT_CHECK(out.dtype() == dtype_, "out is {}, the sum is {}", name_of(out.dtype()),
             name_of(dtype_));
   while (pending_.size() >= 2) {  // an odd number of shards on one rank
-    merge_last_two();
+    merge_last_two(stream);
   }
   copy(pending_.back().sum, out);
   free_.push_back(std::move(pending_.back().sum));  // from here on only a receive buffer

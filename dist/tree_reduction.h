@@ -8,7 +8,8 @@
 //
 //   V = 6:   ((0 + 1) + (2 + 3)) + (4 + 5)
 //
-// Numerics: F32 or F64, one addition a node, in the elements' own type.
+// Numerics: F32 or F64, one addition a node, in the elements' own type. Which operand is the left
+//   one does not matter: IEEE addition commutes.
 // Source: MPICH's recursive halving (Thakur et al., IJHPCA 19(1), 2005) with the distances reversed,
 //   1, 2, 4, ..., so that neighbours are added first.
 
@@ -51,7 +52,7 @@ class TreeAccumulator {
   };
 
   Tensor take_buffer();
-  void merge_last_two();
+  void merge_last_two(Stream& stream);
 
   Shape shape_;
   DType dtype_;
