@@ -154,6 +154,15 @@ T* pair_rows(const Extents& e, const TensorView& view, std::int64_t pair, std::i
   return view.data<T>() + ((b * e.tokens + token) * e.heads + h) * e.features;
 }
 
+/// Asks for `rows` strided rows ahead of their use; the hardware does not foresee jumps of H * F elements.
+template <typename T>
+void prefetch_rows(std::int64_t rows, std::int64_t columns, const T* first, std::int64_t stride) {
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < columns; j += kLine) __builtin_prefetch(first + i * stride + j);
+  }
+}
+
 /// One mini-batch, gathered. [k; q] is one matrix of 2 * rows rows.
 template <typename T>
 struct Block {
