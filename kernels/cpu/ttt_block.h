@@ -154,12 +154,20 @@ T* pair_rows(const Extents& e, const TensorView& view, std::int64_t pair, std::i
   return view.data<T>() + ((b * e.tokens + token) * e.heads + h) * e.features;
 }
 
-/// Asks for `rows` strided rows ahead of their use; the hardware does not foresee jumps of H * F elements.
+/// Asks for the rows of mini-batch `index`, if there is one, ahead of their use: the hardware does not foresee jumps of
+/// H * F elements. One tensor at a time, between two products: few misses can be under way at once.
 template <typename T>
-void prefetch_rows(std::int64_t rows, std::int64_t columns, const T* first, std::int64_t stride) {
+void prefetch_rows(const Extents& e, const TensorView& view, std::int64_t pair,
+                   std::int64_t index) {
+  if (index < 0 || index >= e.num_blocks()) return;
   constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t token = index * e.mini_batch_size;
+  const std::int64_t rows = std::min(e.mini_batch_size, e.tokens - token);
+  const T* first = pair_rows<T>(e, view, pair, token);
   for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < columns; j += kLine) __builtin_prefetch(first + i * stride + j);
+    for (std::int64_t j = 0; j < e.features; j += kLine) {
+      __builtin_prefetch(first + i * e.heads * e.features + j);
+    }
   }
 }
 
