@@ -108,8 +108,11 @@ void backward_block(const Extents& e, const TttInputs& inputs, const TensorView&
     simd::store(w.d_k.row(i) + j, Vec<T>{});
   });
   std::fill_n(w.d_lr, simd::padded<T>(e.block_rows), T(0));
-  prefetch_rows<T>(e, d_out, pair, index - 1);
+  prefetch_rows<T, Access::kWrite>(e, gradients.d_q, pair, index);
+  prefetch_rows<T, Access::kWrite>(e, gradients.d_k, pair, index);
   w.learner.backward(w.block, tape, w.d_out, w.d_state, {w.d_k, w.d_q, w.d_v}, sums);
+  prefetch_rows<T, Access::kWrite>(e, gradients.d_v, pair, index - 1);
+  prefetch_rows<T>(e, d_out, pair, index - 1);
   if (e.inner_norm) {
     // The target is v - k.
     for_each_vector<T>(r, e.features, [&](std::int64_t i, std::int64_t j) {

@@ -156,7 +156,8 @@ T* pair_rows(const Extents& e, const TensorView& view, std::int64_t pair, std::i
 
 /// Asks for the rows of mini-batch `index`, if there is one, ahead of their use: the hardware does not foresee jumps of
 /// H * F elements. One tensor at a time, between two products: few misses can be under way at once.
-template <typename T>
+enum class Access { kRead, kWrite };
+template <typename T, Access kAccess = Access::kRead>
 void prefetch_rows(const Extents& e, const TensorView& view, std::int64_t pair,
                    std::int64_t index) {
   if (index < 0 || index >= e.num_blocks()) return;
@@ -166,7 +167,7 @@ void prefetch_rows(const Extents& e, const TensorView& view, std::int64_t pair,
   const T* first = pair_rows<T>(e, view, pair, token);
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < e.features; j += kLine) {
-      __builtin_prefetch(first + i * e.heads * e.features + j);
+      __builtin_prefetch(first + i * e.heads * e.features + j, kAccess == Access::kWrite ? 1 : 0);
     }
   }
 }
