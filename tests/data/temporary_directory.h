@@ -1,0 +1,63 @@
+#pragma once
+// A directory for one test, and what is done with files and errors in all of data's tests.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <string_view>
+
+#include "core/base/error.h"
+
+namespace ttt::data {
+
+class TemporaryDirectory {
+ public:
+  TemporaryDirectory() {
+    std::string name = (std::filesystem::temp_directory_path() / "ttt-test-XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr) fail(ExitCode::kIo, "no temporary directory");
+    path_ = name;
+  }
+  ~TemporaryDirectory() {
+    std::error_code error;
+    std::filesystem::remove_all(path_, error);
+  }
+  TemporaryDirectory(const TemporaryDirectory&) = delete;
+  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
+
+  [[nodiscard]] std::string path(const std::string& name) const { return path_ + "/" + name; }
+  /// Writes a file, with the directories above it, and returns its path.
+  [[nodiscard]] std::string write(const std::string& name, std::string_view bytes) const {
+    const std::string file = path(name);
+    std::filesystem::create_directories(std::filesystem::path(file).parent_path());
+    std::ofstream(file, std::ios::binary) << bytes;
+    return file;
+  }
+
+ private:
+  std::string path_;
+};
+
+inline std::string contents_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+/// Expects Error(code) from `function`, with each of `parts` in its message.
+template <typename Function>
+void expect_error(ExitCode code, std::initializer_list<std::string> parts, Function function) {
+  try {
+    function();
+  } catch (const Error& error) {
+    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
+    for (const std::string& part : parts) EXPECT_THAT(error.what(), testing::HasSubstr(part));
+    return;
+  }
+  ADD_FAILURE() << "no error of code " << static_cast<int>(code);
+}
+
+}  // namespace ttt::data
