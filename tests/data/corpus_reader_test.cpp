@@ -169,7 +169,7 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{"{\"text\": \"a\", \"text\": \"b\"}", "\"text\" twice"},
                     BadLine{"[1]", "an array, not an object"},
                     BadLine{"\"text\"", "a string, not an object"},
-                    BadLine{"{\"text\": \"a\xff\"}", "byte 27 (0xff) is not UTF-8"}));
+                    BadLine{"{\"text\": \"a\xff\"}", "byte 28 (0xff) is not UTF-8"}));
 
 TEST(CorpusReader, InvalidUtf8InTextFilesNamesTheByte) {
   const TemporaryDirectory directory;

@@ -96,7 +96,10 @@ TEST_F(SentencePiece, EncodesAsTheLibraryDoesAndDecodesExactly) {
       piece_ids.push_back(processor.PieceToId(piece));
     }
     EXPECT_EQ(ids.size(), pieces.size());
-    if (text.find('\xf0') == std::string::npos) EXPECT_EQ(ids, piece_ids) << text;
+    // Pieces of characters outside the model are theirs, the ids those of their bytes.
+    if (text.find('\xf0') == std::string::npos) {
+      EXPECT_EQ(ids, piece_ids) << text;
+    }
     EXPECT_EQ(tokenizer->decode(ids), text);
     EXPECT_EQ(processor.DecodeIds(ids), text);
   }
