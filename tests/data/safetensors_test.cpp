@@ -54,7 +54,7 @@ TEST(Safetensors, RoundTripKeepsBitsShapesAndMetadata) {
   expect_error(ExitCode::kCorruptInput, "no tensor 'q'", [&] { (void)file.read("q"); });
 
   std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes_of(path).data(), sizeof(header_bytes));
+  std::memcpy(&header_bytes, contents_of(path).data(), sizeof(header_bytes));
   EXPECT_EQ(header_bytes % 8, 0U);
   EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
 }
@@ -167,7 +167,7 @@ TEST(Safetensors, FlippedHeaderBytesNeverCrash) {
   const Tensor a = numbers(Shape{4, 2}, DType::kF32);
   const Tensor b = numbers(Shape{3}, DType::kBF16);
   write_safetensors(path, std::vector<NamedTensor>{{"first", a}, {"second", b}});
-  const std::string original = bytes_of(path);
+  const std::string original = contents_of(path);
   for (std::size_t at = 0; at < original.size() - 38; ++at) {
     for (const int bit : {0, 3, 7}) {
       std::string bytes = original;

@@ -31,6 +31,7 @@ class TemporaryDirectory {
 
   [[nodiscard]] const std::string& str() const { return path_; }
   [[nodiscard]] std::string path(const std::string& name) const { return path_ + "/" + name; }
+  [[nodiscard]] std::string operator/(const std::string& name) const { return path(name); }
   /// Writes a file, with the directories above it, and returns its path.
   [[nodiscard]] std::string write(const std::string& name, std::string_view bytes) const {
     const std::string file = path(name);
