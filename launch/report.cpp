@@ -16,6 +16,7 @@
 #include "launch/csv_table.h"
 #include "launch/metrics_log.h"
 #include "launch/progress_line.h"
+#include "launch/smoothing.h"
 #include "launch/svg_plot.h"
 
 namespace ttt::launch {
@@ -27,9 +28,8 @@ using Entries = std::vector<std::pair<std::string, std::string>>;
 constexpr const char* kStyle = R"(
 body { margin: 0; background: #f5f6f8; color: #1c1e21; font: 15px/1.45 system-ui, Helvetica, Arial, sans-serif; }
 main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 60px; }
-h1 { font-size: 26px; margin: 0 0 2px; }
+h1 { font-size: 26px; margin: 0 0 16px; }
 h2 { font-size: 18px; margin: 36px 0 12px; }
-.path { color: #667; margin: 0 0 20px; word-break: break-all; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 12px; }
 .tile { background: #fff; border: 1px solid #e1e4e8; border-radius: 8px; padding: 12px 14px; }
 .tile b { display: block; font-size: 23px; font-variant-numeric: tabular-nums; }
@@ -88,49 +88,6 @@ Series series_of(const Rows& rows, const std::string& kind, const std::string& k
   return series;
 }
 
-/// The mean over a window of a twentieth of the points around each; gaps stay gaps.
-Series smoothed(const Series& raw) {
-  Series smooth = raw;
-  const auto count = static_cast<std::int64_t>(raw.y.size());
-  std::vector<double> sums(raw.y.size() + 1, 0.0);
-  std::vector<std::int64_t> counts(raw.y.size() + 1, 0);
-  for (std::size_t i = 0; i < raw.y.size(); ++i) {
-    const bool counts_here = std::isfinite(raw.y[i]);
-    sums[i + 1] = sums[i] + (counts_here ? raw.y[i] : 0.0);
-    counts[i + 1] = counts[i] + (counts_here ? 1 : 0);
-  }
-  for (std::int64_t i = 0; i < count; ++i) {
-    // The window shrinks towards both ends, which keeps it centred and the ends true.
-    const std::int64_t half = std::min({count / 40, i, count - 1 - i});
-    const auto begin = static_cast<std::size_t>(i - half);
-    const auto end = static_cast<std::size_t>(i + half + 1);
-    if (std::isfinite(raw.y[static_cast<std::size_t>(i)])) {
-      smooth.y[static_cast<std::size_t>(i)] =
-          (sums[end] - sums[begin]) / static_cast<double>(counts[end] - counts[begin]);
-    }
-  }
-  return smooth;
-}
-
-/// Raw points, pale, under their smoothed curve; few points are drawn as they are.
-void add_curve(Plot& plot, Series series, const std::string& name) {
-  constexpr std::size_t kFewPoints = 60;
-  const int color = static_cast<int>(std::count_if(
-      plot.series.begin(), plot.series.end(), [](const Series& item) { return !item.is_faint; }));
-  series.color = color;
-  if (series.x.size() > kFewPoints) {
-    Series smooth = smoothed(series);
-    smooth.name = name.empty() ? "smoothed" : name;
-    series.name = name.empty() ? "each step" : "";
-    series.is_faint = true;
-    plot.series.push_back(std::move(series));
-    plot.series.push_back(std::move(smooth));
-  } else {
-    series.name = name;
-    plot.series.push_back(std::move(series));
-  }
-}
-
 Plot make_plot(const std::string& title, const std::string& x_label, const std::string& y_label) {
   Plot plot;
   plot.title = title;
@@ -153,7 +110,40 @@ bool spans_decades(const Series& series) {
       high = std::max(high, y);
     }
   }
-  return high > 30 * low;
+  return high > 10 * low;
+}
+
+/// Both losses without the steep beginning, which hides what comes after; empty for short runs.
+std::string late_loss_plot(const Rows& rows) {
+  Plot plot = make_plot("Loss after the first tenth", "step", "loss (nats a token)");
+  const auto last_step = [](const Series& series) {
+    return series.x.empty() ? 0 : series.x.back();
+  };
+  Series training = series_of(rows, "train", "loss");
+  Series validation = series_of(rows, "eval", "loss");
+  const double begin = last_step(training) / 10;
+  const auto late = [&](const Series& series) {
+    Series kept;
+    for (std::size_t i = 0; i < series.x.size(); ++i) {
+      if (series.x[i] > begin) {
+        kept.x.push_back(series.x[i]);
+        kept.y.push_back(series.y[i]);
+      }
+    }
+    return kept;
+  };
+  training = late(training);
+  validation = late(validation);
+  if (training.x.size() < 20 || !has_points(training)) {
+    return "";
+  }
+  add_curve(plot, std::move(training), "training");
+  if (has_points(validation)) {
+    validation.name = "validation";
+    validation.color = 1;
+    plot.series.push_back(std::move(validation));
+  }
+  return render_svg(plot);
 }
 
 std::string training_plots(const Rows& rows) {
@@ -166,7 +156,7 @@ std::string training_plots(const Rows& rows) {
     bool may_be_log;
   };
   constexpr std::array kCurves = {
-      Curve{"train", "loss", "Training loss", "loss (nats a token)", true, true},
+      Curve{"train", "loss", "Training loss", "loss (nats a token)", true, false},
       Curve{"eval", "loss", "Validation loss", "loss (nats a token)", false, false},
       Curve{"train", "learning_rate", "Learning rate", "learning rate", false, false},
       Curve{"train", "grad_norm", "Gradient norm before clipping", "norm", true, true},
@@ -186,6 +176,9 @@ std::string training_plots(const Rows& rows) {
       plot.series.push_back(std::move(series));
     }
     html += render_svg(plot);
+    if (&curve == kCurves.data()) {
+      html += late_loss_plot(rows);
+    }
   }
   return html.empty() ? "" : "<h2>Training</h2>\n<div class=\"plots\">\n" + html + "</div>\n";
 }
@@ -197,12 +190,15 @@ std::string position_plot(const std::string& path) {
   const CsvTable table = read_csv(path);
   const auto& positions = table.column("position");
   Plot plot =
-      make_plot("Loss by position in the context", "position (tokens)", "loss (nats a token)");
+      make_plot("Loss by position in the context", "tokens of context", "loss (nats a token)");
+  plot.log_x = true;
   plot.width = 1160;
   for (std::size_t i = 0; i < table.names.size(); ++i) {
     if (table.names[i] != "position") {
       Series series;
-      series.x = positions;
+      for (const double position : positions) {
+        series.x.push_back(position + 1);  // counted from 0: the first token is its own context
+      }
       series.y = table.columns[i];
       add_curve(plot, std::move(series), table.names[i]);
     }
@@ -347,8 +343,8 @@ void write_report(const std::string& run_directory, const std::string& configura
       "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>" +
       title + "</title>\n<style>" + kStyle + "</style>\n</head>\n<body>\n<main>\n<h1>" + title +
-      "</h1>\n<p class=\"path\">" + escape_markup(run_directory) + "</p>\n" + headline(rows) +
-      training_plots(rows) + position_plot(run_directory + "/loss_by_position.csv") +
+      "</h1>\n" + headline(rows) + training_plots(rows) +
+      position_plot(run_directory + "/loss_by_position.csv") +
       inner_loss_plots(run_directory + "/inner_loss.csv") + configuration_table(entries) +
       "</main>\n</body>\n</html>\n";
   replace_file(run_directory + "/report.html", html);
