@@ -142,7 +142,7 @@ std::vector<std::string> find_model_problems(const ModelConfig& model) {
   problems.positive("model.rope_theta", model.rope_theta());
   if (model.mixer() == TTT_LINEAR || model.mixer() == TTT_MLP) {
     problems.at_least("model.ttt.mini_batch_size", model.ttt().mini_batch_size(), 0);
-    problems.at_least_zero("model.ttt.base_learning_rate", model.ttt().base_learning_rate());
+    problems.positive("model.ttt.base_learning_rate", model.ttt().base_learning_rate());
     if (model.mixer() == TTT_MLP) {
       in_range("model.ttt.mlp_expansion", model.ttt().mlp_expansion(), kMaxWidth);
       if (model.ttt().initial_state() == TttConfig::ZERO) {

@@ -1,5 +1,6 @@
 #include "launch/run_output.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cmath>

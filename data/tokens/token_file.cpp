@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "core/base/error.h"
@@ -112,7 +113,8 @@ TokenArray TokenArray::open(const std::vector<std::string>& paths, Split split) 
   if (paths.empty()) fail(ExitCode::kUsage, "no {} token files are named", name_of(split));
   TokenArray array;
   for (const std::string& path : paths) {
-    if (std::filesystem::is_directory(path)) {
+    std::error_code error;  // what cannot be told is reported when it is opened
+    if (std::filesystem::is_directory(path, error)) {
       const auto files = files_of_directory(path, split);
       array.files_.insert(array.files_.end(), files.begin(), files.end());
     } else {

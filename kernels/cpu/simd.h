@@ -84,28 +84,68 @@ template <typename T>
   return x[0];
 }
 
+/// Selectors of one step of the transposition network: lanes with bit `step` change places between two rows.
+template <typename T>
+struct Exchange {
+  Lanes<T> low{}, high{};
+
+  [[gnu::always_inline]] explicit Exchange(int step) {
+    for (int i = 0; i < kLanes<T>; ++i) {
+      const bool upper = (i & step) != 0;
+      low[i] = upper ? kLanes<T> + i - step : i;
+      high[i] = upper ? kLanes<T> + i : i + step;
+    }
+  }
+};
+
 /// Rows and columns of a kLanes x kLanes block exchanged.
 template <typename T>
 [[gnu::always_inline]] inline void transpose_block(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int kCount = kLanes<T>;
 #pragma GCC unroll 8
-  for (int step = kCount / 2; step > 0; step /= 2) {
-    Lanes<T> low{};
-    Lanes<T> high{};
-    for (int i = 0; i < kCount; ++i) {
-      const bool upper = (i & step) != 0;
-      low[i] = static_cast<std::remove_cvref_t<decltype(low[0])>>(upper ? kCount + i - step : i);
-      high[i] = static_cast<std::remove_cvref_t<decltype(low[0])>>(upper ? kCount + i : i + step);
-    }
+  for (int step = kLanes<T> / 2; step > 0; step /= 2) {
+    const Exchange<T> exchange(step);
 #pragma GCC unroll 16
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < kLanes<T>; ++i) {
       if ((i & step) != 0) continue;
       const Vec<T> a = rows[i];
       const Vec<T> b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + step] = __builtin_shuffle(a, b, high);
+      rows[i] = __builtin_shuffle(a, b, exchange.low);
+      rows[i + step] = __builtin_shuffle(a, b, exchange.high);
     }
   }
+}
+
+/// Lane i is the sum of the lanes of rows[i]: the transposition network with sums. Overwrites rows.
+template <typename T>
+[[gnu::always_inline]] inline Vec<T> sums(Vec<T> (&rows)[kLanes<T>]) {
+#pragma GCC unroll 8
+  for (int step = kLanes<T> / 2; step > 0; step /= 2) {
+    const Exchange<T> exchange(step);
+#pragma GCC unroll 16
+    for (int i = 0; i < step; ++i) {
+      const Vec<T> a = rows[i];
+      const Vec<T> b = rows[i + step];
+      rows[i] = __builtin_shuffle(a, b, exchange.low) + __builtin_shuffle(a, b, exchange.high);
+    }
+  }
+  return rows[0];
+}
+
+[[gnu::always_inline]] inline Vec<float> sqrt(Vec<float> x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_ps(0xffff, x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
+}
+[[gnu::always_inline]] inline Vec<double> sqrt(Vec<double> x) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_sqrt_pd(0xff, x);
+#else
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+#endif
 }
 
 /// e^x; float: relative error below 2e-7, arguments clamped to where the result is a normal number.

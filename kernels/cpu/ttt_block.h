@@ -154,6 +154,24 @@ T* pair_rows(const Extents& e, const TensorView& view, std::int64_t pair, std::i
   return view.data<T>() + ((b * e.tokens + token) * e.heads + h) * e.features;
 }
 
+/// Asks for the rows of mini-batch `index`, if there is one, ahead of their use: the hardware does not foresee jumps of
+/// H * F elements. One tensor at a time, between two products: few misses can be under way at once.
+enum class Access { kRead, kWrite };
+template <typename T, Access kAccess = Access::kRead>
+void prefetch_rows(const Extents& e, const TensorView& view, std::int64_t pair,
+                   std::int64_t index) {
+  if (index < 0 || index >= e.num_blocks()) return;
+  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t token = index * e.mini_batch_size;
+  const std::int64_t rows = std::min(e.mini_batch_size, e.tokens - token);
+  const T* first = pair_rows<T>(e, view, pair, token);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < e.features; j += kLine) {
+      __builtin_prefetch(first + i * e.heads * e.features + j, kAccess == Access::kWrite ? 1 : 0);
+    }
+  }
+}
+
 /// One mini-batch, gathered. [k; q] is one matrix of 2 * rows rows.
 template <typename T>
 struct Block {

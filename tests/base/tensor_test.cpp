@@ -116,7 +116,8 @@ TEST(Fill, SetsEveryElement) {
   for (const DType dtype : {DType::kF64, DType::kF32, DType::kBF16}) {
     Tensor tensor({5}, dtype);
     fill(tensor, 0.375);
-    for (const double value : to_dtype(tensor, DType::kF64).span<double>()) EXPECT_EQ(value, 0.375);
+    const Tensor wide = to_dtype(tensor, DType::kF64);
+    for (const double value : wide.span<double>()) EXPECT_EQ(value, 0.375);
   }
   EXPECT_THROW(fill(Tensor({5}, DType::kI32), 1), Error);
 }

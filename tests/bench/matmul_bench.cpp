@@ -1,8 +1,9 @@
-// GFLOP/s of the three products at the shapes of the small models. The time of one single-threaded BLAS call is not
-// here on purpose: the goal is 90 % of (threads x that), which `OMP_NUM_THREADS=1` gives on the same shapes.
+// GFLOP/s of the three products at the shapes of the small models, and of one single-threaded BLAS call, of which the
+// goal is 90 % on every core.
 
 #include <benchmark/benchmark.h>
 
+#include "kernels/cpu/blas.h"
 #include "kernels/head_cross_entropy.h"
 #include "kernels/matmul.h"
 
@@ -56,6 +57,32 @@ void shapes(benchmark::internal::Benchmark* bench) {
 
 BENCHMARK_CAPTURE(bench_matmul, f32, Precision::kNative)->Apply(shapes);
 BENCHMARK_CAPTURE(bench_matmul, bf16, Precision::kBF16)->Apply(shapes);
+
+void bench_one_blas_call(benchmark::State& state) {
+  const std::int64_t rows = state.range(0);
+  const std::int64_t inputs = state.range(1);
+  const std::int64_t outputs = state.range(2);
+  const Tensor x = filled({rows, inputs}, 0.5);
+  const Tensor w = filled({outputs, inputs}, 0.25);
+  const Tensor y = filled({rows, outputs}, 0.125);
+  for (auto _ : state) {
+    cpu::for_each_block(1, [&](std::int64_t) {
+      cpu::gemm(cpu::Op::kNone, cpu::Op::kTranspose, rows, outputs, inputs, 1.0F, x.data<float>(),
+                inputs, w.data<float>(), inputs, 0.0F, y.data<float>(), outputs);
+    });
+  }
+  const double flops = 2.0 * static_cast<double>(rows * inputs * outputs);
+  state.counters["GFLOP/s"] = benchmark::Counter(
+      flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
+}
+
+BENCHMARK(bench_one_blas_call)
+    ->ArgNames({"N", "I", "O"})
+    ->Args({2048, 768, 768})
+    ->Args({2048, 768, 2048})
+    ->Args({512, 768, 32000})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 void bench_head(benchmark::State& state, Precision precision) {
   Stream stream;

@@ -28,7 +28,7 @@ class DamagedCheckpoint : public ::testing::Test {
   }
   // Replaces text in the manifest and makes its digest right again.
   void edit_manifest(const std::string& from, const std::string& to) const {
-    std::string text = bytes_of(file("manifest.textproto"));
+    std::string text = contents_of(file("manifest.textproto"));
     text.resize(text.rfind("# xxh3_128 "));
     const std::size_t at = text.find(from);
     ASSERT_NE(at, std::string::npos);
@@ -49,7 +49,7 @@ TEST_F(DamagedCheckpoint, EveryFlippedByteIsFound) {
   const std::vector<std::string> names = {"rank-00000.h5", "rank-00001.h5", "manifest.textproto"};
   for (int trial = 0; trial < 400; ++trial) {
     const std::string path = file(names[static_cast<std::size_t>(trial) % names.size()]);
-    const std::string original = bytes_of(path);
+    const std::string original = contents_of(path);
     random = random * 6364136223846793005U + 1442695040888963407U;
     std::string bytes = original;
     char& byte = bytes[(random >> 20U) % bytes.size()];
@@ -63,7 +63,7 @@ TEST_F(DamagedCheckpoint, EveryFlippedByteIsFound) {
 
 TEST_F(DamagedCheckpoint, ZeroWordTurnedToOnesIsFound) {  // Fletcher-32 cannot tell these apart
   const std::string path = file("rank-00000.h5");
-  std::string bytes = bytes_of(path);
+  std::string bytes = contents_of(path);
   const std::size_t at = bytes.find(std::string(2, '\0'), 5000);
   bytes[at] = bytes[at + 1] = '\xff';
   write_bytes(path, bytes);
@@ -71,7 +71,7 @@ TEST_F(DamagedCheckpoint, ZeroWordTurnedToOnesIsFound) {  // Fletcher-32 cannot 
 }
 
 TEST_F(DamagedCheckpoint, TruncatedAndExtendedFilesAreFound) {
-  const std::string bytes = bytes_of(file("rank-00001.h5"));
+  const std::string bytes = contents_of(file("rank-00001.h5"));
   write_bytes(file("rank-00001.h5"), bytes.substr(0, bytes.size() - 1));
   expect(ExitCode::kCorruptInput, "rank-00001.h5 has");
   write_bytes(file("rank-00001.h5"), bytes + "x");
@@ -107,7 +107,7 @@ TEST_F(DamagedCheckpoint, MissingManifestIsNoCheckpoint) {
 }
 
 TEST_F(DamagedCheckpoint, ManifestThatIsWrongIsRefused) {
-  const std::string good = bytes_of(file("manifest.textproto"));
+  const std::string good = contents_of(file("manifest.textproto"));
   const auto expect_after = [&](const std::string& from, const std::string& to,
                                 const std::string& part) {
     write_bytes(file("manifest.textproto"), good);

@@ -65,7 +65,7 @@ TEST(Checkpoint, EqualStatesGiveEqualFiles) {
   const TemporaryDirectory run;
   const std::string first = save(run.str(), state, 1, 2);
   const std::string second = save(run.str(), state, 2, 2);
-  EXPECT_EQ(bytes_of(first + "/rank-00001.h5"), bytes_of(second + "/rank-00001.h5"));
+  EXPECT_EQ(contents_of(first + "/rank-00001.h5"), contents_of(second + "/rank-00001.h5"));
 }
 
 TEST(Checkpoint, ManifestKeepsItsFieldsAndTokenizer) {
@@ -84,7 +84,7 @@ TEST(Checkpoint, ManifestKeepsItsFieldsAndTokenizer) {
   EXPECT_EQ(back.next_window(), 77);
   EXPECT_EQ(back.config().name(), "test");
   EXPECT_EQ(back.format_version(), kCheckpointFormatVersion);
-  EXPECT_EQ(bytes_of(directory + "/tok.model"), "pieces");
+  EXPECT_EQ(contents_of(directory + "/tok.model"), "pieces");
   write_bytes(directory + "/tok.model", "piecez");
   expect_error(ExitCode::kCorruptInput, "tok.model", [&] { verify_checkpoint(directory, back); });
 }

@@ -1,6 +1,7 @@
 #pragma once
-// A fresh directory for a test, removed with everything in it; and a matcher for project errors.
+// A directory for one test, and what is done with files and errors in all of data's tests.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -8,6 +9,7 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <string_view>
 
 #include "core/base/error.h"
 
@@ -16,44 +18,57 @@ namespace ttt::data {
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
-    std::string pattern = std::filesystem::temp_directory_path() / "ttt_test_XXXXXX";
-    if (::mkdtemp(pattern.data()) == nullptr) ADD_FAILURE() << "mkdtemp failed";
-    path_ = pattern;
+    std::string name = (std::filesystem::temp_directory_path() / "ttt-test-XXXXXX").string();
+    if (::mkdtemp(name.data()) == nullptr) fail(ExitCode::kIo, "no temporary directory");
+    path_ = name;
   }
   ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+    std::error_code error;
+    std::filesystem::remove_all(path_, error);
   }
   TemporaryDirectory(const TemporaryDirectory&) = delete;
   TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
 
-  [[nodiscard]] std::string str() const { return path_; }
-  [[nodiscard]] std::string operator/(const std::string& name) const { return path_ / name; }
+  [[nodiscard]] const std::string& str() const { return path_; }
+  [[nodiscard]] std::string path(const std::string& name) const { return path_ + "/" + name; }
+  [[nodiscard]] std::string operator/(const std::string& name) const { return path(name); }
+  /// Writes a file, with the directories above it, and returns its path.
+  [[nodiscard]] std::string write(const std::string& name, std::string_view bytes) const {
+    const std::string file = path(name);
+    std::filesystem::create_directories(std::filesystem::path(file).parent_path());
+    std::ofstream(file, std::ios::binary) << bytes;
+    return file;
+  }
 
  private:
-  std::filesystem::path path_;
+  std::string path_;
 };
 
-inline std::string bytes_of(const std::string& path) {
+inline std::string contents_of(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-inline void write_bytes(const std::string& path, const std::string& bytes) {
-  std::ofstream(path, std::ios::binary) << bytes;
-}
-
-/// Expects `call` to throw Error with this code and a message containing `part`.
-template <typename Call>
-void expect_error(ExitCode code, const std::string& part, Call&& call) {
+/// Expects Error(code) from `function`, with each of `parts` in its message.
+template <typename Function>
+void expect_error(ExitCode code, std::initializer_list<std::string> parts, Function function) {
   try {
-    call();
-    ADD_FAILURE() << "no error; expected one about: " << part;
+    function();
   } catch (const Error& error) {
     EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos)
-        << "message: " << error.what() << "\nexpected part: " << part;
+    for (const std::string& part : parts) EXPECT_THAT(error.what(), testing::HasSubstr(part));
+    return;
   }
+  ADD_FAILURE() << "no error of code " << static_cast<int>(code);
+}
+
+template <typename Function>
+void expect_error(ExitCode code, const std::string& part, Function function) {
+  expect_error(code, std::initializer_list<std::string>{part}, function);
+}
+
+inline void write_bytes(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
 }
 
 }  // namespace ttt::data
