@@ -100,6 +100,8 @@ class MpiCommunicator final : public Communicator {
     TTT_MPI_CHECK(MPI_Comm_size(machine, &local_size_));
     TTT_MPI_CHECK(MPI_Comm_free(&machine));
   }
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
   ~MpiCommunicator() override { MPI_Comm_free(&world_); }
 
   [[nodiscard]] int rank() const override { return rank_; }
