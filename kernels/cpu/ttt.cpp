@@ -63,9 +63,12 @@ void forward_pair(const Extents& e, const TttInputs& inputs, const TttState& ini
     }
     w.learner.gradients(w.block, w.state, w.tape);
     w.learner.read(w.block, w.state, w.tape, w.block.q, w.out);
+    w.block.ahead.ask(16);
     output(w.block.norm, w.block.rows, w.out, w.block.q, w.out);
+    w.block.ahead.ask(16);
     put_rows(e, w.block.rows, w.out, pair, index, out);
     w.learner.update(w.block, w.state, w.tape, w.state);
+    w.block.ahead.ask(16);
   }
   store_state(e, w.state, pair, final_state);
 }
@@ -108,7 +111,9 @@ void backward_block(const Extents& e, const TttInputs& inputs, const TensorView&
   for (const TensorView* view : {&gradients.d_q, &gradients.d_k, &gradients.d_v}) {
     w.block.ahead.template add<T>(e, *view, pair, index, Ahead::kWrite);
   }
-  w.block.ahead.template add<T>(e, d_out, pair, index - 1, Ahead::kRead);
+  for (const TensorView* view : {&d_out, &inputs.q}) {
+    w.block.ahead.template add<T>(e, *view, pair, index - 1, Ahead::kRead);
+  }
   for_each_vector<T>(r, e.features, [&](std::int64_t i, std::int64_t j) {
     // The residual: out = q + LN(Z').
     simd::store(w.d_q.row(i) + j, e.inner_norm ? simd::load(w.d_out.row(i) + j) : Vec<T>{});
@@ -116,6 +121,7 @@ void backward_block(const Extents& e, const TttInputs& inputs, const TensorView&
   });
   std::fill_n(w.d_lr, simd::padded<T>(e.block_rows), T(0));
   w.learner.backward(w.block, tape, w.d_out, w.d_state, {w.d_k, w.d_q, w.d_v}, sums);
+  w.block.ahead.ask(16);
   if (e.inner_norm) {
     // The target is v - k.
     for_each_vector<T>(r, e.features, [&](std::int64_t i, std::int64_t j) {
@@ -144,15 +150,16 @@ void backward_pair(const Extents& e, const TttInputs& inputs, const T* checkpoin
     unpack_state(e, checkpoints + (pair * e.num_groups() + group) * e.state_size(),
                  w.tapes[0].start);
     for (std::int64_t i = 0; i < count; ++i) {
-      w.block.load(e, inputs, pair, begin + i);
+      w.block.load(e, inputs, pair, begin + i, false);
       w.block.ahead.clear();
       for (const TensorView* view : {&inputs.k, &inputs.v}) {
         w.block.ahead.template add<T>(e, *view, pair, begin + i + 1, Ahead::kRead);
       }
       w.learner.gradients(w.block, w.tapes[i].start, w.tapes[i]);
-      if (i + 1 < count) {
-        w.learner.update(w.block, w.tapes[i].start, w.tapes[i], w.tapes[i + 1].start);
-      }
+      w.block.ahead.ask(16);
+      if (i + 1 == count) break;
+      w.learner.update(w.block, w.tapes[i].start, w.tapes[i], w.tapes[i + 1].start);
+      w.block.ahead.ask(16);
     }
     for (std::int64_t i = count - 1; i >= 0; --i) {
       backward_block(e, inputs, d_out, gradients, pair, begin + i, w.tapes[i], sums, w);

@@ -179,8 +179,8 @@ class Ahead {
                       access});
   }
 
-  void ask() {
-    for (int count = 0; count < kRowsAtOnce && next_ < items_.size(); ++count) {
+  void ask(int rows = 8) {
+    for (int count = 0; count < rows && next_ < items_.size(); ++count) {
       const Item& item = items_[next_];
       for (std::int64_t i = 0; i < item.row_bytes; i += 64) {
         const std::byte* line = item.first + row_ * item.stride_bytes + i;
@@ -197,7 +197,6 @@ class Ahead {
   }
 
  private:
-  static constexpr int kRowsAtOnce = 8;
   struct Item {
     const std::byte* first;
     std::int64_t rows, row_bytes, stride_bytes;
@@ -240,14 +239,17 @@ struct Block {
     std::copy_n(inputs.norm_bias.data<T>() + first, e.features, norm.bias);
   }
 
-  /// Gathers mini-batch `index` of `pair`.
-  void load(const Extents& e, const TttInputs& inputs, std::int64_t pair, std::int64_t index) {
+  /// Gathers mini-batch `index` of `pair`; q only `with_q`.
+  void load(const Extents& e, const TttInputs& inputs, std::int64_t pair, std::int64_t index,
+            bool with_q = true) {
     const std::int64_t token = index * e.mini_batch_size;
     rows = std::min(e.mini_batch_size, e.tokens - token);
     q = k.from(rows);
     const std::int64_t stride = e.heads * e.features;
     copy_rows(rows, e.features, pair_rows<T>(e, inputs.k, pair, token), stride, k.data, k.stride);
-    copy_rows(rows, e.features, pair_rows<T>(e, inputs.q, pair, token), stride, q.data, q.stride);
+    if (with_q) {
+      copy_rows(rows, e.features, pair_rows<T>(e, inputs.q, pair, token), stride, q.data, q.stride);
+    }
     copy_rows(rows, e.features, pair_rows<T>(e, inputs.v, pair, token), stride, target.data,
               target.stride);
     if (e.inner_norm) {

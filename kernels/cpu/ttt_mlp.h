@@ -87,6 +87,7 @@ class MlpLearner {
     multiply<Left::kPlain, T>(r, features_, width_, x2_, state.second.w,
                               Start<T>(state.second.b, 0), z2_);
     loss_gradient(block.norm, r, z2_, block.target, tape.n, tape.rstd, tape.g);
+    block.ahead.ask();
     transpose(width_, features_, state.second.w, w2_t_);
     multiply<Left::kPlain, T>(r, width_, features_, tape.g, w2_t_, {}, tape.u);
     for_each_vector<T>(r, width_, [&](std::int64_t i, std::int64_t j) {
