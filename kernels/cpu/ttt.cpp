@@ -56,14 +56,19 @@ void forward_pair(const Extents& e, const TttInputs& inputs, const TttState& ini
       pack_state(e, w.state, checkpoints + group * e.state_size());
     }
     w.block.load(e, inputs, pair, index);
+    w.block.ahead.clear();
+    w.block.ahead.template add<T>(e, out, pair, index, Ahead::kWrite);
+    for (const TensorView* view : {&inputs.k, &inputs.q, &inputs.v}) {
+      w.block.ahead.template add<T>(e, *view, pair, index + 1, Ahead::kRead);
+    }
     w.learner.gradients(w.block, w.state, w.tape);
-    prefetch_rows<T>(e, inputs.k, pair, index + 1);
     w.learner.read(w.block, w.state, w.tape, w.block.q, w.out);
-    prefetch_rows<T>(e, inputs.q, pair, index + 1);
+    w.block.ahead.ask(16);
     output(w.block.norm, w.block.rows, w.out, w.block.q, w.out);
+    w.block.ahead.ask(16);
     put_rows(e, w.block.rows, w.out, pair, index, out);
-    prefetch_rows<T>(e, inputs.v, pair, index + 1);
     w.learner.update(w.block, w.state, w.tape, w.state);
+    w.block.ahead.ask(16);
   }
   store_state(e, w.state, pair, final_state);
 }
@@ -102,17 +107,21 @@ void backward_block(const Extents& e, const TttInputs& inputs, const TensorView&
   w.block.load(e, inputs, pair, index);
   const std::int64_t r = w.block.rows;
   get_rows(e, r, d_out, pair, index, w.d_out);
+  w.block.ahead.clear();
+  for (const TensorView* view : {&gradients.d_q, &gradients.d_k, &gradients.d_v}) {
+    w.block.ahead.template add<T>(e, *view, pair, index, Ahead::kWrite);
+  }
+  for (const TensorView* view : {&d_out, &inputs.q}) {
+    w.block.ahead.template add<T>(e, *view, pair, index - 1, Ahead::kRead);
+  }
   for_each_vector<T>(r, e.features, [&](std::int64_t i, std::int64_t j) {
     // The residual: out = q + LN(Z').
     simd::store(w.d_q.row(i) + j, e.inner_norm ? simd::load(w.d_out.row(i) + j) : Vec<T>{});
     simd::store(w.d_k.row(i) + j, Vec<T>{});
   });
   std::fill_n(w.d_lr, simd::padded<T>(e.block_rows), T(0));
-  prefetch_rows<T, Access::kWrite>(e, gradients.d_q, pair, index);
-  prefetch_rows<T, Access::kWrite>(e, gradients.d_k, pair, index);
   w.learner.backward(w.block, tape, w.d_out, w.d_state, {w.d_k, w.d_q, w.d_v}, sums);
-  prefetch_rows<T, Access::kWrite>(e, gradients.d_v, pair, index - 1);
-  prefetch_rows<T>(e, d_out, pair, index - 1);
+  w.block.ahead.ask(16);
   if (e.inner_norm) {
     // The target is v - k.
     for_each_vector<T>(r, e.features, [&](std::int64_t i, std::int64_t j) {
@@ -141,13 +150,16 @@ void backward_pair(const Extents& e, const TttInputs& inputs, const T* checkpoin
     unpack_state(e, checkpoints + (pair * e.num_groups() + group) * e.state_size(),
                  w.tapes[0].start);
     for (std::int64_t i = 0; i < count; ++i) {
-      w.block.load(e, inputs, pair, begin + i);
-      prefetch_rows<T>(e, inputs.k, pair, begin + i + 1);
-      w.learner.gradients(w.block, w.tapes[i].start, w.tapes[i]);
-      prefetch_rows<T>(e, inputs.v, pair, begin + i + 1);
-      if (i + 1 < count) {
-        w.learner.update(w.block, w.tapes[i].start, w.tapes[i], w.tapes[i + 1].start);
+      w.block.load(e, inputs, pair, begin + i, false);
+      w.block.ahead.clear();
+      for (const TensorView* view : {&inputs.k, &inputs.v}) {
+        w.block.ahead.template add<T>(e, *view, pair, begin + i + 1, Ahead::kRead);
       }
+      w.learner.gradients(w.block, w.tapes[i].start, w.tapes[i]);
+      w.block.ahead.ask(16);
+      if (i + 1 == count) break;
+      w.learner.update(w.block, w.tapes[i].start, w.tapes[i], w.tapes[i + 1].start);
+      w.block.ahead.ask(16);
     }
     for (std::int64_t i = count - 1; i >= 0; --i) {
       backward_block(e, inputs, d_out, gradients, pair, begin + i, w.tapes[i], sums, w);

@@ -154,23 +154,58 @@ T* pair_rows(const Extents& e, const TensorView& view, std::int64_t pair, std::i
   return view.data<T>() + ((b * e.tokens + token) * e.heads + h) * e.features;
 }
 
-/// Asks for the rows of mini-batch `index`, if there is one, ahead of their use: the hardware does not foresee jumps of
-/// H * F elements. One tensor at a time, between two products: few misses can be under way at once.
-enum class Access { kRead, kWrite };
-template <typename T, Access kAccess = Access::kRead>
-void prefetch_rows(const Extents& e, const TensorView& view, std::int64_t pair,
-                   std::int64_t index) {
-  if (index < 0 || index >= e.num_blocks()) return;
-  constexpr std::int64_t kLine = 64 / static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t token = index * e.mini_batch_size;
-  const std::int64_t rows = std::min(e.mini_batch_size, e.tokens - token);
-  const T* first = pair_rows<T>(e, view, pair, token);
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < e.features; j += kLine) {
-      __builtin_prefetch(first + i * e.heads * e.features + j, kAccess == Access::kWrite ? 1 : 0);
+/// Rows that will be read or written soon, asked for a few at a time between products: the hardware does not foresee
+/// jumps of H * F elements, and only a handful of misses can be under way at once.
+class Ahead {
+ public:
+  static constexpr int kRead = 0;
+  static constexpr int kWrite = 1;
+
+  void clear() {
+    items_.clear();
+    next_ = 0;
+    row_ = 0;
+  }
+
+  /// The rows of mini-batch `index` of `pair`, if there is one.
+  template <typename T>
+  void add(const Extents& e, const TensorView& view, std::int64_t pair, std::int64_t index,
+           int access) {
+    if (index < 0 || index >= e.num_blocks()) return;
+    const std::int64_t token = index * e.mini_batch_size;
+    const auto bytes = static_cast<std::int64_t>(sizeof(T)) * e.features;
+    items_.push_back({reinterpret_cast<const std::byte*>(pair_rows<T>(e, view, pair, token)),
+                      std::min(e.mini_batch_size, e.tokens - token), bytes, bytes * e.heads,
+                      access});
+  }
+
+  void ask(int rows = 8) {
+    for (int count = 0; count < rows && next_ < items_.size(); ++count) {
+      const Item& item = items_[next_];
+      for (std::int64_t i = 0; i < item.row_bytes; i += 64) {
+        const std::byte* line = item.first + row_ * item.stride_bytes + i;
+        if (item.access == kWrite) {
+          __builtin_prefetch(line, 1);
+        } else {
+          __builtin_prefetch(line, 0);
+        }
+      }
+      if (++row_ < item.rows) continue;
+      row_ = 0;
+      ++next_;
     }
   }
-}
+
+ private:
+  struct Item {
+    const std::byte* first;
+    std::int64_t rows, row_bytes, stride_bytes;
+    int access;
+  };
+  std::vector<Item> items_;
+  std::size_t next_ = 0;
+  std::int64_t row_ = 0;
+};
 
 /// One mini-batch, gathered. [k; q] is one matrix of 2 * rows rows.
 template <typename T>
@@ -181,6 +216,7 @@ struct Block {
   const T* scale = nullptr;  // c [K]
   T* lr = nullptr;           // l [rows], zero up to the padded count
   Norm<T> norm;
+  mutable Ahead ahead;  // changes no value
 
   Block() = default;
   Block(const Extents& e, Arena<T>& arena) : bias(e.bias) {
@@ -203,14 +239,17 @@ struct Block {
     std::copy_n(inputs.norm_bias.data<T>() + first, e.features, norm.bias);
   }
 
-  /// Gathers mini-batch `index` of `pair`.
-  void load(const Extents& e, const TttInputs& inputs, std::int64_t pair, std::int64_t index) {
+  /// Gathers mini-batch `index` of `pair`; q only `with_q`.
+  void load(const Extents& e, const TttInputs& inputs, std::int64_t pair, std::int64_t index,
+            bool with_q = true) {
     const std::int64_t token = index * e.mini_batch_size;
     rows = std::min(e.mini_batch_size, e.tokens - token);
     q = k.from(rows);
     const std::int64_t stride = e.heads * e.features;
     copy_rows(rows, e.features, pair_rows<T>(e, inputs.k, pair, token), stride, k.data, k.stride);
-    copy_rows(rows, e.features, pair_rows<T>(e, inputs.q, pair, token), stride, q.data, q.stride);
+    if (with_q) {
+      copy_rows(rows, e.features, pair_rows<T>(e, inputs.q, pair, token), stride, q.data, q.stride);
+    }
     copy_rows(rows, e.features, pair_rows<T>(e, inputs.v, pair, token), stride, target.data,
               target.stride);
     if (e.inner_norm) {

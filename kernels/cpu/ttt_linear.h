@@ -7,11 +7,11 @@
 
 namespace ttt::kernels::ttt_cpu {
 
-/// What one mini-batch keeps for its read step and its backward. z1 and u: MLP only.
+/// What one mini-batch keeps for its read step and its backward. z1, s and u: MLP only.
 template <typename T>
 struct Tape {
   State<T> start;
-  Rows<T> z1, u;
+  Rows<T> z1, s, u;   // Z1, the sigmoid inside gelu(Z1), G2 W2^T
   Rows<T> n, g;       // of the loss: the normalised Z (Z2) and G (G2)
   T* rstd = nullptr;  // [rows]
 
@@ -21,6 +21,7 @@ struct Tape {
         rstd(arena.vector(e.block_rows)) {
     if (!e.mlp) return;
     z1 = arena.rows(e.block_rows, e.width);
+    s = arena.rows(e.block_rows, e.width);
     u = arena.rows(e.block_rows, e.width);
   }
 };
@@ -54,6 +55,7 @@ class LinearLearner {
   /// The inner loss's gradient at `state`, into the tape.
   void gradients(const Block<T>& block, const State<T>& state, const Tape<T>& tape) {
     evaluate(state, block.rows, block.k, z_);
+    block.ahead.ask();
     loss_gradient(block.norm, block.rows, z_, block.target, tape.n, tape.rstd, tape.g);
   }
 
@@ -87,10 +89,12 @@ class LinearLearner {
     const std::int64_t r = block.rows;
     const State<T>& state = tape.start;
     const Rows<T> d_z_bar = d_z_.from(r);  // [dZ; dZ'], as [k; q]
+    block.ahead.ask();
     read(block, state, tape, block.q, z_);
     output_backward(block.norm, r, z_, d_out, d_z_bar, sums.norm);
     scale_step(block, features_, tape.g, u_);
     transpose(features_, features_, state.first.w, w_t_);
+    block.ahead.ask();
     transpose(features_, features_, d_state.first.w, d_w_t_);
     read_.backward(block,
                    {block.q, block.k, tape.g, u_, d_z_bar, d_state.first, w_t_, d_w_t_, out.d_q,
@@ -99,6 +103,7 @@ class LinearLearner {
     loss_gradient_backward(block.norm, r, {tape.n, tape.g, block.target, tape.rstd}, d_z_, d_z_,
                            out.d_v, sums.norm);
     multiply<Left::kPlain, T>(r, features_, features_, d_z_, w_t_, out.d_k, out.d_k);
+    block.ahead.ask();
     step_layer(2 * r, features_, features_, block.bias, block.k, d_z_, d_state.first,
                d_state.first);
   }

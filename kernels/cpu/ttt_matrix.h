@@ -114,19 +114,37 @@ void multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, Rows<
   }
 }
 
+/// One block of `transpose`; kWhole knows at compile time that all its rows and columns exist.
+template <bool kWhole, typename T>
+[[gnu::always_inline]] inline void transpose_block(std::int64_t rows, std::int64_t columns,
+                                                   const T* from, std::int64_t from_stride, T* to,
+                                                   std::int64_t to_stride) {
+  constexpr int kBlock = kLanes<T>;
+  Vec<T> block[kBlock];
+#pragma GCC unroll 16
+  for (int k = 0; k < kBlock; ++k) {
+    block[k] = kWhole || k < rows ? simd::load(from + k * from_stride) : Vec<T>{};
+  }
+  simd::transpose_block<T>(block);
+#pragma GCC unroll 16
+  for (int k = 0; k < kBlock; ++k) {
+    if (kWhole || k < columns) simd::store(to + k * to_stride, block[k]);
+  }
+}
+
 /// to [columns, rows] = from [rows, columns], zeros up to the padded number of rows.
 template <typename T>
 void transpose(std::int64_t rows, std::int64_t columns, Rows<T> from, Rows<T> to) {
   constexpr std::int64_t kBlock = kLanes<T>;
   for (std::int64_t i = 0; i < rows; i += kBlock) {
     for (std::int64_t j = 0; j < columns; j += kBlock) {
-      Vec<T> block[kBlock];
-      for (std::int64_t k = 0; k < kBlock; ++k) {
-        block[k] = i + k < rows ? simd::load(from.row(i + k) + j) : Vec<T>{};
+      if (i + kBlock <= rows && j + kBlock <= columns) {
+        transpose_block<true>(kBlock, kBlock, from.row(i) + j, from.stride, to.row(j) + i,
+                              to.stride);
+      } else {
+        transpose_block<false>(rows - i, columns - j, from.row(i) + j, from.stride, to.row(j) + i,
+                               to.stride);
       }
-      simd::transpose_block<T>(block);
-      const std::int64_t count = std::min(kBlock, columns - j);
-      for (std::int64_t k = 0; k < count; ++k) simd::store(to.row(j + k) + i, block[k]);
     }
   }
 }

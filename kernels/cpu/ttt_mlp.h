@@ -14,14 +14,21 @@ template <typename T>
 struct Gelu {
   Vec<T> value, slope, bend;
 
-  explicit Gelu(Vec<T> x) {
-    constexpr T kScale = T(0.79788456080286535588);
-    constexpr T kCubic = T(0.044715);
+  static constexpr T kScale = T(0.79788456080286535588);  // sqrt(2 / pi)
+  static constexpr T kCubic = T(0.044715);
+
+  /// s: the only part that costs an exponential.
+  [[gnu::always_inline]] static Vec<T> sigmoid(Vec<T> x) {
+    const Vec<T> w = x * simd::fma(x * x, simd::splat(kScale * kCubic), simd::splat(kScale));
+    return T(1) / (simd::exp(w * T(-2)) + T(1));
+  }
+
+  [[gnu::always_inline]] explicit Gelu(Vec<T> x) : Gelu(x, sigmoid(x)) {}
+
+  [[gnu::always_inline]] Gelu(Vec<T> x, Vec<T> s) {
     const Vec<T> square = x * x;
-    const Vec<T> w = x * simd::fma(square, simd::splat(kScale * kCubic), simd::splat(kScale));
     const Vec<T> w1 = simd::fma(square, simd::splat(3 * kScale * kCubic), simd::splat(kScale));
     const Vec<T> w2 = x * (6 * kScale * kCubic);
-    const Vec<T> s = T(1) / (simd::exp(w * T(-2)) + T(1));
     const Vec<T> s1 = T(2) * s * (T(1) - s);  // tanh' / 2
     const Vec<T> t = T(2) * s - T(1);
     value = x * s;
@@ -70,13 +77,17 @@ class MlpLearner {
     multiply<Left::kPlain, T>(r, width_, features_, block.k, state.first.w,
                               Start<T>(state.first.b, 0), tape.z1);
     for_each_vector<T>(r, width_, [&](std::int64_t i, std::int64_t j) {
-      const Gelu<T> gelu(simd::load(tape.z1.row(i) + j));
+      const Vec<T> z = simd::load(tape.z1.row(i) + j);
+      const Vec<T> s = Gelu<T>::sigmoid(z);
+      const Gelu<T> gelu(z, s);
+      simd::store(tape.s.row(i) + j, s);
       simd::store(x2_.row(i) + j, gelu.value);
       simd::store(slope_.row(i) + j, gelu.slope);
     });
     multiply<Left::kPlain, T>(r, features_, width_, x2_, state.second.w,
                               Start<T>(state.second.b, 0), z2_);
     loss_gradient(block.norm, r, z2_, block.target, tape.n, tape.rstd, tape.g);
+    block.ahead.ask();
     transpose(width_, features_, state.second.w, w2_t_);
     multiply<Left::kPlain, T>(r, width_, features_, tape.g, w2_t_, {}, tape.u);
     for_each_vector<T>(r, width_, [&](std::int64_t i, std::int64_t j) {
@@ -157,7 +168,7 @@ class MlpLearner {
                            out.d_v, sums.norm);
     multiply<Left::kPlain, T>(r, width_, features_, d_z2_, w2_t_, d_x2_, d_x2_);
     for_each_vector<T>(r, width_, [&](std::int64_t i, std::int64_t j) {
-      // dZ1 = dX2 * phi' + dG1 * U * phi''; u1_ holds U * phi''.
+      // dZ1 = dX2 * phi' + dG1 * U * phi''.
       const Vec<T> inner = simd::load(d_z1_.row(i) + j) * bend_of(tape, i, j);
       simd::store(d_z1_.row(i) + j,
                   simd::fma(simd::load(d_x2_.row(i) + j), simd::load(slope_.row(i) + j), inner));
@@ -183,7 +194,7 @@ class MlpLearner {
   /// X2, phi'(Z1) and G1 of a tape filled earlier.
   void restore(const Block<T>& block, const Tape<T>& tape) {
     for_each_vector<T>(block.rows, width_, [&](std::int64_t i, std::int64_t j) {
-      const Gelu<T> gelu(simd::load(tape.z1.row(i) + j));
+      const Gelu<T> gelu(simd::load(tape.z1.row(i) + j), simd::load(tape.s.row(i) + j));
       simd::store(x2_.row(i) + j, gelu.value);
       simd::store(slope_.row(i) + j, gelu.slope);
       simd::store(g1_.row(i) + j, simd::load(tape.u.row(i) + j) * gelu.slope);
@@ -192,7 +203,8 @@ class MlpLearner {
 
   /// U * phi''(Z1).
   static Vec<T> bend_of(const Tape<T>& tape, std::int64_t i, std::int64_t j) {
-    return simd::load(tape.u.row(i) + j) * Gelu<T>(simd::load(tape.z1.row(i) + j)).bend;
+    const Gelu<T> gelu(simd::load(tape.z1.row(i) + j), simd::load(tape.s.row(i) + j));
+    return simd::load(tape.u.row(i) + j) * gelu.bend;
   }
 
   std::int64_t features_, width_;

@@ -70,6 +70,7 @@ class ReadStep {
     const std::int64_t r = block.rows;
     transpose(r, inputs_, x, transposed_);
     multiply<Left::kPlain, T>(r, r, inputs_, x_bar, transposed_, {}, scores_);
+    block.ahead.ask();
     const T one = block.bias ? T(1) : T(0);
     for_each_score(r, [&](std::int64_t i, std::int64_t j, auto lower) {
       const Vec<T> m = simd::load(block.lr + j) * -block.scale[i];
@@ -78,6 +79,7 @@ class ReadStep {
       simd::store(step_.row(i) + j, lower(m * score));
     });
     multiply<Left::kPlain, T>(r, outputs_, inputs_, x_bar, layer.w, Start<T>(layer.b, 0), z_bar);
+    block.ahead.ask();
     multiply<Left::kPlain, T>(r, outputs_, r, step_, g, z_bar, z_bar, true);
   }
 
@@ -86,13 +88,16 @@ class ReadStep {
     const std::int64_t r = block.rows;
     transpose(r, outputs_, p.g, transposed_);
     multiply<Left::kPlain, T>(r, r, outputs_, p.d_z_bar, transposed_, {}, d_scores_);
+    block.ahead.ask();
     for (std::int64_t i = 0; i < r; ++i) step_size_row_backward(block, i, sums);
     multiply<Left::kPlain, T>(r, outputs_, inputs_, p.x, p.d_next.w, Start<T>(p.d_next.b, 0),
                               update_read_);
+    block.ahead.ask();
     update_backward(block, p, sums);
     multiply<Left::kTransposed, T>(r, outputs_, r, step_, p.d_z_bar, p.d_g, p.d_g);
     multiply<Left::kPlain, T>(r, inputs_, r, d_scores_, p.x, p.d_x_bar, p.d_x_bar, true);
     multiply<Left::kPlain, T>(r, inputs_, outputs_, p.d_z_bar, p.w_t, p.d_x_bar, p.d_x_bar);
+    block.ahead.ask();
     multiply<Left::kTransposed, T>(r, inputs_, r, d_scores_, p.x_bar, p.d_x, p.d_x);
     multiply<Left::kPlain, T>(r, inputs_, outputs_, p.u, p.d_next_w_t, p.d_x, p.d_x);
   }
