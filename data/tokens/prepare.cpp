@@ -56,7 +56,8 @@ class OutputDirectory {
   explicit OutputDirectory(std::string path) : path_(std::move(path)) {
     while (path_.size() > 1 && path_.ends_with('/')) path_.pop_back();
     std::error_code error;
-    if (fs::exists(path_, error) && !(fs::is_directory(path_, error) && fs::is_empty(path_, error))) {
+    if (fs::exists(path_, error) &&
+        !(fs::is_directory(path_, error) && fs::is_empty(path_, error))) {
       fail(ExitCode::kLocked, "{} exists and is not an empty directory", path_);
     }
     const fs::path parent = fs::path(path_).parent_path();
