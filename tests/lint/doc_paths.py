@@ -1,4 +1,5 @@
-"""Backticked repository paths and relative links in *.md files lead somewhere.
+"""Backticked repository paths and relative links in *.md files lead somewhere, and so does every page of docs/
+that a source file names.
 
 Checked is every word inside single backticks that starts with a folder of the floor plan, and every link
 target without a scheme. `<op>` or `NAME` in a path stands for anything and `*` is a glob: such a path is
@@ -14,6 +15,7 @@ from source_tree import Problem
 CODE_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+PAGE = re.compile(r"\bdocs/\w+\.md\b")
 PLACEHOLDER = re.compile(r"[<>{}$|…]|\.\.\.|(^|/)[A-Z][A-Z_]+(/|$)")
 
 
@@ -51,7 +53,15 @@ def check(root: Path) -> tuple[list[Problem], int]:
                 path = target.split("#")[0]
                 if path and not SCHEME.match(target) and not (root / name).parent.joinpath(path).exists():
                     problems.append(Problem(name, number, f"the link to {target} leads nowhere"))
-    return problems, len(names)
+    sources = source_tree.with_suffix(source_tree.files(root), source_tree.CPP_SUFFIXES + (".proto", ".sh", ".py"))
+    for name in sources:
+        if name == "tests/lint/self_test.py":
+            continue
+        for number, line in enumerate(source_tree.lines(root, name), 1):
+            for page in PAGE.findall(line):
+                if not (root / page).is_file():
+                    problems.append(Problem(name, number, f"{page} does not exist"))
+    return problems, len(names) + len(sources)
 
 
 if __name__ == "__main__":

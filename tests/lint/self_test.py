@@ -116,8 +116,9 @@ class DocPaths(LintCase):
             "```",
             "[a](../core/a.h) [z](../core/z.h)",
         ]))
+        self.write("core/b.cpp", "// docs/b.md, \"Part\"\n// docs/none.md\n")
         self.assertEqual(self.found(doc_paths), [
-            ("docs/page.md", 1), ("docs/page.md", 3), ("docs/page.md", 4), ("docs/page.md", 8)])
+            ("core/b.cpp", 2), ("docs/page.md", 1), ("docs/page.md", 3), ("docs/page.md", 4), ("docs/page.md", 8)])
 
 
 class NoMarks(LintCase):
