@@ -44,6 +44,7 @@ fi
 
 # clang cannot read GCC's omp.h: it gets the declarations alone.
 mkdir -p "$build/tidy/include"
+rm -f "$build/tidy/include/omp.h"  # never write through a link
 cat >"$build/tidy/include/omp.h" <<'HEADER'
 #pragma once
 extern "C" {
