@@ -1,7 +1,7 @@
 // ttt_forward and ttt_backward on the CPU: one thread per (batch, head) pair, mini-batches in order.
 //
-// Forward keeps the state at the start of every group of mini-batches; backward walks the groups from the last to the first,
-// recomputes a group's states and loss gradients into tapes, and goes backward over them.
+// Forward keeps the state at the start of every group of mini-batches; backward walks the groups from the last to the
+// first, recomputes a group's states and loss gradients into tapes, and goes backward over them.
 
 #include "kernels/ttt.h"
 

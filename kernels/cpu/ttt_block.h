@@ -88,7 +88,7 @@ void copy_rows(std::int64_t rows, std::int64_t columns, const T* from, std::int6
   }
 }
 
-/// Visits the state's members in the order w1, b1, w2, b2: f(index, rows, columns, padded rows).
+/// Visits the state's members in the order w1, b1, w2, b2: f(index, rows, columns, the Rows).
 template <typename T, typename F>
 void for_each_member(const Extents& e, const State<T>& state, F&& f) {
   f(0, e.features, e.width, state.first.w);

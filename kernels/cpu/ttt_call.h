@@ -33,8 +33,8 @@ void visit_learner(const Extents& e, F&& f) {
   }
 }
 
-/// run(worker, pair) for every pair. One thread computes a pair from start to end, so that bits do not depend on how many
-/// threads there are. Workers are made before the threads start: their allocation may throw.
+/// run(worker, pair) for every pair. One thread computes a pair from start to end, so that bits do not depend on
+/// how many threads there are. Workers are made before the threads start: their allocation may throw.
 template <typename Worker, typename Make, typename Run>
 void for_each_pair(const Extents& e, Make&& make, Run&& run) {
   const std::int64_t pairs = e.num_pairs();

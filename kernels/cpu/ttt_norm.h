@@ -30,8 +30,8 @@ struct NormSums {
   T* d_bias = nullptr;
 };
 
-/// One value for each of up to kLanes<T> rows, which are treated together: their sums are independent of one another, and
-/// the lanes of all rows are added in one go.
+/// One value for each of up to kLanes<T> rows, which are treated together: their sums are independent of one another,
+/// and the lanes of all rows are added in one go.
 template <typename T>
 struct Panel {
   alignas(simd::kVectorBytes) T values[kLanes<T>];

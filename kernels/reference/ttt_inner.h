@@ -262,7 +262,8 @@ struct ReadBackward {
   InnerLayer<T> d_layer;
 };
 
-/// The backward of `read` and `update` together; `d_next` is the gradient of the updated layer. Adds to d_steps, the gradient of M.
+/// The backward of `read` and `update` together; `d_next` is the gradient of the updated layer.
+/// Adds to d_steps, the gradient of M.
 template <typename T>
 ReadBackward<T> read_backward(const InnerLayer<T>& layer, const Matrix<T>& x_bar,
                               const Matrix<T>& x, const Matrix<T>& g, const StepSizes<T>& steps,

@@ -84,19 +84,16 @@ TEST(TttDecoding, PrefillAndStepsEqualOnePass) {
   }
 }
 
-/// 1/2 |f(k) - v|^2 of token t of a sequence of one head, by a forward pass that reads with k.
+/// 1/2 |f(k_t; W) - v_t|^2 with the W after `num_updates` tokens: a forward pass that reads with k and whose later tokens
+/// have step size zero.
 double loss_at(const TttCase& c, const TttTensors<double>& x, std::int64_t t,
-               std::int64_t first_update) {
-  // f(k_t; W) at the state after `first_update` tokens: the primal form's state, read with zero step sizes.
+               std::int64_t num_updates) {
   TttCase seen = c;
   TttTensors<double> part = tokens_of(c, x, 0, t + 1);
   seen.sizes.tokens = t + 1;
   part.q = part.k;
   const std::int64_t row = c.sizes.heads * c.sizes.features;
-  const std::int64_t begin = first_update < 0 ? 0 : first_update;
-  for (std::int64_t i = begin; i <= t; ++i) {
-    for (std::int64_t h = 0; h < c.sizes.heads; ++h) part.token_lr[i * c.sizes.heads + h] = 0;
-  }
+  std::fill(part.token_lr.begin() + num_updates * c.sizes.heads, part.token_lr.end(), 0.0);
   const TttOutputs<double> y = ref::ttt_forward(seen.sizes, c.options, part);
   double sum = 0;
   for (std::int64_t f = 0; f < c.sizes.features; ++f) {
