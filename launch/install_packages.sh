@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Installs what tests/packages.txt lists and the machine lacks; says nothing when nothing is missing.
+# Installs what a list (default: tests/packages.txt) names and the machine lacks; says nothing when nothing is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+list=${1:-tests/packages.txt}
 missing=()
 while read -r package; do
   [[ -z $package ]] && continue
   status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
   [[ $status == installed ]] || missing+=("$package")
-done <tests/packages.txt
+done <"$list"
 [[ ${#missing[@]} -eq 0 ]] && exit 0
 
 if [[ $(id -u) -eq 0 ]]; then

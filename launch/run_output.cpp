@@ -37,7 +37,8 @@ RunOutput::RunOutput(const config::RunConfig& config, std::int64_t resume_step, 
       train_flops_per_token_(train_flops_per_token),
       metrics_(metrics_path(config), resume_step),
       tensorboard_(config.output_directory(), resume_step),
-      progress_(std::cout, terminal_columns(STDOUT_FILENO)),
+      // A launcher gives rank 0 a terminal of its own, whatever its output goes to.
+      progress_(std::cout, num_ranks == 1 ? terminal_columns(STDOUT_FILENO) : 0),
       earlier_seconds_(seconds_before(metrics_path(config), resume_step)) {
   metrics_.write(
       {resume_step,
