@@ -1,4 +1,4 @@
-// Speed of the TTT kernels: one layer of the 125M models (12 heads of 64 features, mini-batches of 16) on 2048 tokens.
+// Speed of the TTT kernels: one layer of the 125M models (12 heads of 64 features, mini-batches of 16) on T tokens.
 // items_per_second is tokens a second of the whole layer.
 
 #include <benchmark/benchmark.h>
@@ -12,7 +12,6 @@
 namespace ttt::kernels {
 namespace {
 
-constexpr std::int64_t kTokens = 2048;
 constexpr std::int64_t kHeads = 12;
 constexpr std::int64_t kFeatures = 64;
 constexpr std::int64_t kMiniBatch = 16;
@@ -34,18 +33,19 @@ Tensor constant(const Shape& shape, double value) {
 
 struct Layer {
   TttOptions options;
+  std::int64_t tokens;
   std::int64_t width = kFeatures;
-  Shape rows{1, kTokens, kHeads, kFeatures};
+  Shape rows{1, tokens, kHeads, kFeatures};
   Tensor q = normal("q", rows, 1);
   Tensor k = normal("k", rows, 1);
   Tensor v = normal("v", rows, 1);
-  Tensor token_lr = constant({1, kTokens, kHeads}, 0.5 / kFeatures);
+  Tensor token_lr = constant({1, tokens, kHeads}, 0.5 / kFeatures);
   Tensor token_scale{Shape{kMiniBatch}, DType::kF32};
   Tensor norm_weight = constant({kHeads, kFeatures}, 1);
   Tensor norm_bias = constant({kHeads, kFeatures}, 0);
   Tensor w1, b1, w2, b2;
 
-  explicit Layer(InnerModel model) {
+  Layer(InnerModel model, std::int64_t num_tokens) : tokens(num_tokens) {
     options.model = model;
     options.mini_batch_size = kMiniBatch;
     for (std::int64_t i = 0; i < kMiniBatch; ++i) {
@@ -67,18 +67,18 @@ struct Layer {
 };
 
 void forward(benchmark::State& state, InnerModel model) {
-  const Layer layer(model);
+  const Layer layer(model, state.range(0));
   const Tensor out(layer.rows, DType::kF32);
   Stream stream;
   for (auto _ : state) {
     ttt_forward(layer.inputs(), layer.options, layer.state(), out, {}, nullptr, stream);
   }
-  state.SetItemsProcessed(state.iterations() * kTokens);
+  state.SetItemsProcessed(state.iterations() * layer.tokens);
 }
 
 void forward_backward(benchmark::State& state, InnerModel model) {
-  const Layer layer(model);
-  const Layer gradients(model);
+  const Layer layer(model, state.range(0));
+  const Layer gradients(model, state.range(0));
   const Tensor out(layer.rows, DType::kF32);
   const Tensor d_out = normal("d_out", layer.rows, 1);
   Stream stream;
@@ -90,19 +90,17 @@ void forward_backward(benchmark::State& state, InnerModel model) {
                   gradients.norm_weight, gradients.norm_bias},
                  gradients.state(), stream);
   }
-  state.SetItemsProcessed(state.iterations() * kTokens);
+  state.SetItemsProcessed(state.iterations() * layer.tokens);
 }
 
-BENCHMARK_CAPTURE(forward, linear, InnerModel::kLinear)
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(forward_backward, linear, InnerModel::kLinear)
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(forward, mlp, InnerModel::kMlp)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(forward_backward, mlp, InnerModel::kMlp)
-    ->UseRealTime()
-    ->Unit(benchmark::kMillisecond);
+void lengths(benchmark::internal::Benchmark* bench) {
+  bench->ArgName("T")->Arg(512)->Arg(2048)->UseRealTime()->Unit(benchmark::kMillisecond);
+}
+
+BENCHMARK_CAPTURE(forward, linear, InnerModel::kLinear)->Apply(lengths);
+BENCHMARK_CAPTURE(forward_backward, linear, InnerModel::kLinear)->Apply(lengths);
+BENCHMARK_CAPTURE(forward, mlp, InnerModel::kMlp)->Apply(lengths);
+BENCHMARK_CAPTURE(forward_backward, mlp, InnerModel::kMlp)->Apply(lengths);
 
 }  // namespace
 }  // namespace ttt::kernels
