@@ -1,27 +1,24 @@
 #include "core/parameters.h"
 
 #include "core/base/rng.h"
+#include "kernels/random.h"
 
 namespace ttt {
 namespace {
 
-template <typename T>
-void draw(const Parameter& parameter, std::uint64_t seed) {
+void draw(const Parameter& parameter, std::uint64_t seed, Stream& stream) {
   const CounterRng rng(seed, parameter.name);
-  const std::span<T> values = parameter.value.span<T>();
   const double value = parameter.initializer.value;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    switch (parameter.initializer.kind) {
-      case Initializer::Kind::kConstant:
-        values[i] = static_cast<T>(value);
-        break;
-      case Initializer::Kind::kNormal:
-        values[i] = static_cast<T>(value * rng.normal(i));
-        break;
-      case Initializer::Kind::kTruncatedNormal:
-        values[i] = static_cast<T>(value * rng.truncated_normal(i));
-        break;
-    }
+  switch (parameter.initializer.kind) {
+    case Initializer::Kind::kConstant:
+      fill(parameter.value, value);
+      break;
+    case Initializer::Kind::kNormal:
+      kernels::random_normal(rng, value, parameter.value, stream);
+      break;
+    case Initializer::Kind::kTruncatedNormal:
+      kernels::random_truncated_normal(rng, value, parameter.value, stream);
+      break;
   }
 }
 
@@ -54,13 +51,8 @@ void ParameterStore::allocate(DType dtype) {
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
-  for (const Parameter& parameter : parameters_) {
-    if (dtype() == DType::kF64) {
-      draw<double>(parameter, seed);
-    } else {
-      draw<float>(parameter, seed);
-    }
-  }
+  Stream stream;
+  for (const Parameter& parameter : parameters_) draw(parameter, seed, stream);
 }
 
 void ParameterStore::bind_gradients(TensorView flat) {

@@ -30,7 +30,7 @@ void normalize(const RmsNorm& norm, TensorView h, Branch& branch, Context& conte
 }
 
 // d_h = d_y + (norm backward)(d_normed), in the memory of d_normed.
-void close_branch(const RmsNorm& norm, const Branch& branch, TensorView d_y, const Tensor& d_normed,
+void close_branch(const RmsNorm& norm, const Branch& branch, TensorView d_y, TensorView d_normed,
                   Context& context) {
   norm.backward(branch.h, branch.rstd, d_normed, d_normed, context);
   kernels::add(d_y, d_normed, context.stream);
@@ -82,18 +82,14 @@ void Block::backward(const Saved& saved, TensorView d_y, TensorView d_x, Context
   ffn_.backward(*s.ffn.inner, d_y, d_after_mixer, context);
   close_branch(ffn_norm_, s.ffn, d_y, d_after_mixer, context);
 
-  const Tensor d_after_conv(d_y.shape(), d_y.dtype());
-  mixer_.backward(*s.mixer.inner, d_after_mixer, d_after_conv, context);
-  close_branch(seq_norm_, s.mixer, d_after_mixer, d_after_conv, context);
-
-  if (!pre_conv_) {
-    copy(d_after_conv, d_x);
-    return;
-  }
-  const Tensor& d_h = d_after_mixer;  // reused
-  pre_conv_->conv.backward(s.conv.normed, d_after_conv, d_h, context);
-  close_branch(pre_conv_->norm, s.conv, d_after_conv, d_h, context);
-  copy(d_h, d_x);
+  // The gradient of the mixer's input h: d_x itself unless a convolution lies between.
+  const Tensor scratch = pre_conv_ ? Tensor(d_y.shape(), d_y.dtype()) : Tensor();
+  const TensorView d_h = pre_conv_ ? scratch.view() : d_x;
+  mixer_.backward(*s.mixer.inner, d_after_mixer, d_h, context);
+  close_branch(seq_norm_, s.mixer, d_after_mixer, d_h, context);
+  if (!pre_conv_) return;
+  pre_conv_->conv.backward(s.conv.normed, d_h, d_x, context);
+  close_branch(pre_conv_->norm, s.conv, d_h, d_x, context);
 }
 
 std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch) const {

@@ -7,16 +7,19 @@
 
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/vector_math.h"
+#include "kernels/cpu/ttt_matrix.h"
 
 namespace ttt::kernels {
 namespace {
 
-using cpu::gemm;
-using cpu::Op;
+using simd::kLanes;
+using simd::Vec;
+using ttt_cpu::Left;
+using ttt_cpu::Rows;
 
-// Tile of queries and of keys: the scores of a tile (64 KiB in fp32) and its operands fit the second-level cache.
-constexpr std::int64_t kTile = 128;
+// A tile of keys is packed once for all queries of a tile; the scores of a tile stay in the first-level cache.
+constexpr std::int64_t kQueryTile = 128;
+constexpr std::int64_t kKeyTile = 64;
 
 struct Sizes {
   std::int64_t batch, queries, keys, heads, key_heads, dim;
@@ -29,7 +32,7 @@ struct Sizes {
   [[nodiscard]] std::int64_t key_offset(std::int64_t b, std::int64_t h) const {
     return b * keys * key_stride() + h * key_heads / heads * dim;
   }
-  [[nodiscard]] std::int64_t query_tiles() const { return (queries + kTile - 1) / kTile; }
+  [[nodiscard]] std::int64_t query_tiles() const { return (queries + kQueryTile - 1) / kQueryTile; }
 };
 
 Sizes sizes_of(const TensorView& q, const TensorView& k) {
@@ -43,29 +46,76 @@ Sizes sizes_of(const TensorView& q, const TensorView& k) {
   return n;
 }
 
+// Rows of padded columns with their memory.
+template <typename T>
+class Scratch {
+ public:
+  Scratch(std::int64_t count, std::int64_t columns)
+      : tensor_({count, simd::padded<T>(columns)}, kDType<T>) {}
+
+  [[nodiscard]] Rows<T> rows() const { return {tensor_.data<T>(), tensor_.size(1)}; }
+  void clear() const { fill(tensor_, 0); }
+
+ private:
+  Tensor tensor_;
+};
+
+// to = factor * from, its padding zero.
+template <typename T>
+void pack(const T* from, std::int64_t stride, std::int64_t count, std::int64_t dim, T factor,
+          Rows<T> to) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    T* row = to.row(i);
+    for (std::int64_t f = 0; f < dim; ++f) row[f] = factor * from[i * stride + f];
+    std::fill(row + dim, row + to.stride, T{});
+  }
+}
+
+template <typename T>
+void unpack(Rows<T> from, std::int64_t count, std::int64_t dim, T factor, T* to,
+            std::int64_t stride) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t f = 0; f < dim; ++f) to[i * stride + f] = factor * from.row(i)[f];
+  }
+}
+
+// The first `visible` lanes of x, elsewhere `other`.
+template <typename T>
+[[gnu::always_inline]] inline Vec<T> mask(Vec<T> x, std::int64_t visible, T other) {
+  simd::Lanes<T> lane{};
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  using Index = std::remove_reference_t<decltype(lane[0])>;
+  const auto limit =
+      static_cast<Index>(std::clamp<std::int64_t>(visible, 0, std::int64_t{kLanes<T>}));
+  return lane < limit ? x : simd::splat(other);
+}
+
 // Running softmax of the rows of one tile of queries.
 template <typename T>
 struct RunningSoftmax {
-  std::vector<T> largest = std::vector<T>(kTile, -std::numeric_limits<T>::infinity());
-  std::vector<T> sum = std::vector<T>(kTile);
+  std::vector<T> largest = std::vector<T>(kQueryTile, -std::numeric_limits<T>::infinity());
+  std::vector<T> sum = std::vector<T>(kQueryTile);
 
-  // Turns `visible` > 0 scores of row i into exp(score - largest), the rest of the tile into zeros, and returns the
+  // Turns `visible` > 0 scores of row i into exp(score - largest), the rest of the row into zeros, and returns the
   // factor by which what was summed before shrinks.
   T add(std::int64_t i, T* scores, std::int64_t visible, std::int64_t width) {
-    T maximum = scores[0];
-#pragma omp simd reduction(max : maximum)
-    for (std::int64_t j = 0; j < visible; ++j) maximum = std::max(maximum, scores[j]);
-    maximum = std::max(maximum, largest[i]);
-    T total{};
-#pragma omp simd reduction(+ : total)
-    for (std::int64_t j = 0; j < visible; ++j) {
-      scores[j] = exponential(scores[j] - maximum);
-      total += scores[j];
+    constexpr T kLowest = -std::numeric_limits<T>::infinity();
+    Vec<T> high = simd::splat(kLowest);
+    for (std::int64_t j = 0; j < visible; j += kLanes<T>) {
+      const Vec<T> x = mask<T>(simd::load(scores + j), visible - j, kLowest);
+      high = x > high ? x : high;
     }
-    std::fill(scores + visible, scores + width, T{});
-    const T shrink = exponential(largest[i] - maximum);
+    T maximum = largest[i];
+    for (int lane = 0; lane < kLanes<T>; ++lane) maximum = std::max(maximum, high[lane]);
+    Vec<T> total{};
+    for (std::int64_t j = 0; j < width; j += kLanes<T>) {
+      const Vec<T> p = mask<T>(simd::exp(simd::load(scores + j) - maximum), visible - j, T{});
+      simd::store(scores + j, p);
+      total += p;
+    }
+    const T shrink = std::exp(largest[i] - maximum);
     largest[i] = maximum;
-    sum[i] = sum[i] * shrink + total;
+    sum[i] = sum[i] * shrink + simd::sum<T>(total);
     return shrink;
   }
 };
@@ -74,95 +124,126 @@ struct RunningSoftmax {
 template <typename T>
 void forward_tile(const Sizes& n, std::int64_t first_query, const T* q, const T* k, const T* v,
                   T* out, T* lse, T scale) {
-  const std::int64_t rows = std::min(kTile, n.queries - first_query);
+  const std::int64_t rows = std::min(kQueryTile, n.queries - first_query);
   const std::int64_t first_position = first_query + n.keys - n.queries;
   const std::int64_t num_keys = first_position + rows;  // of the last row
-  std::vector<T> scores(kTile * kTile);
-  std::vector<T> sums(rows * n.dim);
+  const Scratch<T> packed_q(rows, n.dim);
+  const Scratch<T> packed_k(kKeyTile, n.dim);
+  const Scratch<T> k_columns(n.dim, kKeyTile);
+  const Scratch<T> packed_v(kKeyTile, n.dim);
+  const Scratch<T> scores(rows, kKeyTile);
+  const Scratch<T> sums(rows, n.dim);
+  sums.clear();
+  pack(q + first_query * n.query_stride(), n.query_stride(), rows, n.dim, scale, packed_q.rows());
   RunningSoftmax<T> softmax;
-  for (std::int64_t key = 0; key < num_keys; key += kTile) {
-    const std::int64_t width = std::min(kTile, num_keys - key);
-    gemm(Op::kNone, Op::kTranspose, rows, width, n.dim, scale, q + first_query * n.query_stride(),
-         n.query_stride(), k + key * n.key_stride(), n.key_stride(), T{0}, scores.data(), width);
-    for (std::int64_t i = 0; i < rows; ++i) {
-      T* row = scores.data() + i * width;
+  for (std::int64_t key = 0; key < num_keys; key += kKeyTile) {
+    const std::int64_t width = std::min(kKeyTile, num_keys - key);
+    pack(k + key * n.key_stride(), n.key_stride(), width, n.dim, T{1}, packed_k.rows());
+    ttt_cpu::transpose(width, n.dim, packed_k.rows(), k_columns.rows());
+    pack(v + key * n.key_stride(), n.key_stride(), width, n.dim, T{1}, packed_v.rows());
+    const std::int64_t first = std::max<std::int64_t>(0, key - first_position);  // to see the tile
+    ttt_cpu::multiply<Left::kPlain, T>(rows - first, width, n.dim, packed_q.rows().from(first),
+                                       k_columns.rows(), {}, scores.rows().from(first));
+    for (std::int64_t i = first; i < rows; ++i) {
       const std::int64_t visible = std::min(width, first_position + i + 1 - key);
-      if (visible <= 0) {
-        std::fill(row, row + width, T{});
-        continue;
-      }
-      const T shrink = softmax.add(i, row, visible, width);
-      for (std::int64_t f = 0; f < n.dim; ++f) sums[i * n.dim + f] *= shrink;
+      const T shrink = softmax.add(i, scores.rows().row(i), visible, width);
+      T* row = sums.rows().row(i);
+      for (std::int64_t f = 0; f < sums.rows().stride; ++f) row[f] *= shrink;
     }
-    gemm(Op::kNone, Op::kNone, rows, n.dim, width, T{1}, scores.data(), width,
-         v + key * n.key_stride(), n.key_stride(), T{1}, sums.data(), n.dim);
+    ttt_cpu::multiply<Left::kPlain, T>(rows - first, n.dim, width, scores.rows().from(first),
+                                       packed_v.rows(), sums.rows().from(first),
+                                       sums.rows().from(first));
   }
   for (std::int64_t i = 0; i < rows; ++i) {
     T* row = out + (first_query + i) * n.query_stride();
-    for (std::int64_t f = 0; f < n.dim; ++f) row[f] = sums[i * n.dim + f] / softmax.sum[i];
+    for (std::int64_t f = 0; f < n.dim; ++f) row[f] = sums.rows().row(i)[f] / softmax.sum[i];
     if (lse != nullptr) lse[first_query + i] = softmax.largest[i] + std::log(softmax.sum[i]);
   }
 }
 
 template <typename T>
 struct HeadGradient {
-  const T *q, *k, *v, *d_out;
-  const T* lse;    // [T]
-  const T* delta;  // [T]: d_out . out
+  const T *q, *k, *v, *out, *d_out;
+  const T* lse;  // [T]
   T *d_q, *d_k, *d_v;
   std::int64_t d_key_stride;  // of d_k and d_v
 };
 
-// In place: scores to p = exp(score - lse), 0 for the keys that a row does not see.
+// In place: row i of p from scores to exp(score - lse), 0 for keys that it does not see, and of d_scores from d_p to
+// p (d_p - delta).
 template <typename T>
-void probabilities(const T* lse, T* p, std::int64_t rows, std::int64_t width,
-                   std::int64_t visible_to_first) {
+void probabilities(const T* lse, const T* delta, Rows<T> p, Rows<T> d_scores, std::int64_t rows,
+                   std::int64_t width, std::int64_t visible_to_first) {
   for (std::int64_t i = 0; i < rows; ++i) {
-    T* row = p + i * width;
     const std::int64_t visible = std::min(width, visible_to_first + i);
-    const T shift = lse[i];
-    for (std::int64_t j = 0; j < visible; ++j) row[j] = exponential(row[j] - shift);
-    std::fill(row + visible, row + width, T{});
+    for (std::int64_t j = 0; j < width; j += kLanes<T>) {
+      const Vec<T> x = mask<T>(simd::exp(simd::load(p.row(i) + j) - lse[i]), visible - j, T{});
+      simd::store(p.row(i) + j, x);
+      simd::store(d_scores.row(i) + j, x * (simd::load(d_scores.row(i) + j) - delta[i]));
+    }
   }
+}
+
+template <typename T>
+std::vector<T> row_products(const Sizes& n, const T* a, const T* b) {
+  std::vector<T> products(n.queries);
+  for (std::int64_t t = 0; t < n.queries; ++t) {
+    for (std::int64_t f = 0; f < n.dim; ++f) {
+      products[t] += a[t * n.query_stride() + f] * b[t * n.query_stride() + f];
+    }
+  }
+  return products;
 }
 
 // All gradients of one head. Key tiles outside, query tiles inside: d_k and d_v of a tile are complete after its turn.
 template <typename T>
 void backward_head(const Sizes& n, const HeadGradient<T>& g, T scale) {
-  std::vector<T> p(kTile * kTile);
-  std::vector<T> d_scores(kTile * kTile);
   const std::int64_t stride = n.query_stride();
-  for (std::int64_t key = 0; key < n.keys; key += kTile) {
-    const std::int64_t width = std::min(kTile, n.keys - key);
-    const T* k = g.k + key * n.key_stride();
-    const T* v = g.v + key * n.key_stride();
-    T* d_k = g.d_k + key * g.d_key_stride;
-    T* d_v = g.d_v + key * g.d_key_stride;
-    for (std::int64_t query = key / kTile * kTile; query < n.queries; query += kTile) {
-      const std::int64_t rows = std::min(kTile, n.queries - query);
-      const T* q = g.q + query * stride;
-      const T* d_out = g.d_out + query * stride;
-      gemm(Op::kNone, Op::kTranspose, rows, width, n.dim, scale, q, stride, k, n.key_stride(), T{0},
-           p.data(), width);
-      probabilities(g.lse + query, p.data(), rows, width, query - key + 1);
-      gemm(Op::kNone, Op::kTranspose, rows, width, n.dim, T{1}, d_out, stride, v, n.key_stride(),
-           T{0}, d_scores.data(), width);
-      for (std::int64_t i = 0; i < rows; ++i) {
-        const T delta = g.delta[query + i];
-        for (std::int64_t j = i * width; j < (i + 1) * width; ++j) {
-          d_scores[j] = p[j] * (d_scores[j] - delta);
-        }
-      }
-      const T keep_key = query <= key ? T{0} : T{1};
-      const T keep_query = key == 0 ? T{0} : T{1};
-      gemm(Op::kTranspose, Op::kNone, width, n.dim, rows, T{1}, p.data(), width, d_out, stride,
-           keep_key, d_v, g.d_key_stride);
-      gemm(Op::kTranspose, Op::kNone, width, n.dim, rows, scale, d_scores.data(), width, q, stride,
-           keep_key, d_k, g.d_key_stride);
-      gemm(Op::kNone, Op::kNone, rows, n.dim, width, scale, d_scores.data(), width, k,
-           n.key_stride(), keep_query, g.d_q + query * stride, stride);
+  const std::vector<T> delta = row_products(n, g.d_out, g.out);
+  const Scratch<T> q(n.queries, n.dim);  // times scale
+  const Scratch<T> d_out(n.queries, n.dim);
+  const Scratch<T> d_q(n.queries, n.dim);
+  pack(g.q, stride, n.queries, n.dim, scale, q.rows());
+  pack(g.d_out, stride, n.queries, n.dim, T{1}, d_out.rows());
+  d_q.clear();
+  const Scratch<T> k(kKeyTile, n.dim);
+  const Scratch<T> v(kKeyTile, n.dim);
+  const Scratch<T> k_columns(n.dim, kKeyTile);
+  const Scratch<T> v_columns(n.dim, kKeyTile);
+  const Scratch<T> d_k(kKeyTile, n.dim);
+  const Scratch<T> d_v(kKeyTile, n.dim);
+  const Scratch<T> p(kQueryTile, kKeyTile);
+  const Scratch<T> d_scores(kQueryTile, kKeyTile);
+  for (std::int64_t key = 0; key < n.keys; key += kKeyTile) {
+    const std::int64_t width = std::min(kKeyTile, n.keys - key);
+    pack(g.k + key * n.key_stride(), n.key_stride(), width, n.dim, T{1}, k.rows());
+    pack(g.v + key * n.key_stride(), n.key_stride(), width, n.dim, T{1}, v.rows());
+    ttt_cpu::transpose(width, n.dim, k.rows(), k_columns.rows());
+    ttt_cpu::transpose(width, n.dim, v.rows(), v_columns.rows());
+    d_k.clear();
+    d_v.clear();
+    for (std::int64_t query = key; query < n.queries; query += kQueryTile) {
+      const std::int64_t rows = std::min(kQueryTile, n.queries - query);
+      const Rows<T> tile_q = q.rows().from(query);
+      const Rows<T> tile_d_out = d_out.rows().from(query);
+      const Rows<T> tile_d_q = d_q.rows().from(query);
+      ttt_cpu::multiply<Left::kPlain, T>(rows, width, n.dim, tile_q, k_columns.rows(), {},
+                                         p.rows());
+      ttt_cpu::multiply<Left::kPlain, T>(rows, width, n.dim, tile_d_out, v_columns.rows(), {},
+                                         d_scores.rows());
+      probabilities(g.lse + query, delta.data() + query, p.rows(), d_scores.rows(), rows, width,
+                    query - key + 1);
+      ttt_cpu::multiply<Left::kTransposed, T>(width, n.dim, rows, p.rows(), tile_d_out, d_v.rows(),
+                                              d_v.rows());
+      ttt_cpu::multiply<Left::kTransposed, T>(width, n.dim, rows, d_scores.rows(), tile_q,
+                                              d_k.rows(), d_k.rows());
+      ttt_cpu::multiply<Left::kPlain, T>(rows, n.dim, width, d_scores.rows(), k.rows(), tile_d_q,
+                                         tile_d_q);
     }
+    unpack(d_k.rows(), width, n.dim, T{1}, g.d_k + key * g.d_key_stride, g.d_key_stride);
+    unpack(d_v.rows(), width, n.dim, T{1}, g.d_v + key * g.d_key_stride, g.d_key_stride);
   }
+  unpack(d_q.rows(), n.queries, n.dim, scale, g.d_q, stride);
 }
 
 // to [B, T, G, F] = sum of from [B, T, H, F] over the query heads of each group, in their order.
@@ -196,20 +277,13 @@ void run_backward(const Sizes& n, const BackwardViews& views, double scale) {
   cpu::for_each_block(n.batch * n.heads, [&](std::int64_t i) {
     const std::int64_t queries = n.query_offset(i / n.heads, i % n.heads);
     const std::int64_t keys = n.key_offset(i / n.heads, i % n.heads);
-    const T* out = views.out.data<T>() + queries;
-    const T* d_out = views.d_out.data<T>() + queries;
-    std::vector<T> delta(n.queries);
-    for (std::int64_t t = 0; t < n.queries; ++t) {
-      for (std::int64_t f = 0; f < n.dim; ++f) {
-        delta[t] += d_out[t * n.query_stride() + f] * out[t * n.query_stride() + f];
-      }
-    }
     // With S = T, gradients by query head are laid out as the queries are.
     backward_head<T>(
         n,
-        {views.q.data<T>() + queries, views.k.data<T>() + keys, views.v.data<T>() + keys, d_out,
-         views.lse.data<T>() + i * n.queries, delta.data(), views.d_q.data<T>() + queries,
-         d_k + queries, d_v + queries, n.query_stride()},
+        {views.q.data<T>() + queries, views.k.data<T>() + keys, views.v.data<T>() + keys,
+         views.out.data<T>() + queries, views.d_out.data<T>() + queries,
+         views.lse.data<T>() + i * n.queries, views.d_q.data<T>() + queries, d_k + queries,
+         d_v + queries, n.query_stride()},
         static_cast<T>(scale));
   });
   if (is_grouped) {
@@ -239,7 +313,7 @@ void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out,
       const std::int64_t head = i % (n.batch * n.heads);
       const std::int64_t queries = n.query_offset(head / n.heads, head % n.heads);
       const std::int64_t keys = n.key_offset(head / n.heads, head % n.heads);
-      forward_tile(n, tile * kTile, q_data + queries, k_data + keys, v_data + keys,
+      forward_tile(n, tile * kQueryTile, q_data + queries, k_data + keys, v_data + keys,
                    out_data + queries, lse_data == nullptr ? nullptr : lse_data + head * n.queries,
                    static_cast<T>(scale));
     });

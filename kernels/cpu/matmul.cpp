@@ -5,6 +5,7 @@
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/few_rows.h"
 
 namespace ttt::kernels {
 namespace {
@@ -105,6 +106,11 @@ void multiply_bf16(const Product& product) {
       {product.op_a, a, product.op_b, b, product.c, product.inner, product.accumulate});
 }
 
+void expect_operands(DType a, DType b, DType c) {
+  TTT_CHECK(a == c && b == c, "operands {} and {} of a product to {}", name_of(a), name_of(b),
+            name_of(c));
+}
+
 void multiply(const Product& product, Precision precision) {
   const DType a = product.a.dtype();
   const DType b = product.b.dtype();
@@ -119,8 +125,7 @@ void multiply(const Product& product, Precision precision) {
     multiply_bf16(product);
     return;
   }
-  TTT_CHECK(a == c && b == c, "operands {} and {} of a product to {}", name_of(a), name_of(b),
-            name_of(c));
+  expect_operands(a, b, c);
   visit_real(c, [&](auto scalar) { multiply_native<decltype(scalar)>(product); });
 }
 
@@ -132,6 +137,11 @@ void linear_forward(TensorView x, TensorView w, TensorView y, Precision precisio
             x.shape().str(), w.shape().str());
   expect_shape("w", w, {w.size(0), x.size(1)});
   expect_shape("y", y, {x.size(0), w.size(0)});
+  if (precision == Precision::kNative && x.size(0) <= cpu::kFewRows) {
+    expect_operands(x.dtype(), w.dtype(), y.dtype());
+    cpu::few_rows_forward(x, w, y);
+    return;
+  }
   multiply({Op::kNone, x, Op::kTranspose, w, y, x.size(1), false}, precision);
 }
 

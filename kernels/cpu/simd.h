@@ -44,6 +44,12 @@ template <typename T>
   return *reinterpret_cast<const Vec<T>*>(p);
 }
 template <typename T>
+[[gnu::always_inline]] inline Vec<T> load_unaligned(const T* p) {
+  Vec<T> x;
+  __builtin_memcpy(&x, p, sizeof(x));
+  return x;
+}
+template <typename T>
 [[gnu::always_inline]] inline void store(T* p, Vec<T> x) {
   *reinterpret_cast<Vec<T>*>(p) = x;
 }

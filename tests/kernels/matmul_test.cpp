@@ -135,8 +135,23 @@ TEST_P(Matmul, BitsDoNotDependOnTheNumberOfThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, Matmul,
                          testing::Values(Sizes{1, 1, 1}, Sizes{1, 64, 3}, Sizes{7, 5, 1},
-                                         Sizes{3, 1, 9}, Sizes{65, 33, 129}, Sizes{1, 800, 777},
+                                         Sizes{3, 1, 9}, Sizes{8, 129, 13}, Sizes{4, 768, 30},
+                                         Sizes{65, 33, 129}, Sizes{1, 800, 777},
                                          Sizes{515, 97, 391}, Sizes{40, 401, 517}));
+
+TEST(MatmulDecode, BitsOfARowDoNotDependOnTheOtherRows) {
+  const std::vector<double> x_values = random_values("x", 8 * 75);
+  const Tensor x = tensor_of(x_values, {8, 75}, DType::kF32);
+  const Tensor w = tensor_of(random_values("w", 23 * 75), {23, 75}, DType::kF32);
+  Stream stream;
+  const Tensor all({8, 23}, DType::kF32);
+  linear_forward(x, w, all, Precision::kNative, stream);
+  for (std::int64_t rows = 1; rows < 8; ++rows) {
+    const Tensor some({rows, 23}, DType::kF32);
+    linear_forward(x.view().slice(8 - rows, 8), w, some, Precision::kNative, stream);
+    EXPECT_EQ(values_of(some), values_of(all.view().slice(8 - rows, 8))) << rows;
+  }
+}
 
 TEST(MatmulReference, GradientsMatchComplexStep) {
   const Sizes s{3, 4, 5};
