@@ -18,8 +18,8 @@ using ttt_cpu::Left;
 using ttt_cpu::Rows;
 
 // A tile of keys is packed once for all queries of a tile; the scores of a tile stay in the first-level cache.
-constexpr std::int64_t kQueryTile = 128;
-constexpr std::int64_t kKeyTile = 64;
+constexpr std::int64_t kQueryTile = 256;
+constexpr std::int64_t kKeyTile = 128;
 
 struct Sizes {
   std::int64_t batch, queries, keys, heads, key_heads, dim;
@@ -51,13 +51,15 @@ template <typename T>
 class Scratch {
  public:
   Scratch(std::int64_t count, std::int64_t columns)
-      : tensor_({count, simd::padded<T>(columns)}, kDType<T>) {}
+      : tensor_({count, simd::padded<T>(columns)}, kDType<T>),
+        rows_{tensor_.data<T>(), simd::padded<T>(columns)} {}
 
-  [[nodiscard]] Rows<T> rows() const { return {tensor_.data<T>(), tensor_.size(1)}; }
+  [[nodiscard]] const Rows<T>& rows() const { return rows_; }
   void clear() const { fill(tensor_, 0); }
 
  private:
   Tensor tensor_;
+  Rows<T> rows_;
 };
 
 // to = factor * from, its padding zero.
@@ -90,6 +92,18 @@ template <typename T>
   return lane < limit ? x : simd::splat(other);
 }
 
+template <typename T>
+[[gnu::always_inline]] inline T largest_lane(Vec<T> x) {
+#pragma GCC unroll 4
+  for (int width = kLanes<T> / 2; width > 0; width /= 2) {
+    simd::Lanes<T> partner{};
+    for (int i = 0; i < kLanes<T>; ++i) partner[i] = i ^ width;
+    const Vec<T> other = __builtin_shuffle(x, partner);
+    x = x > other ? x : other;
+  }
+  return x[0];
+}
+
 // Running softmax of the rows of one tile of queries.
 template <typename T>
 struct RunningSoftmax {
@@ -99,21 +113,29 @@ struct RunningSoftmax {
   // Turns `visible` > 0 scores of row i into exp(score - largest), the rest of the row into zeros, and returns the
   // factor by which what was summed before shrinks.
   T add(std::int64_t i, T* scores, std::int64_t visible, std::int64_t width) {
+    return visible == kKeyTile ? add_row<true>(i, scores, visible, width)
+                               : add_row<false>(i, scores, visible, width);
+  }
+
+ private:
+  template <bool kWhole>
+  T add_row(std::int64_t i, T* scores, std::int64_t visible, std::int64_t width) {
     constexpr T kLowest = -std::numeric_limits<T>::infinity();
     Vec<T> high = simd::splat(kLowest);
     for (std::int64_t j = 0; j < visible; j += kLanes<T>) {
-      const Vec<T> x = mask<T>(simd::load(scores + j), visible - j, kLowest);
-      high = x > high ? x : high;
+      const Vec<T> x = simd::load(scores + j);
+      const Vec<T> seen = kWhole ? x : mask<T>(x, visible - j, kLowest);
+      high = seen > high ? seen : high;
     }
-    T maximum = largest[i];
-    for (int lane = 0; lane < kLanes<T>; ++lane) maximum = std::max(maximum, high[lane]);
+    const T maximum = std::max(largest[i], largest_lane<T>(high));
     Vec<T> total{};
-    for (std::int64_t j = 0; j < width; j += kLanes<T>) {
-      const Vec<T> p = mask<T>(simd::exp(simd::load(scores + j) - maximum), visible - j, T{});
+    for (std::int64_t j = 0; j < (kWhole ? kKeyTile : width); j += kLanes<T>) {
+      const Vec<T> x = simd::exp(simd::load(scores + j) - maximum);
+      const Vec<T> p = kWhole ? x : mask<T>(x, visible - j, T{});
       simd::store(scores + j, p);
       total += p;
     }
-    const T shrink = std::exp(largest[i] - maximum);
+    const T shrink = largest[i] == maximum ? T{1} : simd::exp(simd::splat(largest[i] - maximum))[0];
     largest[i] = maximum;
     sum[i] = sum[i] * shrink + simd::sum<T>(total);
     return shrink;
@@ -147,8 +169,11 @@ void forward_tile(const Sizes& n, std::int64_t first_query, const T* q, const T*
     for (std::int64_t i = first; i < rows; ++i) {
       const std::int64_t visible = std::min(width, first_position + i + 1 - key);
       const T shrink = softmax.add(i, scores.rows().row(i), visible, width);
+      if (shrink == T{1}) continue;
       T* row = sums.rows().row(i);
-      for (std::int64_t f = 0; f < sums.rows().stride; ++f) row[f] *= shrink;
+      for (std::int64_t f = 0; f < n.dim; f += kLanes<T>) {
+        simd::store(row + f, simd::load(row + f) * shrink);
+      }
     }
     ttt_cpu::multiply<Left::kPlain, T>(rows - first, n.dim, width, scores.rows().from(first),
                                        packed_v.rows(), sums.rows().from(first),
