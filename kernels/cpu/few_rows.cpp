@@ -27,6 +27,8 @@ void multiply_rows(std::int64_t inputs, const T* x, const T* w, T* y, std::int64
   for (std::int64_t i = 0; i < whole; i += kLanes<T>) {
 #pragma GCC unroll 8
     for (int o = 0; o < kOutputs; ++o) {
+      // The next block's line: the hardware's own prefetching stops at every page and row. May point past the end.
+      __builtin_prefetch(w + (o + kOutputs) * inputs + i);
       const Vec<T> weight = simd::load_unaligned(w + o * inputs + i);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
