@@ -54,6 +54,35 @@ std::string position_svg(const PositionLosses& losses) {
   return render_svg(plot);
 }
 
+struct ContextLoss {
+  std::int64_t context, windows;
+  double loss;
+};
+
+std::string context_csv(const std::vector<ContextLoss>& losses) {
+  std::string csv = "context_length,windows,loss,perplexity\n";
+  for (const ContextLoss& row : losses) {
+    csv += fmt::format("{},{},{:.9g},{:.9g}\n", row.context, row.windows, row.loss,
+                       std::exp(row.loss));
+  }
+  return csv;
+}
+
+std::string context_svg(const std::vector<ContextLoss>& losses) {
+  Series series;
+  for (const ContextLoss& row : losses) {
+    series.x.push_back(static_cast<double>(row.context));
+    series.y.push_back(row.loss);
+  }
+  Plot plot;
+  plot.title = "Held-out loss by context length";
+  plot.x_label = "context length (tokens)";
+  plot.y_label = "loss (nats)";
+  plot.series = {series};
+  plot.log_x = true;
+  return render_svg(plot);
+}
+
 constexpr const char* kInnerKinds[] = {"at W_0", "before the step", "after the step"};
 
 std::string inner_csv(const InnerLosses& losses) {
@@ -109,8 +138,10 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
 }
 
 void write_curves(const std::string& directory, const PositionLosses& losses,
-                  const InnerLosses& inner) {
+                  const std::vector<ContextLoss>& contexts, const InnerLosses& inner) {
   std::filesystem::create_directories(directory);
+  data::write_file_atomically(directory + "/loss_by_context.csv", context_csv(contexts));
+  data::write_file_atomically(directory + "/loss_by_context.svg", context_svg(contexts));
   data::write_file_atomically(directory + "/loss_by_position.csv", position_csv(losses));
   data::write_file_atomically(directory + "/loss_by_position.svg", position_svg(losses));
   if (inner.num_layers > 0) {
@@ -142,15 +173,17 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   Stream stream;
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
+  std::vector<ContextLoss> by_context;
   for (const std::int64_t length : contexts) {
     config.mutable_data()->set_context_length(length);
     losses = evaluate_context(options, *model, config, communicator, context);
+    by_context.push_back({length, losses.num_windows, losses.loss()});
   }
   if (!options.output.empty() && communicator.rank() == 0) {
     const BatchReader reader(config, data::Split::kValidation);
     const InnerLosses inner = inner_losses(
         *model, reader, std::min(options.inner_windows, reader.num_windows()), context);
-    write_curves(options.output, losses, inner);
+    write_curves(options.output, losses, by_context, inner);
   }
   communicator.barrier();
   return ExitCode::kOk;
@@ -178,9 +211,10 @@ void add_eval_command(CLI::App& app, Action& action) {
       ->add_option("--inner-windows", options->inner_windows,
                    "Windows averaged for the inner-loss curves")
       ->capture_default_str();
-  command->add_option("-o,--output", options->output,
-                      "Directory for curves by position (CSV, SVG) at the longest context, and the "
-                      "inner losses of TTT layers; a run directory adds them to its report");
+  command->add_option(
+      "-o,--output", options->output,
+      "Directory for curves (CSV, SVG): loss by context length, by position at the "
+      "longest, inner losses of TTT layers; a run directory adds them to its report");
   command->add_option("--dtype", options->dtype, "f32 or f64")->capture_default_str();
   command->callback([options, &action] {
     action = [options](dist::Communicator& communicator) {
