@@ -194,7 +194,7 @@ std::string position_plot(const std::string& path) {
   plot.log_x = true;
   plot.width = 1160;
   for (std::size_t i = 0; i < table.names.size(); ++i) {
-    if (table.names[i] != "position") {
+    if (table.names[i].starts_with("loss")) {
       Series series;
       for (const double position : positions) {
         series.x.push_back(position + 1);  // counted from 0: the first token is its own context
