@@ -64,11 +64,26 @@ TEST(Problems, FiveMistakesGiveFiveMessages) {
   EXPECT_THAT(message, HasSubstr("optimizer.beta1 = 1.5: must be in [0, 1)"));
 }
 
+// The parser notices an enumeration value only at the token after it.
+TEST(Problems, OfAnEnumerationValueAreAtItsLine) {
+  const std::string message = error_of_file(
+      "train {\n"
+      "  precision: FP8  # comment\n"
+      "\n"
+      "}\n"
+      "model { mixer: RNN }\n"
+      "model { num_heads: 5 }\n");
+  EXPECT_THAT(message, HasSubstr("has 3 problems:"));
+  EXPECT_THAT(message, HasSubstr("model.num_heads = 5: must divide"));
+  EXPECT_THAT(message, HasSubstr(":2: unknown value \"FP8\" of field \"precision\""));
+  EXPECT_THAT(message, HasSubstr(":5: unknown value \"RNN\" of field \"mixer\""));
+}
+
 TEST(Problems, OfTheModelAreFound) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases{
       {{"model.vocab_size=0"}, "model.vocab_size = 0: must be between 1 and"},
       {{"model.hidden_size=-1"}, "model.hidden_size = -1: must be between 1 and"},
-      {{"model.num_heads=9223372036854775807"}, "model.num_heads = 9223372036854775807: must be"},
+      {{"model.num_heads=0"}, "model.num_heads = 0: must be between 1 and"},
       {{"model.hidden_size=36"}, "gives head dim 3, but rotary embedding needs an even one"},
       {{"model.mixer=ATTENTION", "model.attention.num_kv_heads=5"},
        "model.attention.num_kv_heads = 5: must divide num_heads = 12"},
@@ -141,6 +156,10 @@ TEST(HostileText, IsRefusedWithTheUsageCode) {
       {"binary", binary},
       {"a zero byte", std::string("seed: 1\n\0seed: 2\n", 17)},
       {"not UTF-8", "output_directory: \"\xff\xfe\"\n"},
+      {"overlong", "name: \"\xc0\xaf\"\n"},
+      {"a surrogate", "name: \"\xed\xa0\x80\"\n"},
+      {"beyond Unicode", "name: \"\xf4\x90\x80\x80\"\n"},
+      {"cut short", "# caf\xc3"},
       {"UTF-16", std::string("s\0e\0e\0d\0:\0 \0001\0", 14)},
       {"open brace", "model {"},
       {"closing brace", "}"},
@@ -151,6 +170,12 @@ TEST(HostileText, IsRefusedWithTheUsageCode) {
   for (const auto& [name, text] : texts) {
     EXPECT_THAT(error_of_file(text), HasSubstr("problem")) << name;
   }
+}
+
+TEST(HostileText, NamesTheLineThatIsNotUtf8) {
+  EXPECT_THAT(error_of_file("seed: 1\nname: \"\xff\"\n"), HasSubstr(":2: this line is not UTF-8"));
+  RunConfig config;
+  EXPECT_THAT(apply_override(config, "name=\xff"), HasSubstr("--set name...: this is not UTF-8"));
 }
 
 TEST(HostileText, OfDeepNestingIsRefused) {
@@ -180,7 +205,7 @@ TEST(HostileText, WithManyMistakesHasAShortMessage) {
 
 TEST(EmptyText, IsTheDefaults) {
   EXPECT_EQ(error_of_file(""), "");
-  EXPECT_EQ(error_of_file("# only a comment, caf\xc3\xa9\n"), "");
+  EXPECT_EQ(error_of_file("# only a comment: caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80\n"), "");
 }
 
 }  // namespace
