@@ -109,6 +109,19 @@ TEST_P(ModelValue, InnerLossIsRecordedOnceALayerAndFalls) {
   EXPECT_TRUE(test::same_bits(small.model.logits(small.ids, small.context), logits));
 }
 
+TEST_P(ModelValue, TheMultiplierScalesTheInnerRate) {
+  config::ModelConfig config = GetParam().model;
+  SmallModel small(config, DType::kF64);
+  const Tensor at_one = small.model.logits(small.ids, small.context);
+  small.context.inner_lr_multiplier = 0.5;
+  const Tensor logits = small.model.logits(small.ids, small.context);
+  config.mutable_ttt()->set_base_learning_rate(config.ttt().base_learning_rate() / 2);
+  SmallModel halved(config, DType::kF64);
+  EXPECT_TRUE(test::same_bits(logits, halved.model.logits(halved.ids, halved.context)));
+  const bool is_ttt = config.mixer() == config::TTT_LINEAR || config.mixer() == config::TTT_MLP;
+  EXPECT_EQ(test::same_bits(logits, at_one), !is_ttt);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ModelValue, testing::ValuesIn(test::model_cases()),
                          test::case_name);
 
