@@ -125,6 +125,22 @@ TEST_P(ModelValue, TheMultiplierScalesTheInnerRate) {
 INSTANTIATE_TEST_SUITE_P(Models, ModelValue, testing::ValuesIn(test::model_cases()),
                          test::case_name);
 
+// A switch that nothing reads would leave the function as it is. The normaliser of linear attention is divided out
+// by post_norm to its epsilon, hence the small bound.
+TEST(LanguageModel, EverySwitchChangesTheFunction) {
+  std::vector<std::pair<std::string, Tensor>> seen;
+  for (ModelCase model_case : test::model_cases()) {
+    if (model_case.name.find("MiniBatchOfAll") != std::string::npos) continue;  // WholeSequence
+    model_case.model.set_tie_embeddings(true);
+    SmallModel small(model_case.model, DType::kF64);
+    const Tensor logits = small.model.logits(small.ids, small.context);
+    for (const auto& [name, other] : seen) {
+      EXPECT_GT(relative_difference(logits, other), 1e-10) << model_case.name << " is " << name;
+    }
+    seen.emplace_back(model_case.name, logits);
+  }
+}
+
 TEST(LanguageModel, MoreTokensThanAWholeSequenceMiniBatchAreRefused) {
   const config::ModelConfig config = test::model_of(
       {"vocab_size=17", "hidden_size=8", "num_heads=2", "num_layers=1", "ttt.mini_batch_size=0"});
