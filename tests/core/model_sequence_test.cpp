@@ -100,6 +100,9 @@ TEST_P(ModelSequence, ExtendEqualsAcrossBatchSizes) {
       small_.model.extend(tokens_of(small_.ids, 0, 5), *both, false, small_.context);
   const Tensor next = small_.model.extend(tokens_of(small_.ids, 5, 6), *both, true, small_.context);
   ASSERT_EQ(first.shape(), Shape({test::kBatch, 1, test::kVocabulary}));
+  const Tensor whole = small_.model.logits(small_.ids, small_.context);
+  test::expect_close("logits of the prompt's last token", first.span<double>(),
+                     tokens_of(whole, 4, 5).span<double>(), kGenerationTolerance);
   for (std::int64_t b = 0; b < test::kBatch; ++b) {
     const Tensor ids({1, kTokens}, DType::kI64);
     std::ranges::copy(small_.ids.view().slice(b, b + 1).span<std::int64_t>(),

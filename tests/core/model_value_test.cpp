@@ -109,8 +109,37 @@ TEST_P(ModelValue, InnerLossIsRecordedOnceALayerAndFalls) {
   EXPECT_TRUE(test::same_bits(small.model.logits(small.ids, small.context), logits));
 }
 
+TEST_P(ModelValue, TheMultiplierScalesTheInnerRate) {
+  config::ModelConfig config = GetParam().model;
+  SmallModel small(config, DType::kF64);
+  const Tensor at_one = small.model.logits(small.ids, small.context);
+  small.context.inner_lr_multiplier = 0.5;
+  const Tensor logits = small.model.logits(small.ids, small.context);
+  config.mutable_ttt()->set_base_learning_rate(config.ttt().base_learning_rate() / 2);
+  SmallModel halved(config, DType::kF64);
+  EXPECT_TRUE(test::same_bits(logits, halved.model.logits(halved.ids, halved.context)));
+  const bool is_ttt = config.mixer() == config::TTT_LINEAR || config.mixer() == config::TTT_MLP;
+  EXPECT_EQ(test::same_bits(logits, at_one), !is_ttt);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, ModelValue, testing::ValuesIn(test::model_cases()),
                          test::case_name);
+
+// A switch that nothing reads would leave the function as it is. The normaliser of linear attention is divided out
+// by post_norm to its epsilon, hence the small bound.
+TEST(LanguageModel, EverySwitchChangesTheFunction) {
+  std::vector<std::pair<std::string, Tensor>> seen;
+  for (ModelCase model_case : test::model_cases()) {
+    if (model_case.name.find("MiniBatchOfAll") != std::string::npos) continue;  // WholeSequence
+    model_case.model.set_tie_embeddings(true);
+    SmallModel small(model_case.model, DType::kF64);
+    const Tensor logits = small.model.logits(small.ids, small.context);
+    for (const auto& [name, other] : seen) {
+      EXPECT_GT(relative_difference(logits, other), 1e-10) << model_case.name << " is " << name;
+    }
+    seen.emplace_back(model_case.name, logits);
+  }
+}
 
 TEST(LanguageModel, MoreTokensThanAWholeSequenceMiniBatchAreRefused) {
   const config::ModelConfig config = test::model_of(

@@ -118,7 +118,7 @@ TEST_P(OptimizerTest, AGradientThatIsNotFiniteChangesNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(DTypes, OptimizerTest, testing::Values(DType::kF32, DType::kF64),
-                         [](const auto& info) { return name_of(info.param); });
+                         [](const auto& test) { return name_of(test.param); });
 
 }  // namespace
 }  // namespace ttt

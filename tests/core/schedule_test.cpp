@@ -55,8 +55,8 @@ TEST(LearningRate, NeedsNoWarmUpAndNoDecay) {
   EXPECT_EQ(learning_rate(config, 1, 4800), 1e-5);
 }
 
-// The published multiplier is (0.01 + min(1, s / w) 0.09) / 0.1 in bfloat16, which has 8 bits: the nearest to 0.1 is
-// 205 / 2048, to 0.325 it is 333 / 1024 cut to 166.5 -> 166 / 512, to 0.55 it is 141 / 256.
+// The published multiplier is (0.01 + min(1, s / w) 0.09) / 0.1 in bfloat16, which has 8 bits: 0.1 is 204.8 / 2048,
+// 0.325 is 166.4 / 512, 0.55 is 140.8 / 256, each rounded to the nearest.
 TEST(InnerRateMultiplier, IsThePublishedOneInBfloat16) {
   config::OptimizerConfig config;
   config.set_inner_warmup_init(0.1);
