@@ -3,7 +3,8 @@
     python3 tests/asan_tests.py BUILD_FOLDER
 
 The tests come from CTest. One whose command is an MPI launcher is left out, and so are the whole
-runs of tests/run. Leaks are looked for except in a program that links libmpi, whose plugins leak. The last line is `N passed, N failed`."""
+runs of tests/run. Leaks are looked for except in a program that links libmpi, whose plugins leak. The last line is
+`N passed, N failed`."""
 
 import json
 import os

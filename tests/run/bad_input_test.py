@@ -322,6 +322,12 @@ class Models(BadInput):
                 self.refuse(USAGE, [field, "no Hugging Face counterpart"], "export", "-m", run, "-o",
                             self.directory / "out")
 
+    def test_outputs_below_a_file(self):
+        below = self.write("a-file", "text") / "out"
+        self.refuse(IO, [below], "export", "-m", self.run_directory, "-o", below)
+        self.refuse(IO, [below], "import", "-m", self.exported, "-o", below)
+        self.refuse(IO, [below], "eval", "-m", self.run_directory, "--windows", 1, "-o", below)
+
     def test_outputs_that_exist(self):
         self.refuse(LOCKED, [self.exported, "not empty"], "export", "-m", self.run_directory, "-o", self.exported)
         self.refuse(LOCKED, [self.run_directory], "import", "-m", self.exported, "-o", self.run_directory)

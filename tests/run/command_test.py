@@ -309,7 +309,8 @@ class Report(CommandTest):
         self.assertIn("report.html", self.succeed("report", run).out)
         second = self.read(run)
         self.assertGreater(second.plots, first.plots)
-        self.assertIn("Inner loss of layer 0", second.text)
+        self.assertIn("Use of the context", second.text)
+        self.assertIn("Inner loop", second.text)
 
 
 if __name__ == "__main__":
