@@ -1,7 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 
@@ -139,7 +138,7 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
 
 void write_curves(const std::string& directory, const PositionLosses& losses,
                   const std::vector<ContextLoss>& contexts, const InnerLosses& inner) {
-  std::filesystem::create_directories(directory);
+  data::make_output_directory(directory);
   data::write_file_atomically(directory + "/loss_by_context.csv", context_csv(contexts));
   data::write_file_atomically(directory + "/loss_by_context.svg", context_svg(contexts));
   data::write_file_atomically(directory + "/loss_by_position.csv", position_csv(losses));
@@ -203,13 +202,15 @@ void add_eval_command(CLI::App& app, Action& action) {
                       "Token files or a prepared directory; default: the run's validation data");
   command->add_option("--context", options->contexts,
                       "Context lengths to compare; default: that of training");
-  command->add_option("--windows", options->num_windows, "First N windows; 0: all");
+  command->add_option("--windows", options->num_windows, "First N windows; 0: all")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--micro-batch", options->micro_batch, "Windows a forward pass")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command
       ->add_option("--inner-windows", options->inner_windows,
                    "Windows averaged for the inner-loss curves")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command->add_option(
       "-o,--output", options->output,

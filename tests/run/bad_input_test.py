@@ -7,8 +7,8 @@ import unittest
 from pathlib import Path
 
 import harness
-from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, OK, PERMISSION, SMALL, USAGE, RunTest, checkpoints,
-                     files_under, read_safetensors, start, ttt, write_safetensors)
+from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, PERMISSION, SMALL, USAGE, RunTest, checkpoints,
+                     files_under, read_safetensors, stored_zstd, ttt, write_safetensors)
 
 ONE_STEP = (*SMALL, "train.steps=1", "optimizer.warmup_steps=0", "eval.num_windows=2")
 # What a run directory may hold after a refusal: the lock, and the log that says why.
@@ -20,12 +20,6 @@ def npy(dtype: str, shape: tuple[int, ...], data: bytes) -> bytes:
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
     header += " " * (-(len(header) + 11) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
-
-
-def stored_zstd(content: bytes) -> bytes:
-    """A zstd frame of one uncompressed block."""
-    header = b"\x28\xb5\x2f\xfd" + b"\xa0" + struct.pack("<I", len(content))
-    return header + struct.pack("<I", 1 | len(content) << 3)[:3] + content
 
 
 class BadInput(RunTest):
@@ -284,7 +278,7 @@ class Models(BadInput):
             return {name: (dtype, [1, len(values)], struct.pack(f"<{len(values)}q", *values))}
         path = self.directory / "probe.safetensors"
         for words, tensors in ((["labels"], ids([1] * 8)), (["input_ids"], ids([1] * 8, name="labels")),
-                               (["input_ids", "259"], {**ids([259] * 8), **ids([1] * 8, name="labels")})):
+                               (["input_ids", "token 259"], {**ids([259] * 8), **ids([1] * 8, name="labels")})):
             with self.subTest(words=words):
                 write_safetensors(path, tensors)
                 self.refuse(CORRUPT, words, *self.probe(self.exported, path.read_bytes()))
@@ -327,6 +321,12 @@ class Models(BadInput):
                 run = self.train(field, *ONE_STEP, *overrides)
                 self.refuse(USAGE, [field, "no Hugging Face counterpart"], "export", "-m", run, "-o",
                             self.directory / "out")
+
+    def test_outputs_below_a_file(self):
+        below = self.write("a-file", "text") / "out"
+        self.refuse(IO, [below], "export", "-m", self.run_directory, "-o", below)
+        self.refuse(IO, [below], "import", "-m", self.exported, "-o", below)
+        self.refuse(IO, [below], "eval", "-m", self.run_directory, "--windows", 1, "-o", below)
 
     def test_outputs_that_exist(self):
         self.refuse(LOCKED, [self.exported, "not empty"], "export", "-m", self.run_directory, "-o", self.exported)

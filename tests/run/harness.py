@@ -174,6 +174,12 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int], bytes
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+def stored_zstd(content: bytes) -> bytes:
+    """A zstd frame of one uncompressed block, of at most 128 KiB."""
+    header = b"\x28\xb5\x2f\xfd" + b"\xa0" + struct.pack("<I", len(content))
+    return header + struct.pack("<I", 1 | len(content) << 3)[:3] + content
+
+
 class RunTest(unittest.TestCase):
     """A temporary directory for the class with a prepared corpus of bytes in `tokens`."""
 

@@ -75,15 +75,31 @@ class KilledRuns(ResumeTest):
 
 class StoppedRuns(ResumeTest):
     def stop_at(self, run, step, send, ranks=0):
-        process = self.begin(run, "checkpoint.interval_steps=0", ranks=ranks)
-        wait_until(lambda: process.poll() is not None or last_step(run) >= step, f"step {step}")
-        send(process)
-        return finish(process)
+        """Stops a run that would not end by itself. On a busy machine the signal may come after the golden
+        run's last step: then again."""
+        for _ in range(5):
+            process = self.begin(run, "checkpoint.interval_steps=0", "eval.interval_steps=0",
+                                 "train.steps=100000", ranks=ranks)
+            wait_until(lambda: process.poll() is not None or last_step(run) >= step, f"step {step}")
+            send(process)
+            result = finish(process)
+            if last_step(run) < STEPS:
+                break
+            shutil.rmtree(run)
+        return result
 
     def assert_stopped(self, result, run):
         self.assertEqual(result.code, STOPPED, result.err)
         self.assertIn("stopped on request", result.err)
         self.assertEqual([step_of(path) for path in checkpoints(run)], [last_step(run)])
+
+    def assert_continues(self, run, ranks=0):
+        """To the golden run's end. Validation takes no part: the stopped run had none before."""
+        result = self.attempt(run, ranks=ranks)
+        self.assertEqual(result.code, OK, result.err)
+        self.assertEqual(rows(run), rows(self.golden))
+        self.assertEqual(rows(run, "eval")[-1], rows(self.golden, "eval")[-1])
+        self.assertTrue(self.state(run) == self.state(self.golden))
 
     def test_resumed_on_fewer_and_fewer_ranks(self):
         run = self.directory / "shrinking"
@@ -99,22 +115,19 @@ class StoppedRuns(ResumeTest):
             with self.subTest(signal=number.name):
                 run = self.directory / f"alone-{number.name}"
                 self.assert_stopped(self.stop_at(run, 7, lambda process: process.send_signal(number)), run)
-                self.assertEqual(self.attempt(run).code, OK)
-                self.assert_same_run(run, self.golden)
+                self.assert_continues(run)
 
     def test_a_signal_to_one_rank_stops_all(self):
         run = self.directory / "one-rank"
         send = lambda process: self.assertTrue(signal_ranks(process, signal.SIGUSR1, 1))
         self.assert_stopped(self.stop_at(run, 3, send, ranks=2), run)
-        self.assertEqual(self.attempt(run, ranks=2).code, OK)
-        self.assert_same_run(run, self.golden)
+        self.assert_continues(run, ranks=2)
 
     def test_a_signal_to_the_launcher_reaches_the_ranks(self):
         run = self.directory / "launcher"
         send = lambda process: process.send_signal(signal.SIGUSR1)
         self.assert_stopped(self.stop_at(run, 3, send, ranks=2), run)
-        self.assertEqual(self.attempt(run).code, OK)
-        self.assert_same_run(run, self.golden)
+        self.assert_continues(run)
 
     def test_a_finished_run_has_nothing_left_to_do(self):
         run = self.copy_golden("finished")
