@@ -50,19 +50,20 @@ class Collector final : public google::protobuf::io::ErrorCollector {
   struct Entry {
     int line;
     std::string text;
+    std::string value;  // the enumeration value at fault, or ""
   };
   void AddError(int line, google::protobuf::io::ColumnNumber /*column*/,
                 const std::string& message) override {
-    errors.push_back({line, explain(message)});
+    errors.push_back(explain(line, message));
   }
   void AddWarning(int line, google::protobuf::io::ColumnNumber /*column*/,
                   const std::string& message) override {
-    warnings.push_back({line, explain(message)});
+    warnings.push_back(explain(line, message));
   }
   std::vector<Entry> errors, warnings;
 
  private:
-  static std::string explain(const std::string& message) {
+  static Entry explain(int line, const std::string& message) {
     std::smatch match;
     static const std::regex no_field(R"re(Message type "([^"]+)" has no field named "([^"]+)")re");
     if (std::regex_search(message, match, no_field)) {
@@ -70,15 +71,19 @@ class Collector final : public google::protobuf::io::ErrorCollector {
           google::protobuf::DescriptorPool::generated_pool()->FindMessageTypeByName(match[1]);
       const std::string hint =
           type == nullptr ? std::string() : did_you_mean(match[2], field_names(*type));
-      return fmt::format("unknown field \"{}\" in {}{}", match[2].str(), match[1].str(), hint);
+      return {line,
+              fmt::format("unknown field \"{}\" in {}{}", match[2].str(), match[1].str(), hint),
+              ""};
     }
     static const std::regex no_value(
         R"re(Unknown enumeration value of "([^"]+)" for field "([^"]+)")re");
     if (std::regex_search(message, match, no_value)) {
-      return fmt::format("unknown value {} of field \"{}\"{}", match[1].str(), match[2].str(),
-                         values_of(match[2], match[1]));
+      return {line,
+              fmt::format("unknown value \"{}\" of field \"{}\"{}", match[1].str(), match[2].str(),
+                          values_of(match[2], match[1])),
+              match[1]};
     }
-    return message;
+    return {line, message, ""};
   }
   // The field's enumeration is not in the message; any of that name in the schema will do.
   static std::string values_of(const std::string& field, const std::string& value) {
@@ -97,16 +102,53 @@ class Collector final : public google::protobuf::io::ErrorCollector {
   }
 };
 
-void blank_line(std::string& text, int line) {
+// Where line `line` begins, and where it ends.
+std::pair<std::size_t, std::size_t> line_range(const std::string& text, int line) {
   std::size_t begin = 0;
-  for (int i = 0; i < line && begin != std::string::npos; ++i) {
+  for (int i = 0; i < line; ++i) {
     begin = text.find('\n', begin);
-    if (begin != std::string::npos) ++begin;
+    if (begin == std::string::npos) return {text.size(), text.size()};
+    ++begin;
   }
-  if (begin == std::string::npos) return;
-  const std::size_t end = std::min(text.find('\n', begin), text.size());
+  return {begin, std::min(text.find('\n', begin), text.size())};
+}
+
+// The parser reports an unknown enumeration value at the token after it, which may be lines below.
+void find_value(const std::string& text, Collector::Entry& entry) {
+  for (int line = entry.line; !entry.value.empty() && line >= 0; --line) {
+    const auto [begin, end] = line_range(text, line);
+    if (text.substr(begin, end - begin).find(entry.value) == std::string::npos) continue;
+    entry.line = line;
+    return;
+  }
+}
+
+void blank_line(std::string& text, int line) {
+  const auto [begin, end] = line_range(text, line);
   std::fill(text.begin() + static_cast<std::ptrdiff_t>(begin),
             text.begin() + static_cast<std::ptrdiff_t>(end), ' ');
+}
+
+// Position of the first byte that is not UTF-8 (RFC 3629), or npos. Names end up in JSON, which must be.
+std::size_t find_invalid_utf8(const std::string& text) {
+  const auto byte = [&](std::size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U;
+  };
+  for (std::size_t i = 0; i < text.size();) {
+    const unsigned first = byte(i);
+    const std::size_t length = first < 0x80U ? 1 : first < 0xe0U ? 2 : first < 0xf0U ? 3 : 4;
+    if (length > 1 && (first < 0xc2U || first > 0xf4U)) return i;
+    for (std::size_t j = 1; j < length; ++j) {
+      if ((byte(i + j) & 0xc0U) != 0x80U) return i;
+    }
+    const unsigned second = byte(i + 1);  // overlong, surrogate, beyond U+10FFFF
+    if ((first == 0xe0U && second < 0xa0U) || (first == 0xedU && second > 0x9fU) ||
+        (first == 0xf0U && second < 0x90U) || (first == 0xf4U && second > 0x8fU)) {
+      return i;
+    }
+    i += length;
+  }
+  return std::string::npos;
 }
 
 std::string quoted_if_string(const FieldDescriptor& field, const std::string& value) {
@@ -236,6 +278,13 @@ RunConfig parse_run_config(const std::string& text, const std::string& source,
                            std::vector<std::string>& problems) {
   std::string remaining = text;
   RunConfig config;
+  const std::size_t invalid = find_invalid_utf8(text);
+  if (invalid != std::string::npos) {
+    const auto before = text.begin() + static_cast<std::ptrdiff_t>(invalid);
+    problems.push_back(fmt::format("{}:{}: this line is not UTF-8", source,
+                                   std::count(text.begin(), before, '\n') + 1));
+    return config;
+  }
   while (true) {
     Collector collector;
     TextFormat::Parser parser;
@@ -245,10 +294,14 @@ RunConfig parse_run_config(const std::string& text, const std::string& source,
     config.Clear();
     const bool parsed = parser.ParseFromString(remaining, &config);
     std::vector<Collector::Entry>& found = parsed ? collector.warnings : collector.errors;
-    for (const Collector::Entry& entry : found) {
+    for (Collector::Entry& entry : found) {
+      find_value(remaining, entry);
       problems.push_back(fmt::format("{}:{}: {}", source, entry.line + 1, entry.text));
+      if (problems.size() < kMaxProblems) continue;
+      problems.push_back(source + ": there may be more problems; these are the first");
+      return config;
     }
-    if (parsed || problems.size() >= kMaxProblems || collector.errors.empty()) break;
+    if (parsed || collector.errors.empty()) break;
     const std::string before = remaining;
     blank_line(remaining, collector.errors.front().line);
     if (remaining == before) break;
@@ -262,28 +315,34 @@ std::string apply_override(RunConfig& config, const std::string& assignment) {
     return fmt::format("--set {}: write it as field=value", assignment);
   }
   const std::string value = assignment.substr(equals + 1);
-  std::stringstream path(assignment.substr(0, equals));
+  if (find_invalid_utf8(assignment) != std::string::npos) {
+    return fmt::format("--set {}...: this is not UTF-8", assignment.substr(0, equals));
+  }
+  const std::string path = assignment.substr(0, equals);
   Message* message = &config;
-  for (std::string name; std::getline(path, name, '.');) {
+  for (std::size_t begin = 0;;) {
+    const std::size_t dot = path.find('.', begin);
+    const std::string name = path.substr(begin, dot - begin);
     const Descriptor* type = message->GetDescriptor();
     const FieldDescriptor* field = type->FindFieldByName(name);
     if (field == nullptr) {
       return fmt::format("--set {}: unknown field \"{}\" in {}{}", assignment, name,
                          type->full_name(), did_you_mean(name, field_names(*type)));
     }
-    if (!path.eof()) {
+    if (dot != std::string::npos) {
       if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
         return fmt::format("--set {}: \"{}\" has no fields inside", assignment, name);
       }
       message = message->GetReflection()->MutableMessage(message, field);
+      begin = dot + 1;
       continue;
     }
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE ||
         !set_field(*message, *field, value)) {
       return fmt::format("--set {}: \"{}\" is not {}", assignment, value, expected(*field));
     }
+    return {};
   }
-  return {};
 }
 
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides,

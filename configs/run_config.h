@@ -2,6 +2,7 @@
 // Reading, overriding and checking a run's configuration (configs/run.proto).
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "configs/run.pb.h"
@@ -34,5 +35,8 @@ std::string nearest_name(const std::string& word, const std::vector<std::string>
 
 /// The configuration with every field written out, defaults included.
 std::string complete_text(const RunConfig& config);
+
+/// configs/run.proto as the program was built with it, comments and defaults included.
+std::string_view schema_text();
 
 }  // namespace ttt::config

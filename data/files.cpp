@@ -40,6 +40,17 @@ void fail_with_errno(std::string_view action, const std::string& path, int errno
   fail(code, "cannot {} {}: {}", action, path, std::strerror(errno_value));
 }
 
+void make_output_directory(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (!error) return;
+  const bool is_forbidden = error == std::errc::permission_denied ||
+                            error == std::errc::operation_not_permitted ||
+                            error == std::errc::read_only_file_system;
+  fail(is_forbidden ? ExitCode::kPermission : ExitCode::kIo, "cannot create the directory {}: {}",
+       path, error.message());
+}
+
 FileDescriptor::FileDescriptor(const std::string& path, int flags, unsigned mode) : path_(path) {
   do {
     fd_ = ::open(path.c_str(), flags | O_CLOEXEC, mode);

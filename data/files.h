@@ -14,6 +14,10 @@ namespace ttt::data {
 [[noreturn]] void fail_with_errno(std::string_view action, const std::string& path,
                                   int errno_value);
 
+/// Makes a directory for output, and its parents. 77 without permission, else 74: a file in the way is
+/// no missing input.
+void make_output_directory(const std::string& path);
+
 /// An open file; closes on destruction.
 class FileDescriptor {
  public:

@@ -1,7 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 
@@ -51,6 +50,35 @@ std::string position_svg(const PositionLosses& losses) {
   plot.x_label = "position in the context";
   plot.y_label = "loss (nats)";
   plot.series = {series};
+  return render_svg(plot);
+}
+
+struct ContextLoss {
+  std::int64_t context, windows;
+  double loss;
+};
+
+std::string context_csv(const std::vector<ContextLoss>& losses) {
+  std::string csv = "context_length,windows,loss,perplexity\n";
+  for (const ContextLoss& row : losses) {
+    csv += fmt::format("{},{},{:.9g},{:.9g}\n", row.context, row.windows, row.loss,
+                       std::exp(row.loss));
+  }
+  return csv;
+}
+
+std::string context_svg(const std::vector<ContextLoss>& losses) {
+  Series series;
+  for (const ContextLoss& row : losses) {
+    series.x.push_back(static_cast<double>(row.context));
+    series.y.push_back(row.loss);
+  }
+  Plot plot;
+  plot.title = "Held-out loss by context length";
+  plot.x_label = "context length (tokens)";
+  plot.y_label = "loss (nats)";
+  plot.series = {series};
+  plot.log_x = true;
   return render_svg(plot);
 }
 
@@ -109,8 +137,10 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
 }
 
 void write_curves(const std::string& directory, const PositionLosses& losses,
-                  const InnerLosses& inner) {
-  std::filesystem::create_directories(directory);
+                  const std::vector<ContextLoss>& contexts, const InnerLosses& inner) {
+  data::make_output_directory(directory);
+  data::write_file_atomically(directory + "/loss_by_context.csv", context_csv(contexts));
+  data::write_file_atomically(directory + "/loss_by_context.svg", context_svg(contexts));
   data::write_file_atomically(directory + "/loss_by_position.csv", position_csv(losses));
   data::write_file_atomically(directory + "/loss_by_position.svg", position_svg(losses));
   if (inner.num_layers > 0) {
@@ -142,15 +172,17 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   Stream stream;
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
+  std::vector<ContextLoss> by_context;
   for (const std::int64_t length : contexts) {
     config.mutable_data()->set_context_length(length);
     losses = evaluate_context(options, *model, config, communicator, context);
+    by_context.push_back({length, losses.num_windows, losses.loss()});
   }
   if (!options.output.empty() && communicator.rank() == 0) {
     const BatchReader reader(config, data::Split::kValidation);
     const InnerLosses inner = inner_losses(
         *model, reader, std::min(options.inner_windows, reader.num_windows()), context);
-    write_curves(options.output, losses, inner);
+    write_curves(options.output, losses, by_context, inner);
   }
   communicator.barrier();
   return ExitCode::kOk;
@@ -170,17 +202,20 @@ void add_eval_command(CLI::App& app, Action& action) {
                       "Token files or a prepared directory; default: the run's validation data");
   command->add_option("--context", options->contexts,
                       "Context lengths to compare; default: that of training");
-  command->add_option("--windows", options->num_windows, "First N windows; 0: all");
+  command->add_option("--windows", options->num_windows, "First N windows; 0: all")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--micro-batch", options->micro_batch, "Windows a forward pass")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command
       ->add_option("--inner-windows", options->inner_windows,
                    "Windows averaged for the inner-loss curves")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("-o,--output", options->output,
-                      "Directory for curves by position (CSV, SVG) at the longest context, and the "
-                      "inner losses of TTT layers; a run directory adds them to its report");
+  command->add_option(
+      "-o,--output", options->output,
+      "Directory for curves (CSV, SVG): loss by context length, by position at the "
+      "longest, inner losses of TTT layers; a run directory adds them to its report");
   command->add_option("--dtype", options->dtype, "f32 or f64")->capture_default_str();
   command->callback([options, &action] {
     action = [options](dist::Communicator& communicator) {

@@ -101,7 +101,8 @@ void add_generate_command(CLI::App& app, Action& action) {
       ->excludes(prompt);
   command->add_option("--tokenizer", options->tokenizer,
                       "SentencePiece model, when the model has none beside it");
-  command->add_option("-n,--max-new-tokens", options->max_new_tokens, "")->capture_default_str();
+  command->add_option("-n,--max-new-tokens", options->max_new_tokens, "Tokens to generate at most")
+      ->capture_default_str();
   command->add_option("--temperature", options->choice.temperature, "0 takes the most likely token")
       ->capture_default_str();
   command->add_option("--top-k", options->choice.top_k, "Choose among the K most likely; 0: all")

@@ -1,11 +1,13 @@
 // ttt: trains, evaluates and converts Test-Time-Training language models.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <iostream>
 #include <thread>
 
+#include "configs/run_config.h"
 #include "core/base/log.h"
 #include "dist/launch_environment.h"
 #include "launch/commands.h"
@@ -24,6 +26,20 @@ void let_rank_zero_speak_first(int rank) {
   if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
 }
 
+// CLI11 only says that a subcommand is required.
+void check_subcommand(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return;
+  const std::string name = argv[1];
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    names.push_back(command->get_name());
+  }
+  if (std::ranges::find(names, name) != names.end()) return;
+  const std::string nearest = ttt::config::nearest_name(name, names);
+  ttt::fail(ttt::ExitCode::kUsage, "there is no subcommand {}{}; ttt --help lists them", name,
+            nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
+}
+
 int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   CLI::App app("Trains Test-Time-Training language models and their rivals.", "ttt");
   app.require_subcommand(1);
@@ -38,6 +54,7 @@ int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   ttt::launch::add_probe_command(app, action);
   ttt::launch::add_inspect_command(app, action);
   ttt::launch::add_report_command(app, action);
+  check_subcommand(app, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

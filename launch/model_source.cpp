@@ -66,7 +66,8 @@ std::vector<data::NamedTensor> named_tensors(const LanguageModel& model) {
 
 void load_weights(const ModelSource& source, LanguageModel& model) {
   if (source.kind == SourceKind::kHuggingFace) {
-    data::load_hf_weights(source.directory, source.config.model(), named_tensors(model));
+    // The model's own configuration: which rows a rotary pairing turns together is not in the files.
+    data::load_hf_weights(source.directory, model.config(), named_tensors(model));
     return;
   }
   const DType stored = source.manifest.dtype() == "F64" ? DType::kF64 : DType::kF32;

@@ -1,12 +1,47 @@
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
 
+#include "core/base/timer.h"
 #include "data/tokens/prepare.h"
 #include "launch/commands.h"
 #include "launch/progress_line.h"
 
 namespace ttt::launch {
+namespace {
+
+// Twice a second in place on a terminal; elsewhere a line now and then, for logs.
+class PrepareDisplay {
+ public:
+  ~PrepareDisplay() {
+    if (is_open_) std::cerr << std::endl;
+  }
+  void show(const data::PrepareProgress& progress) {
+    const bool in_place = columns_ > 0;
+    if (timer_.seconds() < (in_place ? 0.5 : 30)) return;
+    timer_.restart();
+    std::cerr << fmt::format("{}{} documents, {} tokens{}", in_place ? "\r\x1b[2K" : "",
+                             format_count(static_cast<double>(progress.documents)),
+                             format_count(static_cast<double>(progress.tokens)),
+                             in_place ? "" : "\n");
+    is_open_ = in_place;
+  }
+
+ private:
+  Timer timer_;
+  int columns_ = terminal_columns(STDERR_FILENO);
+  bool is_open_ = false;
+};
+
+config::CorpusManifest prepare(const data::PrepareOptions& options) {
+  PrepareDisplay display;
+  return data::prepare_corpus(
+      options, [&](const data::PrepareProgress& progress) { display.show(progress); });
+}
+
+}  // namespace
 
 void add_prepare_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<data::PrepareOptions>();
@@ -36,12 +71,7 @@ void add_prepare_command(CLI::App& app, Action& action) {
     action = [options](dist::Communicator& communicator) {
       if (communicator.rank() != 0) return ExitCode::kOk;
       if (options->num_threads <= 0) options->num_threads = use_threads(0, communicator);
-      const config::CorpusManifest manifest =
-          data::prepare_corpus(*options, [](const data::PrepareProgress& progress) {
-            std::cerr << fmt::format("{} documents, {} tokens\n",
-                                     format_count(static_cast<double>(progress.documents)),
-                                     format_count(static_cast<double>(progress.tokens)));
-          });
+      const config::CorpusManifest manifest = prepare(*options);
       std::cout << fmt::format(
           "{}: {} training tokens in {} documents, {} validation tokens in {} documents, "
           "vocabulary {}\n",

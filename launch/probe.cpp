@@ -1,6 +1,7 @@
 #include "launch/probe.h"
 
 #include <algorithm>
+#include <optional>
 #include <set>
 
 #include "configs/run_config.h"
@@ -76,6 +77,18 @@ class Inputs {
     std::ranges::copy(tensor.span<std::int32_t>(), wide.data<std::int64_t>());
     return wide;
   }
+  /// Integers inside the vocabulary, or `ignored`.
+  [[nodiscard]] Tensor tokens(const std::string& name, int rank, std::int64_t vocab,
+                              std::optional<std::int64_t> ignored = {}) const {
+    const Tensor tensor = integers(name, rank);
+    for (const std::int64_t id : tensor.span<std::int64_t>()) {
+      if ((id < 0 || id >= vocab) && id != ignored) {
+        fail(ExitCode::kCorruptInput, "{}: tensor {} has token {}, outside the vocabulary [0, {})",
+             path_, name, id, vocab);
+      }
+    }
+    return tensor;
+  }
   [[nodiscard]] Tensor reals(const std::string& name, int rank, DType dtype) const {
     const Tensor tensor = file_.read(name);
     expect_rank(name, tensor, rank);
@@ -149,8 +162,9 @@ void probe_loss(const ProbeOptions& options) {
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
-  const Tensor ids = inputs.integers("input_ids", 2);
-  const Tensor labels = inputs.integers("labels", 2);
+  const Tensor ids = inputs.tokens("input_ids", 2, source.config.model().vocab_size());
+  const Tensor labels =
+      inputs.tokens("labels", 2, source.config.model().vocab_size(), kIgnoredLabel);
   inputs.expect("labels", labels, ids.shape());
   const ShiftedLabels shifted(labels);
 
@@ -226,7 +240,7 @@ void probe_generate(const ProbeOptions& options) {
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
-  const Tensor prompt = inputs.integers("input_ids", 2);
+  const Tensor prompt = inputs.tokens("input_ids", 2, source.config.model().vocab_size());
   const std::int64_t batch = prompt.size(0);
   const std::int64_t steps = options.max_new_tokens;
   const std::int64_t vocab = model->config().vocab_size();
@@ -263,7 +277,7 @@ void probe_train(const ProbeOptions& options) {
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
-  const Tensor tokens = inputs.integers("tokens", 3);
+  const Tensor tokens = inputs.tokens("tokens", 3, source.config.model().vocab_size());
   const Tensor masks = inputs.reals("loss_masks", 3, DType::kF64);
   const std::int64_t steps = tokens.size(0);
   const std::int64_t batch = tokens.size(1);

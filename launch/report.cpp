@@ -193,16 +193,12 @@ std::string position_plot(const std::string& path) {
       make_plot("Loss by position in the context", "tokens of context", "loss (nats a token)");
   plot.log_x = true;
   plot.width = 1160;
-  for (std::size_t i = 0; i < table.names.size(); ++i) {
-    if (table.names[i] != "position") {
-      Series series;
-      for (const double position : positions) {
-        series.x.push_back(position + 1);  // counted from 0: the first token is its own context
-      }
-      series.y = table.columns[i];
-      add_curve(plot, std::move(series), table.names[i]);
-    }
+  Series series;
+  for (const double position : positions) {
+    series.x.push_back(position + 1);  // counted from 0: the first token is its own context
   }
+  series.y = table.column("loss");  // the other columns have other units
+  add_curve(plot, std::move(series), "");
   return "<h2>Use of the context</h2>\n<div class=\"plots\">\n" + render_svg(plot) + "</div>\n";
 }
 

@@ -9,7 +9,7 @@ namespace ttt::launch {
 /// numbers, plots and the configuration (textproto). Needs metrics.jsonl (launch/metrics_log.h); a
 /// plot or number whose data are absent is left out. Drawn when present:
 ///
-///   loss_by_position.csv  position, then one or more losses by column
+///   loss_by_position.csv  position, loss and others, of which only the loss is drawn
 ///   inner_loss.csv        layer, position, then one or more inner losses by column (before and
 ///                         after the update, say)
 ///

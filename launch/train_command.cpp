@@ -1,6 +1,5 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -22,6 +21,7 @@ struct TrainOptions {
   std::vector<std::string> overrides;
   std::string resume = "auto";
   bool dry_run = false;
+  bool help_config = false;
 };
 
 double gib(double bytes) { return bytes / 1073741824.0; }
@@ -55,6 +55,10 @@ void print_plan(const config::RunConfig& config, int num_ranks) {
 }
 
 ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
+  if (options.help_config) {
+    if (communicator.rank() == 0) std::cout << config::schema_text();
+    return ExitCode::kOk;
+  }
   const config::RunConfig config =
       config::load_run_config(options.config, options.overrides, communicator.size());
   if (options.dry_run) {
@@ -66,7 +70,7 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   std::unique_ptr<data::RunLock> lock;
   if (communicator.rank() == 0) {
     lock = std::make_unique<data::RunLock>(run);
-    std::filesystem::create_directories(run + "/logs");
+    data::make_output_directory(run + "/logs");
   }
   communicator.barrier();
   log::configure(communicator.rank(),
@@ -98,7 +102,7 @@ void add_train_command(CLI::App& app, Action& action) {
   CLI::App* command = app.add_subcommand(
       "train", "Trains a model. The run directory gets checkpoints, metrics and a report");
   command->add_option("-c,--config", options->config,
-                      "Configuration (configs/*.textproto; every field: configs/run.proto)");
+                      "Configuration (configs/*.textproto; every field: --help-config)");
   command->add_option("--set", options->overrides,
                       "FIELD=VALUE, e.g. --set optimizer.learning_rate=1e-3; may be repeated");
   command
@@ -106,7 +110,9 @@ void add_train_command(CLI::App& app, Action& action) {
                    "auto: from the newest good checkpoint of the run, if any; never; or a path")
       ->capture_default_str();
   command->add_flag("--dry-run", options->dry_run,
-                    "Check the configuration and print what the run would need");
+                    "Check the configuration and print what the run would need; reads no data");
+  command->add_flag("--help-config", options->help_config,
+                    "Print every field of a configuration, its default and what it does");
   command->callback([options, &action] {
     action = [options](dist::Communicator& communicator) { return train(*options, communicator); };
   });

@@ -159,6 +159,9 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
                                                     Context& context) const {
   const std::int64_t batch = inputs.q.size(0);
   const std::int64_t tokens = inputs.q.size(1);
+  TTT_CHECK(config_.mini_batch_size() > 0 || first_position + tokens <= options_.mini_batch_size,
+            "{} tokens, but the mini-batch is a whole sequence of {}", first_position + tokens,
+            options_.mini_batch_size);
   rotate(inputs, first_position, context);
   auto prepared = std::make_unique<Prepared>();
   Prepared& p = *prepared;

@@ -26,13 +26,7 @@ std::string read_owner(const FileDescriptor& file) {
 }  // namespace
 
 RunLock::RunLock(const std::string& run_directory) {
-  std::error_code error;
-  std::filesystem::create_directories(run_directory, error);
-  if (error == std::errc::permission_denied) {
-    fail(ExitCode::kPermission, "cannot create {}: {}", run_directory, error.message());
-  }
-  if (error) fail(ExitCode::kLocked, "cannot create {}: {}", run_directory, error.message());
-
+  make_output_directory(run_directory);
   file_ = FileDescriptor(std::filesystem::path(run_directory) / "run.lock", O_RDWR | O_CREAT);
   if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno == EWOULDBLOCK) {

@@ -144,8 +144,10 @@ void write_file(Status& status, const std::string& path, const FlatState& state,
   // Not supported by every network file system; the run lock does the work.
   status("H5Pset_file_locking", H5Pset_file_locking(access, false, true));
   status("H5Pset_fclose_degree", H5Pset_fclose_degree(access, H5F_CLOSE_STRONG));
-  const Handle file(status, "H5Fcreate",
-                    H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose);
+  const Handle create(status, "H5Pcreate", H5Pcreate(H5P_FILE_CREATE), H5Pclose);
+  status("H5Pset_obj_track_times", H5Pset_obj_track_times(create, false));  // of the root group
+  const Handle file(status, "H5Fcreate", H5Fcreate(path.c_str(), H5F_ACC_TRUNC, create, access),
+                    H5Fclose);
   const Handle no_times(status, "H5Pcreate", H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
   status("H5Pset_obj_track_times", H5Pset_obj_track_times(no_times, false));
   for (const Group& group : groups_of(state)) {

@@ -164,8 +164,7 @@ void export_hf(const std::string& directory, const config::ModelConfig& model,
   const fs::path temporary = target.string() + ".tmp";
   std::error_code error;
   fs::remove_all(temporary, error);
-  fs::create_directories(temporary, error);
-  if (error) fail_with_errno("create", temporary, error.value());
+  make_output_directory(temporary);
   try {
     write_contents(temporary, model, tensors, options);
     rename_durably(temporary, target);

@@ -38,7 +38,7 @@ void check_same_tensors(const std::string& directory, const config::ModelConfig&
     }
   }
   if (!problems.empty()) {
-    fail(ExitCode::kCorruptInput, "the weights in {} do not fit its config.json: {}", directory,
+    fail(ExitCode::kCorruptInput, "the weights in {} do not fit the model: {}", directory,
          fmt::join(problems, "; "));
   }
 }

@@ -61,8 +61,7 @@ class OutputDirectory {
       fail(ExitCode::kLocked, "{} exists and is not an empty directory", path_);
     }
     const fs::path parent = fs::path(path_).parent_path();
-    if (!parent.empty()) fs::create_directories(parent, error);
-    if (error) fail_with_errno("create", parent.string(), error.value());
+    if (!parent.empty()) make_output_directory(parent);
     const std::string temporary = fmt::format("{}.tmp-{}", path_, ::getpid());
     if (!fs::create_directory(temporary, error)) {
       if (error) fail_with_errno("create", temporary, error.value());

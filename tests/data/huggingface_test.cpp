@@ -222,7 +222,8 @@ TEST(HuggingFace, DirectoryIsSelfContained) {
   EXPECT_EQ(contents_of(out + "/tokenizer.model"), "sentencepiece");
   const std::string source = TTT_SOURCE_DIR "/data/interchange/python/";
   EXPECT_EQ(contents_of(out + "/modeling_ttt.py"), contents_of(source + "modeling_ttt.py"));
-  EXPECT_EQ(contents_of(out + "/configuration_ttt.py"), contents_of(source + "configuration_ttt.py"));
+  EXPECT_EQ(contents_of(out + "/configuration_ttt.py"),
+            contents_of(source + "configuration_ttt.py"));
   const std::string config = contents_of(out + "/config.json");
   for (const char* part : {"\"max_position_embeddings\": 64", "modeling_ttt.TTTForCausalLM",
                            "\"ttt_layer_type\": \"linear\"", "\"mini_batch_size\": 8"}) {

@@ -27,7 +27,7 @@ std::vector<std::int64_t> read_all(const TokenArray& tokens) {
 }
 
 template <typename T>
-std::string contents_of(const std::vector<T>& values) {
+std::string bytes_of(const std::vector<T>& values) {
   std::string bytes(values.size() * sizeof(T), '\0');
   std::memcpy(bytes.data(), values.data(), bytes.size());
   return bytes;
@@ -171,10 +171,10 @@ TEST(Npy, ReadsEveryElementTypeAndVersion) {
       EXPECT_EQ(read_all(tokens), (std::vector<std::int64_t>{1, 513, 2})) << descr << version;
       EXPECT_EQ(tokens.vocab_size(), 0);
     };
-    expect_tokens("<u2", contents_of(std::vector<std::uint16_t>{1, 513, 2}));
-    expect_tokens("<i4", contents_of(std::vector<std::int32_t>{1, 513, 2}));
-    expect_tokens("<u4", contents_of(std::vector<std::uint32_t>{1, 513, 2}));
-    expect_tokens("<i8", contents_of(std::vector<std::int64_t>{1, 513, 2}));
+    expect_tokens("<u2", bytes_of(std::vector<std::uint16_t>{1, 513, 2}));
+    expect_tokens("<i4", bytes_of(std::vector<std::int32_t>{1, 513, 2}));
+    expect_tokens("<u4", bytes_of(std::vector<std::uint32_t>{1, 513, 2}));
+    expect_tokens("<i8", bytes_of(std::vector<std::int64_t>{1, 513, 2}));
   }
 }
 
@@ -208,7 +208,7 @@ TEST(TokenArray, SeesSeveralFilesAsOne) {
   const TemporaryDirectory directory;
   const auto first = write_shard(directory, "a.h5", 300, {{0, 1, 2}});
   const auto second = directory.write(
-      "b.npy", npy(1, "<u2", "False", "(2,)", contents_of(std::vector<std::uint16_t>{3, 4})));
+      "b.npy", npy(1, "<u2", "False", "(2,)", bytes_of(std::vector<std::uint16_t>{3, 4})));
   const auto third = write_shard(directory, "c.h5", 300, {{5}, {6, 7}});
   const TokenArray tokens = TokenArray::open({first, second, third}, Split::kTrain);
   ASSERT_EQ(tokens.num_tokens(), 8);
@@ -235,13 +235,13 @@ TEST(TokenArray, VerifyNamesTheFirstTokenBeyondTheVocabulary) {
   values[70'000] = 299;
   const auto first = write_shard(directory, "a.h5", 300, {{0, 1, 2}});
   const auto second =
-      directory.write("b.npy", npy(1, "<u2", "False", "(100000,)", contents_of(values)));
+      directory.write("b.npy", npy(1, "<u2", "False", "(100000,)", bytes_of(values)));
   const TokenArray tokens = TokenArray::open({first, second}, Split::kTrain);
   tokens.verify(300);
   expect_error(ExitCode::kCorruptInput, {second, "token 299 at index 70000", "[0, 299)"},
                [&] { tokens.verify(299); });
   const auto negative = directory.write(
-      "c.npy", npy(1, "<i4", "False", "(2,)", contents_of(std::vector<std::int32_t>{3, -4})));
+      "c.npy", npy(1, "<i4", "False", "(2,)", bytes_of(std::vector<std::int32_t>{3, -4})));
   expect_error(ExitCode::kCorruptInput, {negative, "token -4 at index 1"},
                [&] { TokenArray::open({negative}, Split::kTrain).verify(300); });
 }

@@ -72,11 +72,13 @@ TEST(Report, ShowsHeadlineNumbersAndPlots) {
 TEST(Report, DrawsEvaluationTablesWhenPresent) {
   const TemporaryDirectory directory;
   write_run(directory);
-  directory.write("loss_by_position.csv", "position,loss\n0,5.0\n1,4.0\n2,3.5\n");
+  directory.write("loss_by_position.csv",
+                  "position,loss,perplexity,tokens\n0,5.0,148.4,8\n1,4.0,54.6,8\n2,3.5,33.1,8\n");
   directory.write("inner_loss.csv",
                   "layer,position,before,after\n0,0,1,0.5\n0,1,0.9,0.4\n1,0,2,1\n1,1,nan,1\n");
   const std::string html = report_of(directory, "");
   EXPECT_THAT(html, HasSubstr("Loss by position in the context"));
+  EXPECT_THAT(html, Not(HasSubstr(">tokens<")));  // a count has no place on an axis of losses
   EXPECT_THAT(html, HasSubstr("Inner loss of all layers: after"));
   EXPECT_THAT(html, HasSubstr(">Layer 0</text>"));
   EXPECT_THAT(html, HasSubstr(">Layer 1</text>"));
@@ -130,6 +132,7 @@ TEST(Report, DamagedTablesAreNamed) {
     return "no error";
   };
   EXPECT_THAT(message_of("place,loss\n1,2\n"), HasSubstr("there is no column 'position'"));
+  EXPECT_THAT(message_of("position,place\n1,2\n"), HasSubstr("there is no column 'loss'"));
   EXPECT_THAT(message_of("position,loss\n1,2\n3\n"),
               HasSubstr("loss_by_position.csv:3: 1 fields, the header has 2"));
   EXPECT_THAT(message_of("position,loss\n1,two\n"), HasSubstr(":2: 'two' is not a number"));
