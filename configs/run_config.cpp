@@ -27,6 +27,7 @@ constexpr std::streamsize kMaxFileBytes = std::streamsize{1} << 20;
 
 std::vector<std::string> field_names(const Descriptor& message) {
   std::vector<std::string> names;
+  names.reserve(static_cast<std::size_t>(message.field_count()));
   for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
   return names;
 }
@@ -92,6 +93,7 @@ class Collector final : public google::protobuf::io::ErrorCollector {
       const FieldDescriptor* found = file->message_type(m)->FindFieldByName(field);
       if (found == nullptr || found->enum_type() == nullptr) continue;
       std::vector<std::string> names;
+      names.reserve(static_cast<std::size_t>(found->enum_type()->value_count()));
       for (int i = 0; i < found->enum_type()->value_count(); ++i) {
         names.push_back(found->enum_type()->value(i)->name());
       }

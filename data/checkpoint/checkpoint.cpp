@@ -148,7 +148,7 @@ std::string checkpoint_directory(const std::string& run_directory, std::int64_t 
 }
 
 std::string begin_checkpoint(const std::string& run_directory, std::int64_t step, int rank) {
-  const std::string temporary = checkpoint_directory(run_directory, step) + kTemporarySuffix;
+  std::string temporary = checkpoint_directory(run_directory, step) + kTemporarySuffix;
   if (rank != 0) return temporary;
   const fs::path root = checkpoints_root(run_directory);
   create_directories_durably(root);

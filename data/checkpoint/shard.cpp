@@ -74,7 +74,7 @@ class Handle {
 };
 
 struct Group {
-  const char* name;
+  const char* name = nullptr;
   TensorView flat;
 };
 

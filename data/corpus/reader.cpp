@@ -33,9 +33,9 @@ class TextFieldParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit TextFieldParser(const std::string& field) : field_(field) {}
 
-  bool found() const { return found_; }
+  [[nodiscard]] bool found() const { return found_; }
   std::string take_text() { return std::move(text_); }
-  const std::string& error() const { return error_; }
+  [[nodiscard]] const std::string& error() const { return error_; }
 
   bool null() override { return scalar("null"); }
   bool boolean(bool) override { return scalar("a boolean"); }

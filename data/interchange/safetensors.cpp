@@ -129,6 +129,7 @@ ParsedEntry parse_entry(const Json& json, const std::string& where) {
 void check_coverage(const std::vector<std::pair<std::string, ParsedEntry>>& entries,
                     std::uint64_t data_bytes, const std::string& path) {
   std::vector<const std::pair<std::string, ParsedEntry>*> order;
+  order.reserve(entries.size());
   for (const auto& entry : entries) order.push_back(&entry);
   std::ranges::sort(order, {}, [](const auto* entry) {
     return std::pair(entry->second.begin, entry->second.end);

@@ -36,6 +36,7 @@ class Hdf5Handle {
   Hdf5Handle(Hdf5Handle&& other) noexcept : id_(std::exchange(other.id_, -1)) {}
   Hdf5Handle(const Hdf5Handle&) = delete;
   Hdf5Handle& operator=(const Hdf5Handle&) = delete;
+  Hdf5Handle& operator=(Hdf5Handle&&) = delete;
 
   [[nodiscard]] hid_t get() const { return id_; }
   /// Closes now and returns what HDF5 says, which a destructor could not report.

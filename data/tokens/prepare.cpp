@@ -255,7 +255,7 @@ config::CorpusManifest prepare_corpus(
                  progress.documents, options.validation_fraction);
   }
   const bool has_model = options.train_vocab_size > 0 || !is_byte_tokenizer(options.tokenizer);
-  const auto manifest = make_manifest(output, *tokenizer, has_model, train, validation);
+  auto manifest = make_manifest(output, *tokenizer, has_model, train, validation);
   write_manifest(manifest, output);
   output.commit();
   return manifest;

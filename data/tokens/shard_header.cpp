@@ -61,7 +61,7 @@ class ShardFile {
     return dataset;
   }
 
-  std::int64_t data_offset(const Hdf5Handle& dataset, std::int64_t bytes) const {
+  [[nodiscard]] std::int64_t data_offset(const Hdf5Handle& dataset, std::int64_t bytes) const {
     const haddr_t offset = H5Dget_offset(dataset.get());
     const auto size = static_cast<haddr_t>(size_bytes_);
     if (offset == HADDR_UNDEF || offset > size || static_cast<haddr_t>(bytes) > size - offset) {
@@ -138,7 +138,7 @@ std::vector<std::uint64_t> read_document_offsets(const std::string& shard_path) 
   const TokenFileInfo info = read_info(file, shard_path);
   const Hdf5Handle dataset =
       file.open_dataset("document_offsets", H5T_STD_U64LE, info.num_documents + 1);
-  file.data_offset(dataset, (info.num_documents + 1) * 8);  // before memory is asked for
+  (void)file.data_offset(dataset, (info.num_documents + 1) * 8);  // before memory is asked for
   std::vector<std::uint64_t> offsets(static_cast<std::size_t>(info.num_documents) + 1);
   TTT_HDF5(H5Dread(dataset.get(), H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, offsets.data()),
            kCorrupt, shard_path);

@@ -47,6 +47,8 @@ class TokenArray {
   /// damaged, or vocabularies that differ.
   static TokenArray open(const std::vector<std::string>& paths, Split split);
 
+  TokenArray(const TokenArray&) = delete;
+  TokenArray& operator=(const TokenArray&) = delete;
   TokenArray(TokenArray&&) noexcept;
   TokenArray& operator=(TokenArray&&) noexcept;
   ~TokenArray();

@@ -36,6 +36,8 @@ class Pipeline {
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { run_worker(); });
   }
 
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
   ~Pipeline() {
     {
       const std::lock_guard lock(mutex_);

@@ -10,6 +10,7 @@
 extern "C" {
 __attribute__((weak)) void gotoblas_dynamic_init();
 __attribute__((weak)) void gotoblas_dynamic_quit();
+// NOLINTNEXTLINE(readability-redundant-declaration): again, to make it weak
 __attribute__((weak)) char* openblas_get_corename();
 }
 

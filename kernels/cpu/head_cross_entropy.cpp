@@ -80,8 +80,8 @@ void finish_rows(T* z, const std::int64_t* targets, const double* weight, double
 
 struct Arguments {
   TensorView x, w, targets, token_weight, nll, d_x, d_w;
-  Precision precision;  // of the products
-  bool rounds_d_z;      // to bf16, in place
+  Precision precision = Precision::kNative;  // of the products
+  bool rounds_d_z = false;                   // to bf16, in place
 };
 
 template <typename T>

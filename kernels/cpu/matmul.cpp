@@ -19,13 +19,13 @@ constexpr std::int64_t kBlockRowsBF16 = 256;
 
 // C [m, n] = op(A) op(B), plus C when `accumulate`; `inner` is the extent summed over.
 struct Product {
-  Op op_a;
+  Op op_a = Op::kNone;
   TensorView a;
-  Op op_b;
+  Op op_b = Op::kNone;
   TensorView b;
   TensorView c;
-  std::int64_t inner;
-  bool accumulate;
+  std::int64_t inner = 0;
+  bool accumulate = false;
 };
 
 // First element of row `begin` of op(X), or of column `begin` of op(X).

@@ -38,6 +38,7 @@ Tensor rotation_table(std::int64_t tokens, std::int64_t half, const RopeOptions&
 template <typename T>
 void rotate_head(const T* x, T* y, const T* cosine, const T* sine, T sign, std::int64_t half,
                  RopePairing pairing) {
+  // NOLINTNEXTLINE(bugprone-branch-clone): the indices differ
   if (pairing == RopePairing::kHalves) {
 #pragma omp simd
     for (std::int64_t i = 0; i < half; ++i) {

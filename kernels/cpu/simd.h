@@ -78,6 +78,21 @@ template <typename T>
 #endif
 }
 
+/// Lane i is lane selector[i] of (a, b), counted through both.
+template <typename T>
+[[gnu::always_inline]] inline Vec<T> shuffle(Vec<T> a, Vec<T> b, Lanes<T> selector) {
+#if defined(__clang__)  // has no shuffle by a vector
+  Vec<T> result{};
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const auto from = static_cast<int>(selector[i]);
+    result[i] = from < kLanes<T> ? a[from] : b[from - kLanes<T>];
+  }
+  return result;
+#else
+  return __builtin_shuffle(a, b, selector);
+#endif
+}
+
 /// The sum of the lanes, pairwise.
 template <typename T>
 [[gnu::always_inline]] inline T sum(Vec<T> x) {
@@ -85,7 +100,7 @@ template <typename T>
   for (int width = kLanes<T> / 2; width > 0; width /= 2) {
     Lanes<T> partner{};
     for (int i = 0; i < kLanes<T>; ++i) partner[i] = i ^ width;
-    x += __builtin_shuffle(x, partner);
+    x += shuffle<T>(x, x, partner);
   }
   return x[0];
 }
@@ -115,8 +130,8 @@ template <typename T>
       if ((i & step) != 0) continue;
       const Vec<T> a = rows[i];
       const Vec<T> b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, exchange.low);
-      rows[i + step] = __builtin_shuffle(a, b, exchange.high);
+      rows[i] = shuffle<T>(a, b, exchange.low);
+      rows[i + step] = shuffle<T>(a, b, exchange.high);
     }
   }
 }
@@ -131,7 +146,7 @@ template <typename T>
     for (int i = 0; i < step; ++i) {
       const Vec<T> a = rows[i];
       const Vec<T> b = rows[i + step];
-      rows[i] = __builtin_shuffle(a, b, exchange.low) + __builtin_shuffle(a, b, exchange.high);
+      rows[i] = shuffle<T>(a, b, exchange.low) + shuffle<T>(a, b, exchange.high);
     }
   }
   return rows[0];

@@ -178,7 +178,7 @@ class SharedGradients {
         weight_(arena_.rows(e.num_pairs(), e.features)),
         bias_(arena_.rows(e.num_pairs(), e.features)) {}
 
-  PairSums<T> of_pair(std::int64_t pair) const {
+  [[nodiscard]] PairSums<T> of_pair(std::int64_t pair) const {
     return {nullptr, scale_.row(pair), {weight_.row(pair), bias_.row(pair)}};
   }
 
@@ -220,6 +220,7 @@ void check_gradients(const Extents& e, const TttInputs& inputs, const TttInputGr
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                  TensorView out, const TttState& final_state, TttSaved* saved, Stream& /*stream*/) {
+  // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   const DType dtype = inputs.q.dtype();
@@ -246,6 +247,7 @@ void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttS
                   const TttSaved& saved, TensorView d_out, const TttState& d_final,
                   const TttInputGradients& gradients, const TttState& d_initial,
                   Stream& /*stream*/) {
+  // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   const DType dtype = inputs.q.dtype();

@@ -19,7 +19,7 @@ struct Rows {
   T* data = nullptr;
   std::int64_t stride = 0;
 
-  T* row(std::int64_t i) const { return data + i * stride; }
+  [[nodiscard]] T* row(std::int64_t i) const { return data + i * stride; }
   /// From row `first` on.
   [[nodiscard]] Rows from(std::int64_t first) const { return {row(first), stride}; }
 };

@@ -36,9 +36,8 @@ template <typename T>
 struct Panel {
   alignas(simd::kVectorBytes) T values[kLanes<T>];
 
-  Panel(Vec<T> x) {
-    simd::store(values, x);
-  }  // NOLINT(google-explicit-constructor): a vector in memory
+  // NOLINTNEXTLINE(google-explicit-constructor): a vector in memory
+  Panel(Vec<T> x) { simd::store(values, x); }
   [[nodiscard]] Vec<T> vector() const { return simd::load(values); }
   T operator[](std::int64_t i) const { return values[i]; }
 };
@@ -80,8 +79,8 @@ struct Statistics {
   Panel<T> negative_mean, rstd;
 
   /// n = (z - mean) rstd of row i at column j.
-  [[gnu::always_inline]] Vec<T> normalized(const Norm<T>& norm, Rows<T> z, std::int64_t i,
-                                           std::int64_t j) const {
+  [[nodiscard, gnu::always_inline]] Vec<T> normalized(const Norm<T>& norm, Rows<T> z,
+                                                      std::int64_t i, std::int64_t j) const {
     return simd::fma(simd::splat(negative_mean[i]), simd::load(norm.mask + j),
                      simd::load(z.row(i) + j)) *
            rstd[i];
@@ -221,8 +220,8 @@ struct LossGradientSaved {
     return {n.from(row), g.from(row), target.from(row), rstd + row};
   }
   /// rho = gamma * n + beta - target.
-  [[gnu::always_inline]] Vec<T> residual(const Norm<T>& norm, std::int64_t i,
-                                         std::int64_t j) const {
+  [[nodiscard, gnu::always_inline]] Vec<T> residual(const Norm<T>& norm, std::int64_t i,
+                                                    std::int64_t j) const {
     return simd::fma(simd::load(norm.weight + j), simd::load(n.row(i) + j),
                      simd::load(norm.bias + j)) -
            simd::load(target.row(i) + j);

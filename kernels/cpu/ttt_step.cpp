@@ -107,6 +107,7 @@ void loss_pair(const Extents& e, const TttInputs& inputs, const TttState& initia
 
 void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
               const TttState& state, const TttState& sums, TensorView out, Stream& /*stream*/) {
+  // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, state);
   const DType dtype = inputs.q.dtype();
@@ -130,6 +131,7 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
 
 void ttt_inner_loss(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                     TensorView losses, Stream& /*stream*/) {
+  // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   check_tensor("losses", losses, {3, e.batch, e.tokens, e.heads}, DType::kF64);

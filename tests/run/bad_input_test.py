@@ -71,7 +71,7 @@ class Configurations(BadInput):
 
     def test_a_file_that_is_no_configuration(self):
         self.refuse_config([":1:"], "}}}\n")
-        self.refuse_config([":1:"], bytes(range(1, 256)))
+        self.refuse_config([":2:", "not UTF-8"], bytes(range(1, 256)))
 
     def test_five_mistakes_are_five_messages(self):
         path = self.write("five.textproto", "sead: 1\nmodel { hiden_size: 8 num_layers: 0 }\n"

@@ -169,17 +169,18 @@ class Eval(CommandTest):
         self.assertEqual([(row["layer"], row["position"]) for row in inner], [("0", str(t)) for t in range(48)])
         self.assertTrue(all(float(row["loss_after_step"]) > 0 for row in inner))
         plots = sorted(path.name for path in output.glob("*.svg"))
-        self.assertEqual(plots, ["inner_loss_layer_00.svg", "loss_by_position.svg"])
+        self.assertEqual(plots, ["inner_loss_layer_00.svg", "loss_by_context.svg", "loss_by_position.svg"])
         for plot in plots:
             root = xml.etree.ElementTree.parse(output / plot).getroot()
             self.assertTrue(root.tag.endswith("svg"))
-            self.assertTrue(list(root.iter("{http://www.w3.org/2000/svg}path")), f"{plot} has no curve")
+            marks = [list(root.iter("{http://www.w3.org/2000/svg}" + kind)) for kind in ("path", "circle")]
+            self.assertTrue(any(marks), f"{plot} has neither a curve nor a dot")
 
     def test_curves_of_a_model_without_inner_losses(self):
         run = self.train("attention", *RUN, "train.steps=2", "model.mixer=ATTENTION")
         self.eval(run, "--windows", 4, "-o", self.directory / "attention-curves")
         self.assertEqual(files_under(self.directory / "attention-curves"),
-                         {"loss_by_position.csv", "loss_by_position.svg"})
+                         {"loss_by_context.csv", "loss_by_context.svg", "loss_by_position.csv", "loss_by_position.svg"})
 
 
 class Generate(CommandTest):
