@@ -3,11 +3,13 @@
     python3 tests/bench/compare_reference.py --reference DIR --python /usr/bin/python3 --json results.json
 
 DIR holds ttt.py of ttt-lm-pytorch; --python has torch. Repeats alternate between the two programs, so that a slow minute of the
-machine meets both; a figure is the median of the repeats. Prints a table in Markdown."""
+machine meets both; a figure is the median of the repeats. Where other programs run beside, `--threads 1 --clock cpu` counts the
+seconds of the processor that each side used. Prints a table in Markdown."""
 
 import argparse
 import json
 import os
+import re
 import statistics
 import struct
 import subprocess
@@ -69,7 +71,8 @@ class Machine:
     def __init__(self, options: argparse.Namespace):
         self.bench = str(Path(options.build).resolve() / "bin" / "ttt_bench")
         self.worker = [options.python, str(ROOT / "tests/bench/reference_worker.py"), "--reference", options.reference,
-                       "--threads", str(options.threads)]
+                       "--threads", str(options.threads), "--clock", options.clock]
+        self.clock = options.clock
         threads = str(options.threads)
         # OpenBLAS 0.3.21 takes CPUs that it does not know for the oldest; ours corrects that itself, the reference cannot.
         self.environment = dict(os.environ, OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads,
@@ -84,7 +87,9 @@ class Machine:
 
     def our_speed(self, benchmark: str) -> float:
         output = self.start_ours(benchmark, 0.5).communicate()[0]
-        return json.loads(output)["benchmarks"][0]["items_per_second"]
+        result = json.loads(output)["benchmarks"][0]
+        wall_of_clock = result["real_time"] / result["cpu_time"] if self.clock == "cpu" else 1.0
+        return result["items_per_second"] * wall_of_clock
 
     def start_reference(self, arguments: tuple[str, ...]) -> subprocess.Popen:
         process = self.start([*self.worker, *arguments], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -187,15 +192,18 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--build", default=str(ROOT / "build"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor seconds, of one thread only")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--blas-kernels", default="SkylakeX", help="OPENBLAS_CORETYPE of both sides")
-    parser.add_argument("--only", default="", help="only rows with this text")
+    parser.add_argument("--only", default="", help="only rows that this regular expression finds")
     parser.add_argument("--json", help="where to write all values")
     options = parser.parse_args()
+    if options.clock == "cpu" and options.threads != 1:
+        parser.error("--clock cpu needs --threads 1")
     machine = Machine(options)
-    speed = [row for row in speed_rows() if options.only in row.work]
-    memory = [row for row in memory_rows() if options.only in row.work]
-    runs = [run for run in own_runs() if options.only in run.name]
+    speed = [row for row in speed_rows() if re.search(options.only, row.work)]
+    memory = [row for row in memory_rows() if re.search(options.only, row.work)]
+    runs = [run for run in own_runs() if re.search(options.only, run.name)]
     for row in speed:
         measure_speed(machine, row, options.repeats)
         print(f"{row.work}: {row.ratio():.2f}", file=sys.stderr, flush=True)
