@@ -40,6 +40,8 @@ def main() -> int:
             continue
         environment = dict(os.environ)
         environment["ASAN_OPTIONS"] = "detect_leaks=0" if links_mpi(command) else "detect_leaks=1"
+        suppressions = os.path.join(os.path.dirname(os.path.abspath(__file__)), "support", "leaks.txt")
+        environment["LSAN_OPTIONS"] = f"suppressions={suppressions}:print_suppressions=0"
         environment["UBSAN_OPTIONS"] = "print_stacktrace=1"
         status = subprocess.run(["ctest", "--test-dir", build, "--output-on-failure", "--no-tests=error", "-R",
                                  f"^{re.escape(name)}$"], env=environment, stdout=subprocess.PIPE,
