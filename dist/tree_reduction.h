@@ -48,7 +48,7 @@ class TreeAccumulator {
  private:
   struct Subtree {
     Tensor sum;
-    std::int64_t num_shards;
+    std::int64_t num_shards = 0;
   };
 
   Tensor take_buffer();

@@ -15,6 +15,9 @@ namespace {
 // Twice a second in place on a terminal; elsewhere a line now and then, for logs.
 class PrepareDisplay {
  public:
+  PrepareDisplay() = default;
+  PrepareDisplay(const PrepareDisplay&) = delete;
+  PrepareDisplay& operator=(const PrepareDisplay&) = delete;
   ~PrepareDisplay() {
     if (is_open_) std::cerr << std::endl;
   }

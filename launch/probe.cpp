@@ -117,7 +117,7 @@ class Inputs {
 struct ShiftedLabels {
   Tensor targets, weight;
 
-  ShiftedLabels(const Tensor& labels)
+  explicit ShiftedLabels(const Tensor& labels)
       : targets(Tensor::zeros(labels.shape(), DType::kI64)),
         weight(Tensor::zeros(labels.shape(), DType::kF64)) {
     const std::int64_t length = labels.size(1);

@@ -34,7 +34,7 @@ std::string format_duration(double seconds) {
     return fmt::format("{}m{:02}s", total / 60, total % 60);
   }
   const std::int64_t minutes = total / 60;
-  if (minutes < 24 * 60) {
+  if (minutes < std::int64_t{24} * 60) {
     return fmt::format("{}h{:02}m", minutes / 60, minutes % 60);
   }
   return fmt::format("{}d{:02}h", minutes / 1440, minutes / 60 % 24);

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# The tests that need no GPU: installs what is missing, builds, and runs lint, the unit and MPI tests, clang-tidy and
+# The tests that need no GPU: installs what is missing, builds, and runs lint, the unit and MPI tests, and
 # the unit tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 #
 #   bash tests/run.sh          everything
-#   bash tests/run.sh --fast   without clang-tidy and the sanitizers
+#   bash tests/run.sh --fast   without the sanitizers
+#   bash tests/run.sh --tidy   with clang-tidy over the whole tree as well: ten minutes more on two cores
 #
 # TTT_JOBS: compile jobs (the number of cores). TTT_TIDY_BASE: a git revision; clang-tidy then looks only at what
 # changed since. The last line is `N passed, N failed`: lint scripts, tests and sanitizer tests together.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 is_fast=false
+runs_tidy=false
 for argument in "$@"; do
   case $argument in
     --fast) is_fast=true ;;
+    --tidy) runs_tidy=true ;;
     *)
-      echo "usage: bash tests/run.sh [--fast]" >&2
+      echo "usage: bash tests/run.sh [--fast] [--tidy]" >&2
       exit 64
       ;;
   esac
@@ -105,12 +108,14 @@ while read -r test; do
 done < <(sed -nE 's/^\[  SKIPPED \] ([^ ,]+)( \(.*)?$/\1/p' build/Testing/Temporary/LastTest.log 2>/dev/null | sort -u)
 section_ends
 
-if ! $is_fast; then
+if $runs_tidy; then
   section "clang-tidy"
   bash tests/lint/tidy.sh ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
   count_status $?
   section_ends
+fi
 
+if ! $is_fast; then
   section "build: asan"
   build asan
   section_ends

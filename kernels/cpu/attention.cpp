@@ -98,7 +98,7 @@ template <typename T>
   for (int width = kLanes<T> / 2; width > 0; width /= 2) {
     simd::Lanes<T> partner{};
     for (int i = 0; i < kLanes<T>; ++i) partner[i] = i ^ width;
-    const Vec<T> other = __builtin_shuffle(x, partner);
+    const Vec<T> other = simd::shuffle<T>(x, x, partner);
     x = x > other ? x : other;
   }
   return x[0];

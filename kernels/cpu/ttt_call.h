@@ -41,6 +41,7 @@ void for_each_pair(const Extents& e, Make&& make, Run&& run) {
   const int threads = static_cast<int>(
       std::max<std::int64_t>(1, std::min<std::int64_t>(omp_get_max_threads(), pairs)));
   std::vector<std::unique_ptr<Worker>> workers;
+  workers.reserve(static_cast<std::size_t>(threads));
   for (int i = 0; i < threads; ++i) workers.push_back(make());
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
