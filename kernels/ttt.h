@@ -16,7 +16,9 @@
 //
 // Dims: B batch, T tokens, H heads, F head dim, K mini-batch size, D hidden width of the MLP (any; published 4F).
 //   T need not be a multiple of K: the last mini-batch is shorter. Every sequence starts at place 0 of a mini-batch.
-// Numerics: F32 and F64; state, G, LayerNorm statistics and M in the element type. epsilon of LN is 1e-6.
+// Numerics: F32 and F64; state, G, LayerNorm statistics and M in the element type. epsilon of LN is 1e-6. On CUDA
+//   q, k, v, out and their gradients may be BF16 beside F32 for everything else: operands of products in bf16, sums,
+//   state and statistics in fp32.
 //   (batch, head) pairs are independent and each is computed by one thread: bits do not depend on the thread count.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:2407.04620 sections 2.4-2.7 and appendix A; backward: docs/numerics.md, "TTT".
@@ -61,9 +63,11 @@ struct TttInputGradients {
   TensorView d_norm_bias;    // [H, F] in-out
 };
 
-/// What backward needs beside the inputs: states of some mini-batch starts. Filled by forward.
+/// What backward needs beside the inputs; filled by forward, read by the backward of the same device.
 struct TttSaved {
-  Tensor checkpoints;
+  Tensor checkpoints;            // states of some mini-batch starts, or the final one
+  Tensor step_gradients;         // fused CUDA kernels: l G (of the output layer) in bf16
+  Tensor hidden_step_gradients;  // and l G1 of the MLP
 };
 
 /// `final_state` may be empty views or alias `initial`; `saved` may be null when no backward follows.

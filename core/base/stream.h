@@ -1,12 +1,40 @@
 #pragma once
-// The queue that kernels and collectives are ordered on. On the CPU work is done when a call returns.
+// The queue that kernels and collectives are ordered on. On the CPU work is done when a call returns; on a CUDA device
+// calls return at once and the work of one stream happens in the order of the calls.
+
+#include <cstdint>
+#include <memory>
 
 namespace ttt {
 
+enum class Device : std::uint8_t { kCpu, kCuda };
+
+/// What a device does for streams: the CUDA runtime, or the emulator of the tests.
+class DeviceQueue {
+ public:
+  virtual ~DeviceQueue() = default;
+  /// Returns when everything queued so far is done; throws kDeviceFailure when any of it failed.
+  virtual void synchronize() = 0;
+  /// The cudaStream_t; null for the emulator.
+  [[nodiscard]] virtual void* native() const = 0;
+};
+
 class Stream {
  public:
+  /// The CPU.
+  Stream() = default;
+  /// A CUDA device's queue (kernels/cuda/backend.h makes them).
+  explicit Stream(std::unique_ptr<DeviceQueue> queue) : queue_(std::move(queue)) {}
+
+  [[nodiscard]] Device device() const { return queue_ ? Device::kCuda : Device::kCpu; }
   /// Returns when everything queued so far is done.
-  void synchronize() const {}
+  void synchronize() const {
+    if (queue_) queue_->synchronize();
+  }
+  [[nodiscard]] void* native() const { return queue_ ? queue_->native() : nullptr; }
+
+ private:
+  std::unique_ptr<DeviceQueue> queue_;
 };
 
 }  // namespace ttt

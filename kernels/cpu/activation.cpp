@@ -6,6 +6,7 @@
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
 #include "kernels/cpu/vector_math.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -72,9 +73,10 @@ void for_each_element(std::int64_t count, F&& f) {
 
 }  // namespace
 
-void activation_forward(Activation kind, TensorView x, TensorView y, Stream& /*stream*/) {
+void activation_forward(Activation kind, TensorView x, TensorView y, Stream& stream) {
   expect_shape("x", x, x.shape());
   expect_shape("y", y, x.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->activation_forward(kind, x, y, stream);
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -87,10 +89,11 @@ void activation_forward(Activation kind, TensorView x, TensorView y, Stream& /*s
 }
 
 void activation_backward(Activation kind, TensorView x, TensorView d_y, TensorView d_x,
-                         Stream& /*stream*/) {
+                         Stream& stream) {
   expect_shape("x", x, x.shape());
   expect_shape("d_y", d_y, x.shape());
   expect_shape("d_x", d_x, x.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->activation_backward(kind, x, d_y, d_x, stream);
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -104,10 +107,11 @@ void activation_backward(Activation kind, TensorView x, TensorView d_y, TensorVi
   });
 }
 
-void gated_forward(Activation kind, TensorView a, TensorView b, TensorView h, Stream& /*stream*/) {
+void gated_forward(Activation kind, TensorView a, TensorView b, TensorView h, Stream& stream) {
   expect_shape("a", a, a.shape());
   expect_shape("b", b, a.shape());
   expect_shape("h", h, a.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->gated_forward(kind, a, b, h, stream);
   visit_real(a.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const a_data = a.data<T>();
@@ -122,12 +126,13 @@ void gated_forward(Activation kind, TensorView a, TensorView b, TensorView h, St
 }
 
 void gated_backward(Activation kind, TensorView a, TensorView b, TensorView d_h, TensorView d_a,
-                    TensorView d_b, Stream& /*stream*/) {
+                    TensorView d_b, Stream& stream) {
   expect_shape("a", a, a.shape());
   expect_shape("b", b, a.shape());
   expect_shape("d_h", d_h, a.shape());
   expect_shape("d_a", d_a, a.shape());
   expect_shape("d_b", d_b, a.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->gated_backward(kind, a, b, d_h, d_a, d_b, stream);
   visit_real(a.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const a_data = a.data<T>();
@@ -147,9 +152,10 @@ void gated_backward(Activation kind, TensorView a, TensorView b, TensorView d_h,
   });
 }
 
-void add(TensorView x, TensorView y, Stream& /*stream*/) {
+void add(TensorView x, TensorView y, Stream& stream) {
   expect_shape("x", x, x.shape());
   expect_shape("y", y, x.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->add(x, y, stream);
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_call.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace ttt_cpu {
@@ -205,27 +206,31 @@ class SharedGradients {
 
 void check_gradients(const Extents& e, const TttInputs& inputs, const TttInputGradients& d) {
   const DType dtype = inputs.q.dtype();
+  const DType wide = wide_type(dtype);
   check_tensor("d_q", d.d_q, inputs.q.shape(), dtype);
   check_tensor("d_k", d.d_k, inputs.q.shape(), dtype);
   check_tensor("d_v", d.d_v, inputs.q.shape(), dtype);
-  check_tensor("d_token_lr", d.d_token_lr, {e.batch, e.tokens, e.heads}, dtype);
-  check_tensor("d_token_scale", d.d_token_scale, {e.mini_batch_size}, dtype);
+  check_tensor("d_token_lr", d.d_token_lr, {e.batch, e.tokens, e.heads}, wide);
+  check_tensor("d_token_scale", d.d_token_scale, {e.mini_batch_size}, wide);
   if (!e.inner_norm) return;
-  check_tensor("d_norm_weight", d.d_norm_weight, {e.heads, e.features}, dtype);
-  check_tensor("d_norm_bias", d.d_norm_bias, {e.heads, e.features}, dtype);
+  check_tensor("d_norm_weight", d.d_norm_weight, {e.heads, e.features}, wide);
+  check_tensor("d_norm_bias", d.d_norm_bias, {e.heads, e.features}, wide);
 }
 
 }  // namespace
 }  // namespace ttt_cpu
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
-                 TensorView out, const TttState& final_state, TttSaved* saved, Stream& /*stream*/) {
+                 TensorView out, const TttState& final_state, TttSaved* saved, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   const DType dtype = inputs.q.dtype();
   check_tensor("out", out, inputs.q.shape(), dtype);
-  check_state("final_state", e, final_state, dtype, true);
+  check_state("final_state", e, final_state, wide_type(dtype), true);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->ttt_forward(inputs, options, initial, out, final_state, saved, stream);
+  }
   if (saved != nullptr) {
     saved->checkpoints = Tensor({e.batch, e.heads, e.num_groups(), e.state_size()}, dtype);
   }
@@ -246,17 +251,21 @@ void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttSt
 void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                   const TttSaved& saved, TensorView d_out, const TttState& d_final,
                   const TttInputGradients& gradients, const TttState& d_initial,
-                  Stream& /*stream*/) {
+                  Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   const DType dtype = inputs.q.dtype();
   check_tensor("d_out", d_out, inputs.q.shape(), dtype);
+  check_state("d_final", e, d_final, wide_type(dtype), true);
+  check_state("d_initial", e, d_initial, wide_type(dtype), false);
+  check_gradients(e, inputs, gradients);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->ttt_backward(inputs, options, initial, saved, d_out, d_final, gradients, d_initial,
+                             stream);
+  }
   check_tensor("saved.checkpoints", saved.checkpoints,
                {e.batch, e.heads, e.num_groups(), e.state_size()}, dtype);
-  check_state("d_final", e, d_final, dtype, true);
-  check_state("d_initial", e, d_initial, dtype, false);
-  check_gradients(e, inputs, gradients);
   visit_real(dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* checkpoints = saved.checkpoints.data<T>();

@@ -4,9 +4,11 @@ namespace ttt::kernels::ttt_cpu {
 
 void check_tensor(const char* name, const TensorView& view, const Shape& shape, DType dtype) {
   expect_shape(name, view, shape);
-  TTT_CHECK(view.dtype() == dtype, "{} is {}, but q is {}", name, name_of(view.dtype()),
+  TTT_CHECK(view.dtype() == dtype, "{} is {}, expected {}", name, name_of(view.dtype()),
             name_of(dtype));
 }
+
+DType wide_type(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
 
 void check_state(const char* name, const Extents& e, const TttState& state, DType dtype,
                  bool may_be_empty) {
@@ -36,8 +38,9 @@ Extents checked_extents(const TttInputs& inputs, const TttOptions& options,
   const Shape& shape = inputs.q.shape();
   const DType dtype = inputs.q.dtype();
   TTT_CHECK(shape.rank() == 4 && shape.numel() > 0, "q must be [B, T, H, F], not {}", shape.str());
-  TTT_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "q must be F32 or F64, not {}",
-            name_of(dtype));
+  TTT_CHECK(dtype == DType::kF32 || dtype == DType::kF64 || dtype == DType::kBF16,
+            "q must be F32 or F64, or BF16 on CUDA, not {}", name_of(dtype));
+  const DType wide = wide_type(dtype);
   TTT_CHECK(options.mini_batch_size >= 1, "mini-batch size {}", options.mini_batch_size);
   Extents e;
   e.batch = shape[0];
@@ -55,13 +58,13 @@ Extents checked_extents(const TttInputs& inputs, const TttOptions& options,
   TTT_CHECK(e.width >= 1, "initial.w1 {} has no columns", initial.w1.shape().str());
   check_tensor("k", inputs.k, shape, dtype);
   check_tensor("v", inputs.v, shape, dtype);
-  check_tensor("token_lr", inputs.token_lr, {e.batch, e.tokens, e.heads}, dtype);
-  check_tensor("token_scale", inputs.token_scale, {e.mini_batch_size}, dtype);
+  check_tensor("token_lr", inputs.token_lr, {e.batch, e.tokens, e.heads}, wide);
+  check_tensor("token_scale", inputs.token_scale, {e.mini_batch_size}, wide);
   if (e.inner_norm) {
-    check_tensor("norm_weight", inputs.norm_weight, {e.heads, e.features}, dtype);
-    check_tensor("norm_bias", inputs.norm_bias, {e.heads, e.features}, dtype);
+    check_tensor("norm_weight", inputs.norm_weight, {e.heads, e.features}, wide);
+    check_tensor("norm_bias", inputs.norm_bias, {e.heads, e.features}, wide);
   }
-  check_state("initial", e, initial, dtype, false);
+  check_state("initial", e, initial, wide, false);
   return e;
 }
 

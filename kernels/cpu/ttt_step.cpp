@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_call.h"
+#include "kernels/device_ops.h"
 #include "kernels/ttt.h"
 
 namespace ttt::kernels {
@@ -106,7 +107,7 @@ void loss_pair(const Extents& e, const TttInputs& inputs, const TttState& initia
 }  // namespace ttt_cpu
 
 void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
-              const TttState& state, const TttState& sums, TensorView out, Stream& /*stream*/) {
+              const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, state);
@@ -114,8 +115,11 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
   TTT_CHECK(e.tokens == 1, "decoding takes one token at a time, not {}", e.tokens);
   TTT_CHECK(place >= 0 && place < e.mini_batch_size, "place {} of a mini-batch of {}", place,
             e.mini_batch_size);
-  check_state("sums", e, sums, dtype, false);
+  check_state("sums", e, sums, wide_type(dtype), false);
   check_tensor("out", out, inputs.q.shape(), dtype);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->ttt_step(inputs, options, place, state, sums, out, stream);
+  }
   visit_real(dtype, [&](auto zero) {
     using T = decltype(zero);
     visit_learner<T>(e, [&](auto* learner) {
@@ -130,11 +134,14 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
 }
 
 void ttt_inner_loss(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
-                    TensorView losses, Stream& /*stream*/) {
+                    TensorView losses, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);
   check_tensor("losses", losses, {3, e.batch, e.tokens, e.heads}, DType::kF64);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->ttt_inner_loss(inputs, options, initial, losses, stream);
+  }
   visit_real(inputs.q.dtype(), [&](auto zero) {
     using T = decltype(zero);
     visit_learner<T>(e, [&](auto* learner) {

@@ -66,7 +66,7 @@ TEST_P(ActivationKinds, ReferenceBackwardMatchesComplexStep) {
 // Outputs over inputs in every way the header allows.
 template <typename T>
 void ActivationKinds::compare_with_reference(double tolerance) const {
-  Stream stream;
+  Stream stream = test::stream();
   const Tensor at = tensor_of<T>(shape, a), bt = tensor_of<T>(shape, b),
                dt = tensor_of<T>(shape, d);
   const Values ar = values_of<T>(at), br = values_of<T>(bt), dr = values_of<T>(dt);
@@ -100,10 +100,15 @@ void ActivationKinds::compare_with_reference(double tolerance) const {
   }
 }
 
-TEST_P(ActivationKinds, CpuDoubleMatchesReference) { compare_with_reference<double>(1e-13); }
+TEST_P(ActivationKinds, DoubleMatchesReference) { compare_with_reference<double>(1e-13); }
 
 // The exponential and some ten more roundings of 6e-8, where the slope's terms cancel.
-TEST_P(ActivationKinds, CpuFloatMatchesReference) { compare_with_reference<float>(1e-6); }
+TEST_P(ActivationKinds, FloatMatchesReference) { compare_with_reference<float>(1e-6); }
+
+#ifdef TTT_TEST_CUDA
+// Arithmetic in fp32; the result is rounded to bf16 once: 2^-8.
+TEST_P(ActivationKinds, BFloat16MatchesReference) { compare_with_reference<BFloat16>(4e-3); }
+#endif
 
 INSTANTIATE_TEST_SUITE_P(
     Cases, ActivationKinds,

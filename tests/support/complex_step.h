@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/dtype.h"
 #include "core/base/rng.h"
 
 namespace ttt::test {
@@ -28,6 +29,9 @@ inline std::vector<double> random_values(const std::string& name, std::int64_t c
 }
 
 using Complex = std::complex<double>;
+
+inline double as_double(double value) { return value; }
+inline double as_double(BFloat16 value) { return static_cast<double>(static_cast<float>(value)); }
 
 inline std::vector<Complex> to_complex(const std::vector<double>& values) {
   return {values.begin(), values.end()};
@@ -49,16 +53,16 @@ void expect_close(const std::string& name, const Actual& actual, const Expected&
   ASSERT_EQ(actual.size(), expected.size()) << name;
   double largest = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    largest = std::max(largest, std::abs(static_cast<double>(expected[i])));
+    largest = std::max(largest, std::abs(as_double(expected[i])));
   }
   const double allowed = tolerance * (largest > 0 ? largest : 1.0);
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double error =
-        std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
+        std::abs(as_double(actual[i]) - as_double(expected[i]));
     // Negated so that NaN fails. One report a tensor is enough.
     if (!(error <= allowed)) {
-      ADD_FAILURE() << name << "[" << i << "] is " << static_cast<double>(actual[i])
-                    << ", expected " << static_cast<double>(expected[i]) << " within " << allowed;
+      ADD_FAILURE() << name << "[" << i << "] is " << as_double(actual[i])
+                    << ", expected " << as_double(expected[i]) << " within " << allowed;
       return;
     }
   }

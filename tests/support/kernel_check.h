@@ -8,12 +8,36 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/base/error.h"
 #include "core/base/tensor.h"
+#include "tests/support/complex_step.h"
+#ifdef TTT_TEST_CUDA
+#include "kernels/cuda/ops.h"
+#endif
 
 namespace ttt::test {
+
+/// The queue that comparisons with the reference run on: the CPU, or in the programs compiled with TTT_TEST_CUDA a CUDA
+/// device or its emulator, with memory that both sides reach.
+inline Stream stream() {
+#ifdef TTT_TEST_CUDA
+  static const bool is_registered = [] {
+    kernels::set_cuda_ops(kernels::cuda::all_ops());
+    return true;
+  }();
+  static_cast<void>(is_registered);
+  return kernels::cuda::make_stream(0);
+#else
+  return {};
+#endif
+}
+
+/// What a parameter's elements are beside activations of type T.
+template <typename T>
+using ParameterOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
 
 /// A tensor of type T holding these values, rounded.
 template <typename T>
@@ -22,7 +46,11 @@ Tensor tensor_of(const Shape& shape, const std::vector<double>& values) {
             values.size(), shape.str());
   Tensor result(shape, kDType<T>);
   for (std::size_t i = 0; i < values.size(); ++i) {
-    result.data<T>()[i] = static_cast<T>(values[i]);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      result.data<T>()[i] = T(static_cast<float>(values[i]));
+    } else {
+      result.data<T>()[i] = static_cast<T>(values[i]);
+    }
   }
   return result;
 }
@@ -30,7 +58,10 @@ Tensor tensor_of(const Shape& shape, const std::vector<double>& values) {
 /// The values as double; what a reference in double sees of rounded inputs.
 template <typename T>
 std::vector<double> values_of(const Tensor& tensor) {
-  return {tensor.span<T>().begin(), tensor.span<T>().end()};
+  std::vector<double> values;
+  values.reserve(tensor.span<T>().size());
+  for (const T value : tensor.span<T>()) values.push_back(as_double(value));
+  return values;
 }
 
 /// Runs `outputs() -> std::vector<Tensor>` on 1, 2 and 3 OpenMP threads; all bits must agree.

@@ -1,0 +1,12 @@
+#include "kernels/cuda/ops.h"
+
+namespace ttt::kernels::cuda {
+
+const DeviceOps& all_ops() {
+#define TTT_ADDRESS(op) &cuda::op,
+  static const DeviceOps ops{TTT_DEVICE_OPS(TTT_ADDRESS)};
+#undef TTT_ADDRESS
+  return ops;
+}
+
+}  // namespace ttt::kernels::cuda

@@ -1,0 +1,20 @@
+#pragma once
+// The CUDA implementations of the ops of kernels/*.h: same names and signatures, in this namespace. Shapes have been
+// checked when one is called.
+
+#include "kernels/device_ops.h"
+
+namespace ttt::kernels::cuda {
+
+// Weak while some are still to be written.
+#define TTT_DECLARE(op) __attribute__((weak)) decltype(kernels::op) op;
+TTT_DEVICE_OPS(TTT_DECLARE)
+#undef TTT_DECLARE
+
+/// All of them, for set_cuda_ops.
+const DeviceOps& all_ops();
+
+/// A queue on CUDA device `device` of this process.
+Stream make_stream(int device);
+
+}  // namespace ttt::kernels::cuda

@@ -1,0 +1,174 @@
+#pragma once
+// What CUDA kernels are written in, beside plain CUDA C++ (threadIdx, __syncthreads, __syncwarp, __shfl_*_sync,
+// __shared__): names for the instructions that C++ has no words for. compute capability 8.0 and later.
+//
+// The tests compile the same kernels for the CPU with tests/support/simt_emulator.h included first, which defines all
+// of this and the few CUDA names that kernels use; so kernels use nothing else of CUDA's.
+//
+// Fragments of mma.m16n8k16 (PTX ISA 9.7.14): lane = 4 g + t, g < 8, t < 4.
+//   A [16 x 16] bf16, four registers: {A[g][2t..], A[g+8][2t..], A[g][2t+8..], A[g+8][2t+8..]}, two columns each
+//   B [16 x 8]  bf16, two registers:  {B[2t..][g], B[2t+8..][g]}, two rows each
+//   C [16 x 8]  fp32, four registers: {C[g][2t], C[g][2t+1], C[g+8][2t], C[g+8][2t+1]}
+// So a C fragment packed to bf16 is half an A fragment, and the C fragment of X^T packed is the B fragment of X.
+
+#include <cstdint>
+
+#include "core/base/dtype.h"
+
+#ifndef TTT_SIMT_EMULATOR
+#include <cuda_bf16.h>
+
+namespace ttt::kernels::cuda {
+
+__device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// This block's dynamic shared memory, 1024-byte aligned.
+__device__ __forceinline__ std::byte* dynamic_shared_memory() {
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
+  return reinterpret_cast<std::byte*>(shared_bytes);
+}
+
+/// Rounds two floats to bf16, `low` in the lower half: nearest, ties to even.
+__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
+  std::uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ float bits_to_float(std::uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ std::uint32_t float_to_bits(float value) { return __float_as_uint(value); }
+
+/// c += a b on the warp's fragments; fp32 accumulation that truncates (never accumulate long sums in it).
+__device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4],
+                                             std::uint32_t b0, std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// Four 8x8 matrices of 16-bit elements from shared memory; lane l gives the address of row l % 8 of matrix l / 8.
+/// Register i of lane 4 g + t holds row g, columns 2t and 2t+1 of matrix i.
+__device__ __forceinline__ void ldmatrix_x4(std::uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+/// The same, each matrix transposed.
+__device__ __forceinline__ void ldmatrix_x4_transposed(std::uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+/// Transposes the 8x8 matrix of 16-bit elements that the warp holds in `ldmatrix` order.
+__device__ __forceinline__ std::uint32_t movmatrix_transposed(std::uint32_t value) {
+  std::uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(result) : "r"(value));
+  return result;
+}
+
+/// Asynchronous copies from global to shared memory, in groups that complete in order. 16 bytes, both sides aligned.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0],[%1],4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
+/// Ends this thread's current group of copies.
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Waits until at most kPending of this thread's groups are under way. Other threads see the data after a barrier.
+template <int kPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+/// A barrier of `threads` threads (whole warps) of the block; ids 1..15 (0 is __syncthreads).
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Thread-block clusters: compute capability 9.0 and later; elsewhere a cluster is one block.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ int cluster_rank() {
+  std::uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+/// A barrier of all threads of the cluster, which also orders their accesses to shared memory.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+/// The address in block `rank` of the cluster of what `pointer` is in this block's shared memory.
+__device__ __forceinline__ std::uint32_t cluster_address(const void* pointer, int rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+__device__ __forceinline__ void store_in_cluster(float* pointer, int rank, float low, float high) {
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1,%2};" ::"r"(cluster_address(pointer, rank)),
+               "f"(low), "f"(high)
+               : "memory");
+}
+__device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int rank,
+                                                 std::uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(cluster_address(pointer, rank)), "r"(value)
+               : "memory");
+}
+#else
+__device__ __forceinline__ int cluster_rank() { return 0; }
+__device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
+__device__ __forceinline__ void store_in_cluster(float* pointer, int, float low, float high) {
+  pointer[0] = low;
+  pointer[1] = high;
+}
+__device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int,
+                                                 std::uint32_t value) {
+  *pointer = value;
+}
+#endif
+
+/// 2^-11 relative error: below the rounding of bf16. The emulator's is exact.
+__device__ __forceinline__ float tanh_approximate(float x) {
+  float y;
+  asm("tanh.approx.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace ttt::kernels::cuda
+#endif
+
+namespace ttt::kernels::cuda {
+
+/// The halves of a packed pair of bf16.
+__device__ __forceinline__ float low_bf16(std::uint32_t packed) { return bits_to_float(packed << 16U); }
+__device__ __forceinline__ float high_bf16(std::uint32_t packed) {
+  return bits_to_float(packed & 0xffff0000U);
+}
+
+/// An activation's element as the float that arithmetic sees, and back (bf16: nearest, ties to even).
+__device__ __forceinline__ float load_float(float value) { return value; }
+__device__ __forceinline__ float load_float(BFloat16 value) {
+  return bits_to_float(static_cast<std::uint32_t>(value.bits) << 16U);
+}
+__device__ __forceinline__ void store_float(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store_float(BFloat16* to, float value) {
+  to->bits = static_cast<std::uint16_t>(pack_bf16(value, 0.0F) & 0xffffU);
+}
+
+/// The byte offset of 16-byte chunk `chunk` (0..7) of row `row` in a tile of rows of 128 bytes: ldmatrix and rows of
+/// stores meet no bank conflict. The pattern is that of the tensor memory accelerator's 128-byte swizzle.
+__device__ __forceinline__ int swizzled(int row, int chunk) {
+  return row * 128 + ((chunk ^ (row & 7)) << 4);
+}
+
+}  // namespace ttt::kernels::cuda

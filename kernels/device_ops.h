@@ -1,0 +1,63 @@
+#pragma once
+// How an op reaches its CUDA implementation: the function that kernels/<op>.h declares checks shapes, then asks
+// `device_ops(stream)`; null means the CPU, which is the rest of that function.
+//
+//   void add(TensorView x, TensorView y, Stream& stream) {
+//     expect_shape("y", y, x.shape());
+//     if (const DeviceOps* ops = device_ops(stream)) return ops->add(x, y, stream);
+//
+// Dims: none.
+// Numerics: on a CUDA device activations are F32 or BF16 with arithmetic and statistics in fp32; parameters, their
+//   gradients and statistics are F32. Sums have a fixed order: no atomics on floating-point numbers.
+// Errors: kUsage when the program has no CUDA backend.
+// Source: none. A table filled at start, so that a program without CUDA links none of it and the tests can fill it
+//   with the same kernels on an emulator.
+
+#include "kernels/activation.h"
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/causal_conv.h"
+#include "kernels/embedding.h"
+#include "kernels/head_cross_entropy.h"
+#include "kernels/inner_learning_rate.h"
+#include "kernels/linear_attention.h"
+#include "kernels/matmul.h"
+#include "kernels/norm.h"
+#include "kernels/random.h"
+#include "kernels/rope.h"
+#include "kernels/ttt.h"
+
+// Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
+// ttt::kernels::cuda.
+#define TTT_DEVICE_OPS(X)                                                              \
+  X(activation_forward) X(activation_backward) X(gated_forward) X(gated_backward)      \
+  X(add)                                                                               \
+  X(adamw) X(sum_of_squares)                                                           \
+  X(attention_forward) X(attention_backward)                                           \
+  X(causal_conv_forward) X(causal_conv_backward)                                       \
+  X(embedding_forward) X(embedding_backward)                                           \
+  X(head_cross_entropy)                                                                \
+  X(inner_learning_rate_forward) X(inner_learning_rate_backward)                       \
+  X(token_scale_forward) X(token_scale_backward)                                       \
+  X(linear_attention_forward) X(linear_attention_backward)                             \
+  X(linear_forward) X(linear_backward_input) X(linear_backward_weight)                 \
+  X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) \
+  X(random_normal) X(random_truncated_normal)                                          \
+  X(rope_forward) X(rope_backward)                                                     \
+  X(ttt_forward) X(ttt_backward) X(ttt_step) X(ttt_inner_loss)
+
+namespace ttt::kernels {
+
+struct DeviceOps {
+#define TTT_MEMBER(op) decltype(&kernels::op) op = nullptr;
+  TTT_DEVICE_OPS(TTT_MEMBER)
+#undef TTT_MEMBER
+};
+
+/// The ops of the stream's device; null for the CPU.
+const DeviceOps* device_ops(const Stream& stream);
+
+/// Called once before the first stream on a CUDA device is made; `ops` must outlive the program.
+void set_cuda_ops(const DeviceOps& ops);
+
+}  // namespace ttt::kernels

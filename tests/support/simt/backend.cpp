@@ -1,0 +1,50 @@
+// What of the CUDA backend is not kernels: on the emulator work is done when a call returns, and products are the
+// CPU's.
+
+#include "kernels/cuda/ops.h"
+
+namespace ttt::kernels::cuda {
+namespace {
+
+class EmulatedQueue final : public DeviceQueue {
+ public:
+  void synchronize() override {}
+  [[nodiscard]] void* native() const override { return nullptr; }
+};
+
+bool is_mixed(TensorView a, TensorView b, TensorView c) {
+  return a.dtype() != DType::kF32 || b.dtype() != DType::kF32 || c.dtype() != DType::kF32;
+}
+
+}  // namespace
+
+Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
+
+void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+  Stream cpu;
+  if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
+  const Tensor wide_y(y.shape(), DType::kF32);
+  cuda::linear_forward(to_dtype(x, DType::kF32), to_dtype(w, DType::kF32), wide_y, precision, stream);
+  copy(wide_y, y);
+}
+
+void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,
+                           Precision precision, Stream& stream) {
+  Stream cpu;
+  if (!is_mixed(d_y, w, d_x)) {
+    return kernels::linear_backward_input(d_y, w, d_x, accumulate, precision, cpu);
+  }
+  const Tensor wide_d_x = to_dtype(d_x, DType::kF32);
+  cuda::linear_backward_input(to_dtype(d_y, DType::kF32), to_dtype(w, DType::kF32), wide_d_x, accumulate,
+                        precision, stream);
+  copy(wide_d_x, d_x);
+}
+
+void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precision precision,
+                            Stream& /*stream*/) {
+  Stream cpu;
+  kernels::linear_backward_weight(to_dtype(d_y, DType::kF32), to_dtype(x, DType::kF32), d_w,
+                                  precision, cpu);
+}
+
+}  // namespace ttt::kernels::cuda
