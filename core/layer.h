@@ -38,8 +38,7 @@ class Layer {
   virtual void backward(const Saved& saved, TensorView d_y, TensorView d_x,
                         Context& context) const = 0;
 
-  [[nodiscard]] virtual std::unique_ptr<DecodeState> make_decode_state(
-      std::int64_t batch) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const = 0;
   /// Runs n >= 1 further tokens, x, y: [B, n, C], from `state` and updates it: n = prompt length is
   /// prefill, n = 1 decoding. Equals forward over the whole sequence to rounding.
   virtual void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const = 0;

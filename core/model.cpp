@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/head_cross_entropy.h"
 
@@ -37,7 +38,8 @@ LanguageModel::LanguageModel(const config::ModelConfig& config, std::int64_t con
 
 Tensor LanguageModel::embed(TensorView ids, Context& context) const {
   const std::int64_t tokens = ids.numel();
-  Tensor h({ids.size(0), ids.size(1), config_.hidden_size()}, store_.dtype());
+  Tensor h({ids.size(0), ids.size(1), config_.hidden_size()},
+           context.activation_type(store_.dtype()));
   kernels::embedding_forward(ids.reshape({tokens}), embedding_->value,
                              h.view().reshape({tokens, config_.hidden_size()}), context.stream);
   return h;
@@ -62,18 +64,19 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
   std::vector<Tensor> inputs{embed(batch.ids, context)};  // inputs[i] enters block i
   std::vector<std::unique_ptr<Saved>> saved;
   for (const auto& block : blocks_) {
-    Tensor next(inputs.back().shape(), store_.dtype());
+    Tensor next(inputs.back().shape(), inputs.back().dtype());
     auto block_saved = block->forward(inputs.back(), next, context);
     if (recompute_blocks) block_saved.reset();
     saved.push_back(std::move(block_saved));
     inputs.push_back(next);
   }
   const Shape& shape = inputs.back().shape();
-  const Tensor normed(shape, store_.dtype());
-  const Tensor rstd({tokens}, store_.dtype());
+  const DType dtype = inputs.back().dtype();
+  const Tensor normed(shape, dtype);
+  const Tensor rstd({tokens}, wide_type(dtype));
   final_norm_->forward(inputs.back(), normed, rstd, context);
 
-  Tensor d_h(shape, store_.dtype());
+  Tensor d_h(shape, dtype);
   const Shape rows{tokens, channels};
   kernels::head_cross_entropy(normed.view().reshape(rows), head_->value,
                               batch.targets.reshape({tokens}), batch.token_weight.reshape({tokens}),
@@ -81,7 +84,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
                               context.precision, context.stream);
   final_norm_->backward(inputs.back(), rstd, d_h, d_h, context);
 
-  Tensor d_previous(shape, store_.dtype());
+  Tensor d_previous(shape, dtype);
   for (std::size_t i = blocks_.size(); i-- > 0;) {
     if (recompute_blocks) saved[i] = blocks_[i]->forward(inputs[i], inputs[i + 1], context);
     blocks_[i]->backward(*saved[i], d_h, d_previous, context);
@@ -109,9 +112,10 @@ Tensor LanguageModel::logits(TensorView ids, Context& context) const {
   return head_logits(encode(ids, context), context);
 }
 
-std::unique_ptr<DecodeState> LanguageModel::make_decode_state(std::int64_t batch) const {
+std::unique_ptr<DecodeState> LanguageModel::make_decode_state(std::int64_t batch,
+                                                              Context& context) const {
   auto state = std::make_unique<ModelDecodeState>();
-  for (const auto& block : blocks_) state->blocks.push_back(block->make_decode_state(batch));
+  for (const auto& block : blocks_) state->blocks.push_back(block->make_decode_state(batch, context));
   return state;
 }
 
@@ -130,10 +134,10 @@ Tensor LanguageModel::extend(TensorView ids, DecodeState& state, bool all_logits
   if (!all_logits) {
     Tensor last({batch, 1, channels}, h.dtype());
     for (std::int64_t b = 0; b < batch; ++b) {
-      copy(h.view()
-               .reshape({batch * tokens, channels})
-               .slice((b + 1) * tokens - 1, (b + 1) * tokens),
-           last.view().reshape({batch, channels}).slice(b, b + 1));
+      kernels::copy(h.view()
+                        .reshape({batch * tokens, channels})
+                        .slice((b + 1) * tokens - 1, (b + 1) * tokens),
+                    last.view().reshape({batch, channels}).slice(b, b + 1), context.stream);
     }
     h = last;
   }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/activation.h"
+#include "kernels/copy.h"
 
 namespace ttt::dist {
 namespace {
@@ -131,10 +132,10 @@ Tensor TreeAccumulator::take_buffer() {
   return buffer;
 }
 
-TensorView TreeAccumulator::slot() {
+TensorView TreeAccumulator::slot(Stream& stream) {
   if (!slot_.has_value()) {
     slot_ = take_buffer();
-    fill(*slot_, 0.0);
+    kernels::fill(*slot_, 0.0, stream);
   }
   return *slot_;
 }
@@ -169,7 +170,7 @@ void TreeAccumulator::finish(Communicator& communicator, TensorView out, Stream&
   while (pending_.size() >= 2) {  // an odd number of shards on one rank
     merge_last_two(stream);
   }
-  copy(pending_.back().sum, out);
+  kernels::copy(pending_.back().sum, out, stream);
   free_.push_back(std::move(pending_.back().sum));  // from here on only a receive buffer
   pending_.clear();
   num_pushed_ = 0;

@@ -35,7 +35,7 @@ class TreeAccumulator {
 
   /// A zeroed buffer for the next shard's gradient; valid until `push`. Calling it again before
   /// `push` gives the same buffer, untouched.
-  TensorView slot();
+  TensorView slot(Stream& stream);
   /// The slot is complete: becomes a leaf of the tree.
   void push(Stream& stream);
   /// Collective. `out` becomes the sum over all shards of all ranks; the next slot starts a new

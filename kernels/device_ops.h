@@ -17,6 +17,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
+#include "kernels/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/head_cross_entropy.h"
 #include "kernels/inner_learning_rate.h"
@@ -35,6 +36,7 @@
   X(adamw) X(sum_of_squares)                                                           \
   X(attention_forward) X(attention_backward)                                           \
   X(causal_conv_forward) X(causal_conv_backward)                                       \
+  X(copy) X(fill)                                                                      \
   X(embedding_forward) X(embedding_backward)                                           \
   X(head_cross_entropy)                                                                \
   X(inner_learning_rate_forward) X(inner_learning_rate_backward)                       \
@@ -57,7 +59,18 @@ struct DeviceOps {
 /// The ops of the stream's device; null for the CPU.
 const DeviceOps* device_ops(const Stream& stream);
 
-/// Called once before the first stream on a CUDA device is made; `ops` must outlive the program.
-void set_cuda_ops(const DeviceOps& ops);
+/// A CUDA backend: its ops, its devices and how streams on them are made.
+struct CudaBackend {
+  const DeviceOps* ops = nullptr;
+  int (*num_devices)() = nullptr;  // 0 where there is no driver
+  Stream (*make_stream)(int device) = nullptr;
+};
+/// Called once, before the first stream on a CUDA device is made.
+void set_cuda_backend(const CudaBackend& backend);
+
+/// 0 in a program without CUDA and on a machine without a device.
+int num_cuda_devices();
+/// A queue on `device`; of CUDA devices number `index` of this process.
+Stream make_stream(Device device, int index);
 
 }  // namespace ttt::kernels

@@ -6,6 +6,7 @@
 
 #include "data/files.h"
 #include "launch/commands.h"
+#include "launch/device.h"
 #include "launch/evaluation.h"
 #include "launch/model_source.h"
 #include "launch/svg_plot.h"
@@ -23,6 +24,7 @@ struct EvalOptions {
   std::int64_t inner_windows = 8;
   std::string output;
   std::string dtype = "f32";
+  std::string device = "auto";
 };
 
 // Positions whose losses one plotted point averages: neighbours differ only by noise.
@@ -168,8 +170,9 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
     fail(ExitCode::kUsage, "--dtype {}: must be f32 or f64", options.dtype);
   }
   use_threads(0, communicator);
+  // fp64 is the oracle, which only the CPU has.
+  Stream stream = open_stream(options.dtype == "f64" ? "cpu" : options.device, communicator);
   const auto model = load_model(source, options.dtype == "f64" ? DType::kF64 : DType::kF32);
-  Stream stream;
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
   std::vector<ContextLoss> by_context;
@@ -217,6 +220,7 @@ void add_eval_command(CLI::App& app, Action& action) {
       "Directory for curves (CSV, SVG): loss by context length, by position at the "
       "longest, inner losses of TTT layers; a run directory adds them to its report");
   command->add_option("--dtype", options->dtype, "f32 or f64")->capture_default_str();
+  add_device_option(*command, options->device);
   command->callback([options, &action] {
     action = [options](dist::Communicator& communicator) {
       return evaluate(*options, communicator);

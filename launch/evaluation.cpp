@@ -55,6 +55,7 @@ void visit_window_losses(
       const BatchReader::Buffers buffers = reader.make_buffers(rows);
       reader.read(first + begin, rows, buffers);
       model.evaluate(buffers.batch(), nll.slice(begin, begin + rows), context);
+      context.stream.synchronize();
       copy(buffers.mask, mask.slice(begin, begin + rows));
     }
     communicator.all_reduce_sum(shared, context.stream);
@@ -125,6 +126,7 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
   for (std::int64_t window = 0; window < num_windows; ++window) {
     reader.read(window, 1, buffers);
     model.evaluate(buffers.batch(), nll, recording);
+    context.stream.synchronize();
   }
   return result;
 }

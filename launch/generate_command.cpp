@@ -6,6 +6,7 @@
 #include "data/files.h"
 #include "data/tokenizer/tokenizer.h"
 #include "launch/commands.h"
+#include "launch/device.h"
 #include "launch/model_source.h"
 #include "launch/token_choice.h"
 
@@ -21,6 +22,7 @@ struct GenerateOptions {
   std::uint64_t seed = 0;
   bool ignore_eos = false;
   bool quiet = false;
+  std::string device = "auto";
 };
 
 std::unique_ptr<data::Tokenizer> tokenizer_of(const GenerateOptions& options,
@@ -36,7 +38,7 @@ std::unique_ptr<data::Tokenizer> tokenizer_of(const GenerateOptions& options,
   return tokenizer;
 }
 
-void generate(const GenerateOptions& options) {
+void generate(const GenerateOptions& options, const dist::Communicator& communicator) {
   check_token_choice(options.choice);
   if (options.max_new_tokens < 0) {
     fail(ExitCode::kUsage, "--max-new-tokens {}: must not be negative", options.max_new_tokens);
@@ -46,20 +48,21 @@ void generate(const GenerateOptions& options) {
   const std::string prompt = options.prompt_file.empty()
                                  ? options.prompt
                                  : data::read_text_file(options.prompt_file, kMaxPromptBytes);
+  Stream stream = open_stream(options.device, communicator);
   const auto model = load_model(source, DType::kF32);
   std::vector<std::int32_t> ids = tokenizer->encode(prompt);
   ids.insert(ids.begin(), tokenizer->bos_id());
   Tensor next({1, static_cast<std::int64_t>(ids.size())}, DType::kI64);
   std::ranges::copy(ids, next.data<std::int64_t>());
 
-  Stream stream;
   Context context{stream, kernels::Precision::kNative};
-  const auto state = model->make_decode_state(1);
+  const auto state = model->make_decode_state(1, context);
   const CounterRng rng(options.seed, "generate");
   data::StreamingDecoder decoder(*tokenizer, prompt.empty());
   std::cout << prompt << std::flush;
   const Timer prefill_timer;
   Tensor logits = model->extend(next, *state, false, context);
+  stream.synchronize();
   const double prefill_seconds = prefill_timer.seconds();
   const Timer decode_timer;
   std::int64_t count = 0;
@@ -75,6 +78,7 @@ void generate(const GenerateOptions& options) {
     next = Tensor({1, 1}, DType::kI64);
     next.data<std::int64_t>()[0] = id;
     logits = model->extend(next, *state, false, context);
+    stream.synchronize();
   }
   std::cout << decoder.finish() << "\n" << std::flush;
   if (!options.quiet) {
@@ -114,11 +118,12 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--seed", options->seed, "The same seed gives the same text")
       ->capture_default_str();
   command->add_flag("--ignore-eos", options->ignore_eos, "Do not stop at the end of a document");
+  add_device_option(*command, options->device);
   command->add_flag("-q,--quiet", options->quiet, "No timing line");
   command->callback([options, &action] {
     action = [options](dist::Communicator& communicator) {
       use_threads(0, communicator);
-      if (communicator.rank() == 0) generate(*options);
+      if (communicator.rank() == 0) generate(*options, communicator);
       return ExitCode::kOk;
     };
   });

@@ -11,6 +11,9 @@
 #include "core/base/log.h"
 #include "dist/launch_environment.h"
 #include "launch/commands.h"
+#ifdef TTT_CUDA
+#include "kernels/cuda/ops.h"
+#endif
 
 namespace {
 
@@ -73,6 +76,9 @@ int main(int argc, char** argv) {
   try {
     runtime = std::make_unique<ttt::dist::Runtime>();
     rank = runtime->world().rank();
+#ifdef TTT_CUDA
+    ttt::kernels::set_cuda_backend(ttt::kernels::cuda::backend());
+#endif
     ttt::log::configure(rank, "");
     return run(argc, argv, runtime->world());
   } catch (const ttt::Error& error) {

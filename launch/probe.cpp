@@ -9,6 +9,8 @@
 #include "core/optimizer.h"
 #include "core/schedule.h"
 #include "data/interchange/huggingface.h"
+#include "kernels/copy.h"
+#include "launch/device.h"
 #include "launch/model_source.h"
 
 namespace ttt::launch {
@@ -159,6 +161,7 @@ Tensor greedy(const Tensor& logits) {
 
 void probe_loss(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
+  Stream stream = kernels::make_stream(device_of(options.device), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
@@ -168,28 +171,32 @@ void probe_loss(const ProbeOptions& options) {
   inputs.expect("labels", labels, ids.shape());
   const ShiftedLabels shifted(labels);
 
-  Stream stream;
   Context context{stream, arithmetic.precision};
   Results results(arithmetic.dtype);
-  results.add("logits", model->logits(ids, context));
+  const Tensor logits = model->logits(ids, context);
+  stream.synchronize();
+  results.add("logits", logits);
   const TokenBatch batch{ids, shifted.targets, shifted.weight};
   const Tensor nll(ids.shape(), DType::kF64);
   if (options.gradients) {
     const Tensor gradients = Tensor::zeros({model->parameters().num_elements()}, arithmetic.dtype);
     model->parameters().bind_gradients(gradients);
     model->forward_backward(batch, nll, false, context);
+    stream.synchronize();
     for (const Parameter& parameter : model->parameters().all()) {
       results.add("grad." + data::hf_name(model->config(), parameter.name), parameter.grad);
     }
   } else {
     model->evaluate(batch, nll, context);
   }
+  stream.synchronize();
   results.add_numbers("loss", {weighted_sum(shifted.weight, nll)});
   results.write(options.output);
 }
 
 void probe_layer(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
+  Stream stream = kernels::make_stream(device_of(options.device), 0);
   const config::ModelConfig config = data::read_hf_config(options.model);
   if (config.mixer() != config::TTT_LINEAR && config.mixer() != config::TTT_MLP) {
     fail(ExitCode::kUsage, "ttt probe layer needs a TTT layer; {} has another", options.model);
@@ -212,12 +219,12 @@ void probe_layer(const ProbeOptions& options) {
   const Tensor gradients = Tensor::zeros({store.num_elements()}, arithmetic.dtype);
   store.bind_gradients(gradients);
 
-  Stream stream;
   Context context{stream, arithmetic.precision};
   const Tensor y(x.shape(), x.dtype());
   const Tensor d_x(x.shape(), x.dtype());
   const std::unique_ptr<Saved> saved = layer.forward(x, y, context);
   layer.backward(*saved, d_y, d_x, context);
+  stream.synchronize();
 
   Results results(arithmetic.dtype);
   results.add("output", y);
@@ -237,6 +244,7 @@ void probe_layer(const ProbeOptions& options) {
 
 void probe_generate(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
+  Stream stream = kernels::make_stream(device_of(options.device), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
@@ -246,11 +254,11 @@ void probe_generate(const ProbeOptions& options) {
   const std::int64_t vocab = model->config().vocab_size();
   if (steps < 1) fail(ExitCode::kUsage, "--max-new-tokens {}: must be at least 1", steps);
 
-  Stream stream;
   Context context{stream, arithmetic.precision};
-  const auto state = model->make_decode_state(batch);
+  const auto state = model->make_decode_state(batch, context);
   Results results(arithmetic.dtype);
   Tensor logits = model->extend(prompt, *state, true, context);
+  stream.synchronize();
   results.add("prefill_logits", logits);
   const Tensor ids({batch, steps + 1}, DType::kI64);
   const Tensor decoded({batch, steps, vocab}, arithmetic.dtype);
@@ -261,6 +269,7 @@ void probe_generate(const ProbeOptions& options) {
     }
     if (n == steps) break;
     logits = model->extend(next, *state, true, context);
+    stream.synchronize();
     for (std::int64_t b = 0; b < batch; ++b) {
       const std::int64_t row = b * steps + n;
       copy(logits.view().reshape({batch, vocab}).slice(b, b + 1),
@@ -274,6 +283,7 @@ void probe_generate(const ProbeOptions& options) {
 
 void probe_train(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
+  Stream stream = kernels::make_stream(device_of(options.device), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
@@ -300,7 +310,6 @@ void probe_train(const ProbeOptions& options) {
   Optimizer optimizer(config.optimizer(), steps, parameters, arithmetic.dtype);
   const Tensor gradients({parameters}, arithmetic.dtype);
   model->parameters().bind_gradients(gradients);
-  Stream stream;
   Context context{stream, arithmetic.precision};
   const Tensor ids({batch, length}, DType::kI64);
   const Tensor targets({batch, length}, DType::kI64);
@@ -317,12 +326,14 @@ void probe_train(const ProbeOptions& options) {
                       {weight.data<double>() + b * length, static_cast<std::size_t>(length)});
     }
     context.inner_lr_multiplier = multipliers.empty() ? 1.0 : multipliers.data<double>()[s];
-    fill(gradients, 0);
+    kernels::fill(gradients, 0, stream);
     model->forward_backward({ids, targets, weight}, nll, false, context);
+    stream.synchronize();
     losses.push_back(weighted_sum(weight, nll));
     rates.push_back(learning_rate(config.optimizer(), steps, s));
     norms.push_back(optimizer.update(model->parameters().values(), gradients, s, stream));
   }
+  stream.synchronize();
   Results results(arithmetic.dtype);
   results.add_numbers("step_loss", losses);
   results.add_numbers("step_grad_norm", norms);

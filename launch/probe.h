@@ -13,6 +13,7 @@ struct ProbeOptions {
   std::string input;                   // safetensors
   std::string output;                  // safetensors
   std::string dtype = "f32";           // f64, f32 or bf16
+  std::string device = "cpu";          // cpu or cuda
   bool gradients = false;              // loss
   std::int64_t max_new_tokens = 0;     // generate
   std::vector<std::string> overrides;  // train: optimizer.FIELD=VALUE

@@ -16,6 +16,7 @@ CLI::App* add_verb(CLI::App& probe, const std::string& name, const std::string& 
   verb->add_option("--input", options->input, "safetensors file")->required();
   verb->add_option("--output", options->output, "safetensors file to write")->required();
   verb->add_option("--dtype", options->dtype, "f64, f32 or bf16")->capture_default_str();
+  verb->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
   verb->callback([options, run, &action] {
     action = [options, run](dist::Communicator& communicator) {
       use_threads(0, communicator);

@@ -10,6 +10,7 @@
 #include "data/files.h"
 #include "kernels/threads.h"
 #include "launch/commands.h"
+#include "launch/device.h"
 #include "launch/stop_signal.h"
 #include "launch/trainer.h"
 
@@ -20,6 +21,7 @@ struct TrainOptions {
   std::string config;
   std::vector<std::string> overrides;
   std::string resume = "auto";
+  std::string device = "auto";
   bool dry_run = false;
   bool help_config = false;
 };
@@ -76,9 +78,10 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   log::configure(communicator.rank(),
                  fmt::format("{}/logs/rank_{:05d}.log", run, communicator.rank()));
   const int threads = use_threads(config.train().num_threads(), communicator);
-  log::info("training config={} ranks={} threads_per_rank={} output={}", options.config,
-            communicator.size(), threads, run);
-  Trainer trainer(config, options.resume, communicator);
+  Stream stream = open_stream(options.device, communicator);
+  log::info("training config={} ranks={} device={} threads_per_rank={} output={}", options.config,
+            communicator.size(), name_of(stream.device()), threads, run);
+  Trainer trainer(config, options.resume, std::move(stream), communicator);
   if (communicator.rank() == 0) {
     data::write_file_atomically(run + "/config.textproto", config::complete_text(config));
   }
@@ -109,6 +112,7 @@ void add_train_command(CLI::App& app, Action& action) {
       ->add_option("--resume", options->resume,
                    "auto: from the newest good checkpoint of the run, if any; never; or a path")
       ->capture_default_str();
+  add_device_option(*command, options->device);
   command->add_flag("--dry-run", options->dry_run,
                     "Check the configuration and print what the run would need; reads no data");
   command->add_flag("--help-config", options->help_config,

@@ -38,9 +38,10 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
 }
 
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume,
-                 dist::Communicator& communicator)
+                 Stream stream, dist::Communicator& communicator)
     : config_(config),
       communicator_(communicator),
+      stream_(std::move(stream)),
       train_reader_(config, data::Split::kTrain),
       tokenizer_(find_tokenizer(config)),
       model_(make_model(config)),
@@ -83,6 +84,7 @@ void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double
     train_reader_.read(state_.step * batch + row, batch, buffers);
     data_seconds += timer.seconds();
     model_->forward_backward(buffers.batch(), nll, config_.train().recompute_blocks(), ctx);
+    stream_.synchronize();  // nll is read here, and the buffers are written again
     for (std::int64_t r = 0; r < micro_batch; ++r) {
       const double* row_nll = nll.data<double>() + static_cast<std::size_t>(r) * length;
       const double* weight = buffers.weight.data<double>() + static_cast<std::size_t>(r) * length;
@@ -96,13 +98,14 @@ void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double
 Trainer::StepResult Trainer::step() {
   const Timer step_timer;
   StepResult result;
+  stream_.synchronize();  // the last update may still run on memory that is used again here
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t local_shards = config_.parallel().virtual_shards() / communicator_.size();
   // One value a row of the batch and the number of ranks that were asked to stop.
   const Tensor shared = Tensor::zeros({batch + 1}, DType::kF64);
   const std::span<double> rows = shared.span<double>();
   for (std::int64_t s = 0; s < local_shards; ++s) {
-    model_->parameters().bind_gradients(accumulator_.slot());
+    model_->parameters().bind_gradients(accumulator_.slot(stream_));
     run_shard(communicator_.rank() * local_shards + s, rows, result.data_seconds);
     accumulator_.push(stream_);
   }
@@ -158,6 +161,7 @@ void Trainer::evaluate() {
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
   if (output_) output_->before_checkpoint();
+  stream_.synchronize();
   save_checkpoint(config_, state_, *model_, optimizer_, tokenizer_, communicator_);
   last_saved_step_ = state_.step;
 }

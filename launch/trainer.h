@@ -18,8 +18,9 @@ namespace ttt::launch {
 class Trainer {
  public:
   /// Opens the data, builds the model and puts it at its start: resumed, `train.init_from`, or random.
-  /// `resume` as in resume_checkpoint. The configuration has been checked. Collective.
-  Trainer(const config::RunConfig& config, const std::string& resume,
+  /// `resume` as in resume_checkpoint. The configuration has been checked; `stream` says which device computes.
+  /// Collective.
+  Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
           dist::Communicator& communicator);
 
   /// Trains to train.steps. kOk, or kStoppedEarly with a checkpoint after a stop signal. Collective.

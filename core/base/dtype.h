@@ -27,6 +27,8 @@ struct BFloat16 {
 
 /// Bytes of one element.
 std::int64_t size_of(DType dtype);
+/// The type of sums, statistics and parameters beside activations of `dtype`: F32 beside BF16, else the same.
+inline DType wide_type(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
 /// "F64", "F32", "BF16", "I64", "I32", "U16", "U8": the names safetensors uses.
 std::string name_of(DType dtype);
 

@@ -26,6 +26,16 @@ std::int64_t size_class(std::int64_t bytes) {
   return (bytes + grain - 1) & ~(grain - 1);
 }
 
+std::byte* allocate_host(std::int64_t bytes) {
+  const std::int64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+  const auto rounded = static_cast<std::size_t>((bytes + alignment - 1) / alignment * alignment);
+  void* block = std::aligned_alloc(static_cast<std::size_t>(alignment), rounded);
+  if (block != nullptr && bytes >= kHugePage) madvise(block, rounded, MADV_HUGEPAGE);
+  return static_cast<std::byte*>(block);
+}
+
+void release_host(std::byte* block) { std::free(block); }
+
 class Pool {
  public:
   std::byte* take(std::int64_t block_bytes) {
@@ -38,24 +48,20 @@ class Pool {
       list.pop_back();
       return block;
     }
-    const std::int64_t alignment = block_bytes >= kHugePage ? kHugePage : kAlignment;
-    const std::int64_t rounded = (block_bytes + alignment - 1) / alignment * alignment;
-    void* block =
-        std::aligned_alloc(static_cast<std::size_t>(alignment), static_cast<std::size_t>(rounded));
+    std::byte* block = source_.allocate(block_bytes);
     if (block == nullptr) {
       live_ -= block_bytes;
       fail(ExitCode::kOutOfMemory, "out of memory: {} bytes asked for, {} bytes in tensors",
            block_bytes, live_);
     }
-    if (block_bytes >= kHugePage) madvise(block, static_cast<std::size_t>(rounded), MADV_HUGEPAGE);
-    return static_cast<std::byte*>(block);
+    return block;
   }
 
   void give(std::byte* block, std::int64_t block_bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     live_ -= block_bytes;
 #if defined(__SANITIZE_ADDRESS__)
-    std::free(block);  // so that a use after free is seen
+    source_.release(block);  // so that a use after free is seen
 #else
     free_[block_bytes].push_back(block);
 #endif
@@ -64,9 +70,17 @@ class Pool {
   void release() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& [bytes, list] : free_) {
-      for (std::byte* block : list) std::free(block);
+      for (std::byte* block : list) source_.release(block);
       list.clear();
     }
+  }
+
+  void set_source(const BlockSource& source) {
+    release();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TTT_CHECK(live_ == 0 || source.allocate == source_.allocate,
+              "the source of memory changes while {} bytes are in tensors", live_);
+    source_ = source;
   }
 
   std::int64_t live() const {
@@ -84,6 +98,7 @@ class Pool {
 
  private:
   mutable std::mutex mutex_;
+  BlockSource source_{&allocate_host, &release_host};
   std::map<std::int64_t, std::vector<std::byte*>> free_;
   std::int64_t live_ = 0;
   std::int64_t peak_ = 0;
@@ -111,5 +126,6 @@ std::int64_t live_bytes() { return pool().live(); }
 std::int64_t peak_bytes() { return pool().peak(); }
 void reset_peak() { pool().reset_peak(); }
 void release_free_blocks() { pool().release(); }
+void set_block_source(const BlockSource& source) { pool().set_source(source); }
 
 }  // namespace ttt::memory

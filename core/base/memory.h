@@ -1,8 +1,9 @@
 #pragma once
-// Host memory for tensors: 64-byte aligned, recycled, counted.
+// Memory for tensors: 64-byte aligned, recycled, counted.
 //
 // Training allocates the same shapes every step; blocks are kept on free lists so that a step does
-// not pay the kernel for fresh pages. Thread safe.
+// not pay the kernel for fresh pages. Thread safe. A block that a queued kernel still uses may be given out again: that is
+// right for the next kernel of the same stream; host code synchronises before it writes a fresh tensor.
 
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,14 @@ namespace ttt::memory {
 /// A block of at least `bytes` bytes, uninitialised; returned to the pool on destruction.
 /// Throws kOutOfMemory with the current use.
 std::shared_ptr<std::byte> allocate(std::int64_t bytes);
+
+/// Where fresh blocks come from instead of the host's heap. `allocate` returns null when there is no memory.
+struct BlockSource {
+  std::byte* (*allocate)(std::int64_t bytes) = nullptr;
+  void (*release)(std::byte* block) = nullptr;
+};
+/// From here on. Throws while tensors are alive, whose blocks would go back to the wrong place.
+void set_block_source(const BlockSource& source);
 
 /// Bytes in live tensors now, and the most there ever were since `reset_peak`.
 std::int64_t live_bytes();

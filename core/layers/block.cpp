@@ -1,6 +1,7 @@
 #include "core/layers/block.h"
 
 #include "kernels/activation.h"
+#include "kernels/copy.h"
 
 namespace ttt {
 namespace {
@@ -25,7 +26,7 @@ struct BlockDecodeState final : DecodeState {
 void normalize(const RmsNorm& norm, TensorView h, Branch& branch, Context& context) {
   branch.h = h;
   branch.normed = Tensor(h.shape(), h.dtype());
-  branch.rstd = Tensor({h.size(0) * h.size(1)}, h.dtype());
+  branch.rstd = Tensor({h.size(0) * h.size(1)}, wide_type(h.dtype()));
   norm.forward(h, branch.normed, branch.rstd, context);
 }
 
@@ -92,19 +93,22 @@ void Block::backward(const Saved& saved, TensorView d_y, TensorView d_x, Context
   close_branch(pre_conv_->norm, s.conv, d_h, d_x, context);
 }
 
-std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch) const {
+std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch,
+                                                      Context& context) const {
   auto state = std::make_unique<BlockDecodeState>();
   if (pre_conv_) {
-    state->conv_history = Tensor::zeros(pre_conv_->conv.history_shape(batch), store_.dtype());
+    state->conv_history =
+        kernels::zeros(pre_conv_->conv.history_shape(batch),
+                       context.activation_type(store_.dtype()), context.stream);
   }
-  state->mixer = mixer_.make_decode_state(batch);
-  state->ffn = ffn_.make_decode_state(batch);
+  state->mixer = mixer_.make_decode_state(batch, context);
+  state->ffn = ffn_.make_decode_state(batch, context);
   return state;
 }
 
 void Block::extend(TensorView x, TensorView y, DecodeState& state, Context& context) const {
   auto& s = static_cast<BlockDecodeState&>(state);
-  const Tensor h = to_dtype(x, x.dtype());
+  const Tensor h = kernels::to_dtype(x, x.dtype(), context.stream);
   const Tensor normed(x.shape(), x.dtype());
   const Tensor branch(x.shape(), x.dtype());
   if (pre_conv_) {

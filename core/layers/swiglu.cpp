@@ -43,7 +43,8 @@ void SwiGlu::backward(const Saved& saved, TensorView d_y, TensorView d_x, Contex
   up_.backward(s.x, d_hidden, d_x, kernels::Accumulate::kYes, context);
 }
 
-std::unique_ptr<DecodeState> SwiGlu::make_decode_state(std::int64_t /*batch*/) const {
+std::unique_ptr<DecodeState> SwiGlu::make_decode_state(std::int64_t /*batch*/,
+                                                       Context& /*context*/) const {
   return std::make_unique<DecodeState>();  // every token stands alone
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/attention.h"
+#include "kernels/copy.h"
 
 namespace ttt {
 namespace {
@@ -19,7 +20,7 @@ struct AttentionDecodeState final : DecodeState {
 };
 
 // Appends `fresh` [B, n, G, F] after `length` tokens of `cache`, which grows by doubling.
-void append(Tensor& cache, TensorView fresh, std::int64_t length) {
+void append(Tensor& cache, TensorView fresh, std::int64_t length, Stream& stream) {
   const std::int64_t batch = fresh.size(0);
   const std::int64_t row = fresh.size(2) * fresh.size(3);
   const std::int64_t needed = length + fresh.size(1);
@@ -28,14 +29,16 @@ void append(Tensor& cache, TensorView fresh, std::int64_t length) {
     Tensor larger({batch, std::max(needed, 2 * capacity), fresh.size(2), fresh.size(3)},
                   fresh.dtype());
     for (std::int64_t b = 0; b < batch && length > 0; ++b) {
-      copy(cache.view().slice(b, b + 1).reshape({capacity, row}).slice(0, length),
-           larger.view().slice(b, b + 1).reshape({larger.size(1), row}).slice(0, length));
+      kernels::copy(cache.view().slice(b, b + 1).reshape({capacity, row}).slice(0, length),
+                    larger.view().slice(b, b + 1).reshape({larger.size(1), row}).slice(0, length),
+                    stream);
     }
     cache = larger;
   }
   for (std::int64_t b = 0; b < batch; ++b) {
-    copy(fresh.slice(b, b + 1).reshape({fresh.size(1), row}),
-         cache.view().slice(b, b + 1).reshape({cache.size(1), row}).slice(length, needed));
+    kernels::copy(fresh.slice(b, b + 1).reshape({fresh.size(1), row}),
+                  cache.view().slice(b, b + 1).reshape({cache.size(1), row}).slice(length, needed),
+                  stream);
   }
 }
 
@@ -66,7 +69,8 @@ std::unique_ptr<Saved> AttentionCore::forward(const CoreInputs& inputs, TensorVi
   kernels::rope_forward(inputs.q, inputs.q, rope_, context.stream);
   kernels::rope_forward(inputs.k, inputs.k, rope_, context.stream);
   auto saved = std::make_unique<AttentionSaved>();
-  saved->lse = Tensor({inputs.q.size(0), num_heads_, inputs.q.size(1)}, inputs.q.dtype());
+  saved->lse = Tensor({inputs.q.size(0), num_heads_, inputs.q.size(1)},
+                      wide_type(inputs.q.dtype()));
   kernels::attention_forward(inputs.q, inputs.k, inputs.v, out, saved->lse, scale_, context.stream);
   return saved;
 }
@@ -81,7 +85,8 @@ void AttentionCore::backward(const Saved& saved, const CoreInputs& inputs, Tenso
   kernels::rope_backward(gradients.d_k, gradients.d_k, rope_, context.stream);
 }
 
-std::unique_ptr<DecodeState> AttentionCore::make_decode_state(std::int64_t /*batch*/) const {
+std::unique_ptr<DecodeState> AttentionCore::make_decode_state(std::int64_t /*batch*/,
+                                                              Context& /*context*/) const {
   return std::make_unique<AttentionDecodeState>();
 }
 
@@ -92,8 +97,8 @@ void AttentionCore::extend(const CoreInputs& inputs, TensorView out, DecodeState
   rope.first_position = s.length;
   kernels::rope_forward(inputs.q, inputs.q, rope, context.stream);
   kernels::rope_forward(inputs.k, inputs.k, rope, context.stream);
-  append(s.keys, inputs.k, s.length);
-  append(s.values, inputs.v, s.length);
+  append(s.keys, inputs.k, s.length, context.stream);
+  append(s.values, inputs.v, s.length, context.stream);
   s.length += inputs.q.size(1);
   for (std::int64_t b = 0; b < inputs.q.size(0); ++b) {
     kernels::attention_forward(inputs.q.slice(b, b + 1), filled(s.keys, b, s.length),

@@ -1,5 +1,7 @@
 #include "core/mixers/linear_attention_core.h"
 
+#include "kernels/copy.h"
+
 namespace ttt {
 namespace {
 
@@ -36,10 +38,12 @@ void LinearAttentionCore::backward(const Saved& /*saved*/, const CoreInputs& inp
                                      gradients.d_k, gradients.d_v, options_, context.stream);
 }
 
-std::unique_ptr<DecodeState> LinearAttentionCore::make_decode_state(std::int64_t batch) const {
+std::unique_ptr<DecodeState> LinearAttentionCore::make_decode_state(std::int64_t batch,
+                                                                    Context& context) const {
   auto state = std::make_unique<LinearAttentionDecodeState>();
-  state->kv = Tensor::zeros({batch, num_heads_, head_dim_, head_dim_}, store_.dtype());
-  state->k_sum = Tensor::zeros({batch, num_heads_, head_dim_}, store_.dtype());
+  state->kv = kernels::zeros({batch, num_heads_, head_dim_, head_dim_}, store_.dtype(),
+                             context.stream);
+  state->k_sum = kernels::zeros({batch, num_heads_, head_dim_}, store_.dtype(), context.stream);
   return state;
 }
 

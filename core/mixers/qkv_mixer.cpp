@@ -1,6 +1,7 @@
 #include "core/mixers/qkv_mixer.h"
 
 #include "kernels/activation.h"
+#include "kernels/copy.h"
 #include "kernels/norm.h"
 
 namespace ttt {
@@ -82,7 +83,8 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
       conv_q_->forward(a.p, a.q, context);
       conv_k_->forward(a.p, a.k, context);
     } else {
-      const Tensor k_history = to_dtype(q_history, q_history.dtype());
+      const Tensor k_history =
+          kernels::to_dtype(q_history, q_history.dtype(), context.stream);
       conv_q_->extend(a.p, a.q, q_history, context);
       conv_k_->extend(a.p, a.k, k_history, context);
     }
@@ -99,8 +101,8 @@ void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& conte
   Tensor mixed = a.core_out;
   if (post_norm_weight_ != nullptr) {
     a.normed = Tensor(x.shape(), x.dtype());
-    a.mean = Tensor({rows}, x.dtype());
-    a.rstd = Tensor({rows}, x.dtype());
+    a.mean = Tensor({rows}, wide_type(x.dtype()));
+    a.rstd = Tensor({rows}, wide_type(x.dtype()));
     const Shape flat{rows, x.size(2)};
     kernels::layer_norm_forward(a.core_out.view().reshape(flat), post_norm_weight_->value,
                                 post_norm_bias_->value, a.normed.view().reshape(flat), a.mean,
@@ -132,7 +134,7 @@ void QkvMixer::backward(const Saved& saved, TensorView d_y, TensorView d_x,
   const auto& a = static_cast<const Activations&>(saved);
   const Shape& shape = a.x.shape();
   const Shape flat{shape[0] * shape[1], shape[2]};
-  fill(d_x, 0);
+  kernels::fill(d_x, 0, context.stream);
   const Tensor d_mixed(shape, d_y.dtype());
   if (g_proj_) {
     const Tensor mixed(shape, d_y.dtype());
@@ -178,10 +180,14 @@ void QkvMixer::backward_qk(const Activations& a, TensorView d_q, TensorView d_k,
   }
 }
 
-std::unique_ptr<DecodeState> QkvMixer::make_decode_state(std::int64_t batch) const {
+std::unique_ptr<DecodeState> QkvMixer::make_decode_state(std::int64_t batch,
+                                                         Context& context) const {
   auto state = std::make_unique<QkvDecodeState>();
-  if (conv_q_) state->history = Tensor::zeros(conv_q_->history_shape(batch), store_.dtype());
-  state->core = core_->make_decode_state(batch);
+  if (conv_q_) {
+    state->history = kernels::zeros(conv_q_->history_shape(batch),
+                                    context.activation_type(store_.dtype()), context.stream);
+  }
+  state->core = core_->make_decode_state(batch, context);
   return state;
 }
 

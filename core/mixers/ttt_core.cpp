@@ -3,6 +3,7 @@
 #include <array>
 
 #include "kernels/activation.h"
+#include "kernels/copy.h"
 #include "kernels/inner_learning_rate.h"
 #include "kernels/rope.h"
 
@@ -16,15 +17,15 @@ struct TttDecodeState final : DecodeState {
 };
 
 // Row b of `state` [B, ...] is the parameter, or zero without one.
-void broadcast(const Parameter* parameter, const Tensor& state) {
+void broadcast(const Parameter* parameter, const Tensor& state, Stream& stream) {
   if (state.empty()) return;
   if (parameter == nullptr) {
-    fill(state, 0);
+    kernels::fill(state, 0, stream);
     return;
   }
   for (std::int64_t b = 0; b < state.size(0); ++b) {
     const TensorView row = state.view().slice(b, b + 1);
-    copy(parameter->value.reshape(row.shape()), row);
+    kernels::copy(parameter->value.reshape(row.shape()), row, stream);
   }
 }
 
@@ -38,7 +39,7 @@ void sum_rows(const Tensor& d_state, const Parameter* parameter, Stream& stream)
 }
 
 // Tokens [begin, end) of every sequence of a [B, T, ...] view, gathered.
-Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end) {
+Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end, Stream& stream) {
   std::array<std::int64_t, Shape::kMaxRank> dims{};
   std::ranges::copy(view.shape().dims(), dims.begin());
   dims[1] = end - begin;
@@ -48,18 +49,19 @@ Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end) {
     const TensorView from = view.slice(b, b + 1);
     const TensorView to = part.view().slice(b, b + 1);
     const std::int64_t row = from.numel() / view.size(1);
-    copy(from.reshape({view.size(1), row}).slice(begin, end), to.reshape({end - begin, row}));
+    kernels::copy(from.reshape({view.size(1), row}).slice(begin, end),
+                  to.reshape({end - begin, row}), stream);
   }
   return part;
 }
 
-void put_token_range(TensorView part, TensorView view, std::int64_t begin) {
+void put_token_range(TensorView part, TensorView view, std::int64_t begin, Stream& stream) {
   const std::int64_t tokens = part.size(1);
   for (std::int64_t b = 0; b < view.size(0); ++b) {
     const TensorView to = view.slice(b, b + 1);
     const std::int64_t row = to.numel() / view.size(1);
-    copy(part.slice(b, b + 1).reshape({tokens, row}),
-         to.reshape({view.size(1), row}).slice(begin, begin + tokens));
+    kernels::copy(part.slice(b, b + 1).reshape({tokens, row}),
+                  to.reshape({view.size(1), row}).slice(begin, begin + tokens), stream);
   }
 }
 
@@ -136,12 +138,12 @@ TttCore::State TttCore::make_state(std::int64_t batch) const {
   return state;
 }
 
-TttCore::State TttCore::initial_state(std::int64_t batch) const {
+TttCore::State TttCore::initial_state(std::int64_t batch, Stream& stream) const {
   State state = make_state(batch);
-  broadcast(w1_, state.w1);
-  broadcast(b1_, state.b1);
-  broadcast(w2_, state.w2);
-  broadcast(b2_, state.b2);
+  broadcast(w1_, state.w1, stream);
+  broadcast(b1_, state.b1, stream);
+  broadcast(w2_, state.w2, stream);
+  broadcast(b2_, state.b2, stream);
   return state;
 }
 
@@ -165,18 +167,19 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
   rotate(inputs, first_position, context);
   auto prepared = std::make_unique<Prepared>();
   Prepared& p = *prepared;
-  p.rate = Tensor({batch, tokens, num_heads_}, inputs.q.dtype());
+  const DType wide = wide_type(inputs.q.dtype());
+  p.rate = Tensor({batch, tokens, num_heads_}, wide);
   if (rate_) {
     rate_->forward(inputs.x, p.rate, context);
     const TensorView rows = p.rate.view().reshape({batch * tokens, num_heads_});
     kernels::inner_learning_rate_forward(rows, rate_bias_->value.reshape({num_heads_}), rows,
                                          rate_scale(context), context.stream);
   } else {
-    fill(p.rate, rate_scale(context));
+    kernels::fill(p.rate, rate_scale(context), context.stream);
   }
-  p.token_scale = Tensor({options_.mini_batch_size}, inputs.q.dtype());
+  p.token_scale = Tensor({options_.mini_batch_size}, wide);
   if (config_.token_scale() == config::TttConfig::ONE) {
-    fill(p.token_scale, 1);
+    kernels::fill(p.token_scale, 1, context.stream);
   } else {
     kernels::token_scale_forward(token_offset_ != nullptr ? token_offset_->value : TensorView{},
                                  p.token_scale, context.stream);
@@ -197,7 +200,7 @@ kernels::TttInputs TttCore::kernel_inputs(const CoreInputs& inputs, const Prepar
 std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out,
                                         Context& context) const {
   std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
-  p->initial = initial_state(inputs.q.size(0));
+  p->initial = initial_state(inputs.q.size(0), context.stream);
   p->final = make_state(inputs.q.size(0));
   const kernels::TttInputs kernel = kernel_inputs(inputs, *p);
   kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
@@ -205,6 +208,7 @@ std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out
   if (context.inner_losses != nullptr) {
     const Tensor losses({3, inputs.q.size(0), inputs.q.size(1), num_heads_}, DType::kF64);
     kernels::ttt_inner_loss(kernel, options_, p->initial.views(), losses, context.stream);
+    context.stream.synchronize();
     context.inner_losses->record(layer_, losses);
   }
   return p;
@@ -219,9 +223,10 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
   const auto& p = static_cast<const Prepared&>(saved);
   const std::int64_t batch = inputs.q.size(0);
   const std::int64_t tokens = inputs.q.size(1);
-  const DType dtype = d_out.dtype();
-  const Tensor d_rate({batch, tokens, num_heads_}, dtype);
-  const Tensor d_token_scale = Tensor::zeros({options_.mini_batch_size}, dtype);
+  const DType wide = wide_type(d_out.dtype());
+  const Tensor d_rate({batch, tokens, num_heads_}, wide);
+  const Tensor d_token_scale =
+      kernels::zeros({options_.mini_batch_size}, wide, context.stream);
   const State d_initial = make_state(batch);
   kernels::ttt_backward(kernel_inputs(inputs, p), options_, p.initial.views(), p.kernel, d_out, {},
                         {gradients.d_q, gradients.d_k, gradients.d_v, d_rate, d_token_scale,
@@ -251,12 +256,13 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
   }
 }
 
-std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch) const {
+std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch,
+                                                        Context& context) const {
   auto state = std::make_unique<TttDecodeState>();
-  state->weights = initial_state(batch);
+  state->weights = initial_state(batch, context.stream);
   state->sums = make_state(batch);
   for (const Tensor* sum : {&state->sums.w1, &state->sums.b1, &state->sums.w2, &state->sums.b2}) {
-    if (!sum->empty()) fill(*sum, 0);
+    if (!sum->empty()) kernels::fill(*sum, 0, context.stream);
   }
   return state;
 }
@@ -273,10 +279,10 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
     const std::int64_t place = s.position % mini_batch;
     const std::int64_t whole = place == 0 ? (tokens - t) / mini_batch * mini_batch : 0;
     const std::int64_t count = whole > 0 ? whole : 1;
-    const Tensor q = token_range(all.q, t, t + count);
-    const Tensor k = token_range(all.k, t, t + count);
-    const Tensor v = token_range(all.v, t, t + count);
-    const Tensor rate = token_range(all.token_lr, t, t + count);
+    const Tensor q = token_range(all.q, t, t + count, context.stream);
+    const Tensor k = token_range(all.k, t, t + count, context.stream);
+    const Tensor v = token_range(all.v, t, t + count, context.stream);
+    const Tensor rate = token_range(all.token_lr, t, t + count, context.stream);
     const Tensor part(q.shape(), q.dtype());
     const kernels::TttInputs kernel{q, k, v, rate, p->token_scale, all.norm_weight, all.norm_bias};
     if (whole > 0) {
@@ -286,7 +292,7 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
       kernels::ttt_step(kernel, options_, place, s.weights.views(), s.sums.views(), part,
                         context.stream);
     }
-    put_token_range(part, out, t);
+    put_token_range(part, out, t, context.stream);
     t += count;
     s.position += count;
   }

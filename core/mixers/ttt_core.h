@@ -27,7 +27,7 @@ class TttCore final : public SequenceCore {
                                  Context& context) const override;
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,
                 const CoreGradients& gradients, Context& context) const override;
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch) const override;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const override;
   void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
@@ -47,7 +47,7 @@ class TttCore final : public SequenceCore {
                                     Context& context) const;
   [[nodiscard]] kernels::TttInputs kernel_inputs(const CoreInputs& inputs, const Prepared& p) const;
   void rotate(const CoreInputs& inputs, std::int64_t first_position, Context& context) const;
-  [[nodiscard]] State initial_state(std::int64_t batch) const;
+  [[nodiscard]] State initial_state(std::int64_t batch, Stream& stream) const;
   [[nodiscard]] double rate_scale(const Context& context) const;
 
   ParameterStore& store_;

@@ -6,6 +6,7 @@
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/few_rows.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -132,11 +133,14 @@ void multiply(const Product& product, Precision precision) {
 }  // namespace
 
 void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision,
-                    Stream& /*stream*/) {
+                    Stream& stream) {
   TTT_CHECK(x.shape().rank() == 2 && w.shape().rank() == 2, "x {} and w {} must be matrices",
             x.shape().str(), w.shape().str());
   expect_shape("w", w, {w.size(0), x.size(1)});
   expect_shape("y", y, {x.size(0), w.size(0)});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->linear_forward(x, w, y, precision, stream);
+  }
   if (precision == Precision::kNative && x.size(0) <= cpu::kFewRows) {
     expect_operands(x.dtype(), w.dtype(), y.dtype());
     cpu::few_rows_forward(x, w, y);
@@ -146,21 +150,27 @@ void linear_forward(TensorView x, TensorView w, TensorView y, Precision precisio
 }
 
 void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,
-                           Precision precision, Stream& /*stream*/) {
+                           Precision precision, Stream& stream) {
   TTT_CHECK(d_y.shape().rank() == 2 && w.shape().rank() == 2, "d_y {} and w {} must be matrices",
             d_y.shape().str(), w.shape().str());
   expect_shape("w", w, {d_y.size(1), w.size(1)});
   expect_shape("d_x", d_x, {d_y.size(0), w.size(1)});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->linear_backward_input(d_y, w, d_x, accumulate, precision, stream);
+  }
   multiply({Op::kNone, d_y, Op::kNone, w, d_x, d_y.size(1), accumulate == Accumulate::kYes},
            precision);
 }
 
 void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precision precision,
-                            Stream& /*stream*/) {
+                            Stream& stream) {
   TTT_CHECK(d_y.shape().rank() == 2 && x.shape().rank() == 2, "d_y {} and x {} must be matrices",
             d_y.shape().str(), x.shape().str());
   expect_shape("x", x, {d_y.size(0), x.size(1)});
   expect_shape("d_w", d_w, {d_y.size(1), x.size(1)});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->linear_backward_weight(d_y, x, d_w, precision, stream);
+  }
   multiply({Op::kTranspose, d_y, Op::kNone, x, d_w, d_y.size(0), true}, precision);
 }
 

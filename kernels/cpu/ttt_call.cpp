@@ -8,8 +8,6 @@ void check_tensor(const char* name, const TensorView& view, const Shape& shape, 
             name_of(dtype));
 }
 
-DType wide_type(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
-
 void check_state(const char* name, const Extents& e, const TttState& state, DType dtype,
                  bool may_be_empty) {
   const std::int64_t f = e.features;

@@ -17,8 +17,6 @@ namespace ttt::kernels::ttt_cpu {
 /// Shapes and element types of `inputs` and `initial`; throws what does not fit.
 Extents checked_extents(const TttInputs& inputs, const TttOptions& options,
                         const TttState& initial);
-/// The element type of the state, rates, norm and their gradients beside q, k, v, out of `dtype`: fp32 beside bf16.
-DType wide_type(DType dtype);
 /// Throws unless `view` is a tensor of this shape and element type.
 void check_tensor(const char* name, const TensorView& view, const Shape& shape, DType dtype);
 /// `state` must have all members that `e` asks for; with `may_be_empty` it may have none at all.

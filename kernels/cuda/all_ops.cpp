@@ -9,4 +9,6 @@ const DeviceOps& all_ops() {
   return ops;
 }
 
+CudaBackend backend() { return {&all_ops(), &num_devices, &make_stream}; }
+
 }  // namespace ttt::kernels::cuda

@@ -11,10 +11,15 @@ namespace ttt::kernels::cuda {
 TTT_DEVICE_OPS(TTT_DECLARE)
 #undef TTT_DECLARE
 
-/// All of them, for set_cuda_ops.
+/// All of them.
 const DeviceOps& all_ops();
 
+/// 0 where there is no driver or no device.
+int num_devices();
 /// A queue on CUDA device `device` of this process.
 Stream make_stream(int device);
+
+/// All of this, for set_cuda_backend.
+CudaBackend backend();
 
 }  // namespace ttt::kernels::cuda

@@ -72,7 +72,7 @@ void bench_prefill(benchmark::State& state, config::Mixer mixer) {
   Stream stream;
   Context context{stream};
   for (auto _ : state) {
-    const auto decode_state = model->make_decode_state(1);
+    const auto decode_state = model->make_decode_state(1, context);
     benchmark::DoNotOptimize(model->extend(ids, *decode_state, false, context).data<float>());
   }
   state.SetItemsProcessed(state.iterations() * tokens);
@@ -82,9 +82,9 @@ void bench_prefill(benchmark::State& state, config::Mixer mixer) {
 void bench_decode(benchmark::State& state, config::Mixer mixer) {
   const std::int64_t prompt = 512;
   const auto model = random_model(mixer, prompt);
-  const auto decode_state = model->make_decode_state(1);
   Stream stream;
   Context context{stream};
+  const auto decode_state = model->make_decode_state(1, context);
   (void)model->extend(random_ids("ids", prompt), *decode_state, false, context);
   const Tensor next = random_ids("next", 1);
   for (auto _ : state) {

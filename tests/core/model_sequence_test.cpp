@@ -21,7 +21,7 @@ class ModelSequence : public testing::TestWithParam<ModelCase> {
   // Feeds chunks of these sizes and compares all logits with those of the whole sequence.
   void expect_generation(const std::vector<std::int64_t>& sizes) {
     const Tensor whole = small_.model.logits(small_.ids, small_.context);
-    const auto state = small_.model.make_decode_state(test::kBatch);
+    const auto state = small_.model.make_decode_state(test::kBatch, small_.context);
     std::int64_t begin = 0;
     for (const std::int64_t size : sizes) {
       const Tensor logits = small_.model.extend(tokens_of(small_.ids, begin, begin + size), *state,
@@ -95,7 +95,7 @@ TEST_P(ModelSequence, ChunksEqualTheWhole) {
 }
 
 TEST_P(ModelSequence, ExtendEqualsAcrossBatchSizes) {
-  const auto both = small_.model.make_decode_state(test::kBatch);
+  const auto both = small_.model.make_decode_state(test::kBatch, small_.context);
   const Tensor first =
       small_.model.extend(tokens_of(small_.ids, 0, 5), *both, false, small_.context);
   const Tensor next = small_.model.extend(tokens_of(small_.ids, 5, 6), *both, true, small_.context);
@@ -107,7 +107,7 @@ TEST_P(ModelSequence, ExtendEqualsAcrossBatchSizes) {
     const Tensor ids({1, kTokens}, DType::kI64);
     std::ranges::copy(small_.ids.view().slice(b, b + 1).span<std::int64_t>(),
                       ids.data<std::int64_t>());
-    const auto one = small_.model.make_decode_state(1);
+    const auto one = small_.model.make_decode_state(1, small_.context);
     const Tensor of_one = small_.model.extend(tokens_of(ids, 0, 5), *one, false, small_.context);
     test::expect_close("last logits of the prompt", of_one.span<double>(),
                        first.view().slice(b, b + 1).span<double>(), kGenerationTolerance);

@@ -152,7 +152,7 @@ TEST(LanguageModel, MoreTokensThanAWholeSequenceMiniBatchAreRefused) {
       test::error_of([&] { (void)small.model.logits(ids, small.context); }, &code);
   EXPECT_NE(error.find("whole sequence"), std::string::npos) << error;
   EXPECT_EQ(code, ExitCode::kInternal);
-  const auto state = small.model.make_decode_state(1);
+  const auto state = small.model.make_decode_state(1, small.context);
   (void)small.model.extend(test::tokens_of(ids, 0, kTokens), *state, false, small.context);
   EXPECT_NE(test::error_of([&] {
               (void)small.model.extend(test::tokens_of(ids, 0, 1), *state, false, small.context);

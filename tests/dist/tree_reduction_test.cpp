@@ -56,7 +56,7 @@ void accumulate(TreeAccumulator& tree, std::int64_t virtual_shards, Communicator
   const std::int64_t local = virtual_shards / world.size();
   for (std::int64_t shard = world.rank() * local; shard < (world.rank() + 1) * local; ++shard) {
     const auto gradient = shard_gradient<T>(shard, out.numel());
-    const TensorView slot = tree.slot();
+    const TensorView slot = tree.slot(stream);
     for (std::size_t i = 0; i < gradient.size(); ++i) {
       ASSERT_EQ(slot.data<T>()[i], T{0});
       slot.data<T>()[i] += gradient[i];
@@ -142,7 +142,7 @@ TEST(TreeReduction, RejectsMisuse) {
   EXPECT_THAT(message_of([&] { tree.push(stream); }), HasSubstr("push without a slot"));
   EXPECT_THAT(message_of([&] { tree.finish(world, out, stream); }),
               HasSubstr("finish after 0 shards"));
-  tree.slot();
+  tree.slot(stream);
   EXPECT_THAT(message_of([&] { tree.finish(world, out, stream); }), HasSubstr("was not pushed"));
   tree.push(stream);
   EXPECT_THAT(message_of([&] { tree.finish(world, wrong, stream); }),

@@ -20,16 +20,21 @@
 
 namespace ttt::test {
 
+#ifdef TTT_TEST_CUDA
+// Before main, while no tensor is alive: the first stream decides where tensors lie. Kernels must end before a call
+// returns, since tests read at once: on a device CUDA_LAUNCH_BLOCKING=1 (tests/gpu.sh sets it).
+inline const bool kCudaIsReady = [] {
+  kernels::set_cuda_backend(kernels::cuda::backend());
+  (void)kernels::make_stream(Device::kCuda, 0);
+  return true;
+}();
+#endif
+
 /// The queue that comparisons with the reference run on: the CPU, or in the programs compiled with TTT_TEST_CUDA a CUDA
-/// device or its emulator, with memory that both sides reach.
+/// device or its emulator.
 inline Stream stream() {
 #ifdef TTT_TEST_CUDA
-  static const bool is_registered = [] {
-    kernels::set_cuda_ops(kernels::cuda::all_ops());
-    return true;
-  }();
-  static_cast<void>(is_registered);
-  return kernels::cuda::make_stream(0);
+  return kernels::make_stream(Device::kCuda, 0);
 #else
   return {};
 #endif

@@ -1,0 +1,73 @@
+// Devices and streams of the CUDA runtime. Tensors lie in managed memory: host code that fills, reads or saves them
+// needs no second path, and pages that kernels use stay on the device.
+
+#include <cuda_runtime.h>
+
+#include "core/base/memory.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
+
+namespace ttt::kernels::cuda {
+namespace {
+
+class CudaQueue final : public DeviceQueue {
+ public:
+  CudaQueue() {
+    check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+  }
+  CudaQueue(const CudaQueue&) = delete;
+  CudaQueue& operator=(const CudaQueue&) = delete;
+  ~CudaQueue() override { cudaStreamDestroy(stream_); }
+
+  void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "a kernel"); }
+  [[nodiscard]] void* native() const override { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+std::byte* allocate_managed(std::int64_t bytes) {
+  void* block = nullptr;
+  const cudaError_t status = cudaMallocManaged(&block, static_cast<std::size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) return nullptr;  // the pool says how much is in use
+  check_cuda(status, "memory");
+  return static_cast<std::byte*>(block);
+}
+
+void release_managed(std::byte* block) { cudaFree(block); }
+
+// What stops a device from being used, in words; empty when nothing does.
+std::string missing_device(int index) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+    return "this machine has no NVIDIA driver";
+  }
+  if (driver < CUDART_VERSION / 1000 * 1000) {
+    return fmt::format("the NVIDIA driver serves CUDA {}.{}; this program needs {}.0 or later",
+                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
+  }
+  const int count = num_devices();
+  if (index >= count) {
+    return fmt::format("CUDA device {} was asked for; there are {} (CUDA_VISIBLE_DEVICES?)", index,
+                       count);
+  }
+  return {};
+}
+
+}  // namespace
+
+int num_devices() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+Stream make_stream(int device) {
+  if (const std::string problem = missing_device(device); !problem.empty()) {
+    fail(ExitCode::kUsage, "{}; --device cpu needs none", problem);
+  }
+  check_cuda(cudaSetDevice(device), "choosing a device");
+  memory::set_block_source({&allocate_managed, &release_managed});
+  return Stream(std::make_unique<CudaQueue>());
+}
+
+}  // namespace ttt::kernels::cuda

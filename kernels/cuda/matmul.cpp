@@ -1,0 +1,175 @@
+// The products of kernels/matmul.h through cuBLASLt, which is column-major: a row-major [rows, columns] matrix is its
+// transpose there.
+
+#include "kernels/matmul.h"
+
+#include <cublasLt.h>
+
+#include <array>
+#include <map>
+#include <memory>
+
+#include "kernels/copy.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
+
+namespace ttt::kernels::cuda {
+namespace {
+
+constexpr std::int64_t kWorkspaceBytes = std::int64_t{64} << 20;
+
+void check_cublas(cublasStatus_t status, const char* what) {
+  TTT_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt, {}: {}", what,
+            cublasLtGetStatusString(status));
+}
+
+cudaDataType_t cuda_type(DType dtype) { return dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+struct Destroy {
+  void operator()(cublasLtMatmulDescOpaque_t* p) const { cublasLtMatmulDescDestroy(p); }
+  void operator()(cublasLtMatrixLayoutOpaque_t* p) const { cublasLtMatrixLayoutDestroy(p); }
+  void operator()(cublasLtMatmulPreferenceOpaque_t* p) const { cublasLtMatmulPreferenceDestroy(p); }
+};
+using MatmulDesc = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
+using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
+using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
+
+/// c [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked.
+struct Product {
+  std::int64_t m, n, k;
+  bool transpose_a, transpose_b;
+  DType operands, result;
+
+  auto operator<=>(const Product&) const = default;
+};
+
+Layout make_layout(DType dtype, std::int64_t rows, std::int64_t columns) {
+  cublasLtMatrixLayout_t layout = nullptr;
+  check_cublas(cublasLtMatrixLayoutCreate(&layout, cuda_type(dtype),
+                                          static_cast<std::uint64_t>(rows),
+                                          static_cast<std::uint64_t>(columns), rows),
+               "a matrix layout");
+  return Layout(layout);
+}
+
+/// What cuBLASLt needs to run one shape of product; the algorithm is chosen once, so equal calls give equal bits.
+class Plan {
+ public:
+  Plan(cublasLtHandle_t handle, const Product& p)
+      : a_(p.transpose_a ? make_layout(p.operands, p.k, p.m) : make_layout(p.operands, p.m, p.k)),
+        b_(p.transpose_b ? make_layout(p.operands, p.n, p.k) : make_layout(p.operands, p.k, p.n)),
+        c_(make_layout(p.result, p.m, p.n)) {
+    cublasLtMatmulDesc_t desc = nullptr;
+    check_cublas(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a descriptor");
+    desc_.reset(desc);
+    const cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    check_cublas(
+        cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof(op_a)),
+        "transposing a");
+    check_cublas(
+        cublasLtMatmulDescSetAttribute(desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof(op_b)),
+        "transposing b");
+    cublasLtMatmulPreference_t preference = nullptr;
+    check_cublas(cublasLtMatmulPreferenceCreate(&preference), "a preference");
+    const Preference owned(preference);
+    const auto bytes = static_cast<std::uint64_t>(kWorkspaceBytes);
+    check_cublas(
+        cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)),
+        "the workspace's size");
+    cublasLtMatmulHeuristicResult_t found{};
+    int count = 0;
+    check_cublas(cublasLtMatmulAlgoGetHeuristic(handle, desc, a_.get(), b_.get(), c_.get(),
+                                                c_.get(), preference, 1, &found, &count),
+                 "an algorithm");
+    TTT_CHECK(count == 1, "cuBLASLt has no algorithm for {} x {} x {}", p.m, p.n, p.k);
+    algorithm_ = found.algo;
+  }
+
+  void run(cublasLtHandle_t handle, const void* a, const void* b, void* c, float beta,
+           void* workspace, Stream& stream) const {
+    const float alpha = 1.0F;
+    check_cublas(cublasLtMatmul(handle, desc_.get(), &alpha, a, a_.get(), b, b_.get(), &beta, c,
+                                c_.get(), c, c_.get(), &algorithm_, workspace,
+                                static_cast<std::size_t>(kWorkspaceBytes),
+                                static_cast<cudaStream_t>(stream.native())),
+                 "a product");
+  }
+
+ private:
+  MatmulDesc desc_;
+  Layout a_, b_, c_;
+  cublasLtMatmulAlgo_t algorithm_{};
+};
+
+/// The library's handle, the plans made so far and the workspace. One a process: one thread starts kernels.
+class Products {
+ public:
+  Products() : workspace_({kWorkspaceBytes}, DType::kU8) {
+    check_cublas(cublasLtCreate(&handle_), "a handle");
+  }
+
+  void run(const Product& product, const void* a, const void* b, void* c, Accumulate accumulate,
+           Stream& stream) {
+    if (product.m == 0 || product.n == 0) return;
+    auto& plan = plans_[product];
+    if (!plan) plan = std::make_unique<Plan>(handle_, product);
+    plan->run(handle_, a, b, c, accumulate == Accumulate::kYes ? 1.0F : 0.0F,
+              workspace_.view().raw(), stream);
+  }
+
+ private:
+  cublasLtHandle_t handle_ = nullptr;
+  std::map<Product, std::unique_ptr<Plan>> plans_;
+  Tensor workspace_;
+};
+
+Products& products() {
+  static Products* instance = new Products;  // never destroyed: the driver may be gone by then
+  return *instance;
+}
+
+/// `x` in `dtype`, converted into `scratch` where it is of another type.
+TensorView converted(TensorView x, DType dtype, Tensor& scratch, Stream& stream) {
+  if (x.dtype() == dtype) return x;
+  scratch = kernels::to_dtype(x, dtype, stream);
+  return scratch;
+}
+
+DType operand_type(Precision precision) {
+  return precision == Precision::kBF16 ? DType::kBF16 : DType::kF32;
+}
+
+}  // namespace
+
+void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+  const DType type = operand_type(precision);
+  Tensor x_scratch, w_scratch;
+  const TensorView a = converted(w, type, w_scratch, stream);
+  const TensorView b = converted(x, type, x_scratch, stream);
+  products().run({w.size(0), x.size(0), x.size(1), true, false, type, y.dtype()}, a.raw(), b.raw(),
+                 y.raw(), Accumulate::kNo, stream);
+}
+
+void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,
+                           Precision precision, Stream& stream) {
+  const DType type = operand_type(precision);
+  Tensor d_y_scratch, w_scratch;
+  const TensorView a = converted(w, type, w_scratch, stream);
+  const TensorView b = converted(d_y, type, d_y_scratch, stream);
+  products().run({w.size(1), d_y.size(0), w.size(0), false, false, type, d_x.dtype()}, a.raw(),
+                 b.raw(), d_x.raw(), accumulate, stream);
+}
+
+void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precision precision,
+                            Stream& stream) {
+  const DType type = operand_type(precision);
+  Tensor d_y_scratch, x_scratch;
+  const TensorView a = converted(x, type, x_scratch, stream);
+  const TensorView b = converted(d_y, type, d_y_scratch, stream);
+  products().run({x.size(1), d_y.size(1), x.size(0), false, true, type, d_w.dtype()}, a.raw(),
+                 b.raw(), d_w.raw(), Accumulate::kYes, stream);
+}
+
+}  // namespace ttt::kernels::cuda

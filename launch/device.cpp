@@ -1,0 +1,33 @@
+#include "launch/device.h"
+
+#include <CLI/CLI.hpp>
+
+#include "core/base/log.h"
+#include "kernels/device_ops.h"
+
+namespace ttt::launch {
+
+std::string name_of(Device device) { return device == Device::kCpu ? "cpu" : "cuda"; }
+
+Device device_of(const std::string& name) {
+  if (name == "cpu") return Device::kCpu;
+  if (name == "cuda") return Device::kCuda;
+  fail(ExitCode::kUsage, "--device {}: must be cpu or cuda", name);
+}
+
+void add_device_option(CLI::App& command, std::string& device) {
+  command.add_option("--device", device, "auto, cpu or cuda")->capture_default_str();
+}
+
+Stream open_stream(const std::string& device, const dist::Communicator& communicator) {
+  const int num_devices = kernels::num_cuda_devices();
+  if (device == "auto" ? num_devices == 0 : device_of(device) == Device::kCpu) return {};
+  if (num_devices > 0 && communicator.local_size() > num_devices) {
+    log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices", communicator.local_size(),
+                 num_devices);
+  }
+  return kernels::make_stream(Device::kCuda,
+                              communicator.local_rank() % std::max(1, num_devices));
+}
+
+}  // namespace ttt::launch

@@ -1,0 +1,27 @@
+#pragma once
+// Which device a command computes on.
+
+#include <string>
+
+#include "core/base/stream.h"
+#include "dist/communicator.h"
+
+namespace CLI {
+class App;
+}
+
+namespace ttt::launch {
+
+/// "cpu" or "cuda".
+std::string name_of(Device device);
+/// The device called "cpu" or "cuda"; fails with kUsage for another name.
+Device device_of(const std::string& name);
+
+/// --device auto|cpu|cuda.
+void add_device_option(CLI::App& command, std::string& device);
+
+/// The queue of this rank. auto: CUDA where this program has it and a device is there, else the CPU. Ranks of one
+/// machine take its devices in turn. From then on tensors lie where the device and the host both reach them.
+Stream open_stream(const std::string& device, const dist::Communicator& communicator);
+
+}  // namespace ttt::launch
