@@ -22,8 +22,7 @@ struct Context {
   /// The element type of activations in a model whose parameters are `parameters`. The CPU keeps them in fp32 beside
   /// bf16 products, since nothing there is faster in bf16; on CUDA memory traffic is what counts.
   [[nodiscard]] DType activation_type(DType parameters) const {
-    const bool is_bf16 =
-        stream.device() == Device::kCuda && precision == kernels::Precision::kBF16;
+    const bool is_bf16 = stream.device() == Device::kCuda && precision == kernels::Precision::kBF16;
     return is_bf16 ? DType::kBF16 : parameters;
   }
   /// Multiplies the inner learning rate of every TTT layer (warm-up of TTT-MLP); 1 in evaluation.

@@ -87,7 +87,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
   Tensor d_previous(shape, dtype);
   for (std::size_t i = blocks_.size(); i-- > 0;) {
     if (recompute_blocks) saved[i] = blocks_[i]->forward(inputs[i], inputs[i + 1], context);
-    blocks_[i]->backward(*saved[i], d_h, d_previous, context);
+    blocks_[i]->backward(*saved[i], inputs[i], d_h, d_previous, context);
     saved[i].reset();
     inputs.pop_back();
     std::swap(d_h, d_previous);
@@ -115,7 +115,8 @@ Tensor LanguageModel::logits(TensorView ids, Context& context) const {
 std::unique_ptr<DecodeState> LanguageModel::make_decode_state(std::int64_t batch,
                                                               Context& context) const {
   auto state = std::make_unique<ModelDecodeState>();
-  for (const auto& block : blocks_) state->blocks.push_back(block->make_decode_state(batch, context));
+  for (const auto& block : blocks_)
+    state->blocks.push_back(block->make_decode_state(batch, context));
   return state;
 }
 

@@ -40,7 +40,8 @@ class LanguageModel {
   [[nodiscard]] Tensor logits(TensorView ids, Context& context) const;
 
   /// State of B sequences without tokens.
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                               Context& context) const;
   /// Feeds ids [B, n]; returns the logits of all n tokens [B, n, V], or of the last one [B, 1, V].
   Tensor extend(TensorView ids, DecodeState& state, bool all_logits, Context& context) const;
 

@@ -14,9 +14,7 @@ const DeviceOps* device_ops(const Stream& stream) {
 
 void set_cuda_backend(const CudaBackend& backend) { cuda_backend = backend; }
 
-int num_cuda_devices() {
-  return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices();
-}
+int num_cuda_devices() { return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices(); }
 
 Stream make_stream(Device device, int index) {
   if (device == Device::kCpu) return {};

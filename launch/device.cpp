@@ -23,11 +23,10 @@ Stream open_stream(const std::string& device, const dist::Communicator& communic
   const int num_devices = kernels::num_cuda_devices();
   if (device == "auto" ? num_devices == 0 : device_of(device) == Device::kCpu) return {};
   if (num_devices > 0 && communicator.local_size() > num_devices) {
-    log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices", communicator.local_size(),
-                 num_devices);
+    log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices",
+                 communicator.local_size(), num_devices);
   }
-  return kernels::make_stream(Device::kCuda,
-                              communicator.local_rank() % std::max(1, num_devices));
+  return kernels::make_stream(Device::kCuda, communicator.local_rank() % std::max(1, num_devices));
 }
 
 }  // namespace ttt::launch

@@ -223,7 +223,7 @@ void probe_layer(const ProbeOptions& options) {
   const Tensor y(x.shape(), x.dtype());
   const Tensor d_x(x.shape(), x.dtype());
   const std::unique_ptr<Saved> saved = layer.forward(x, y, context);
-  layer.backward(*saved, d_y, d_x, context);
+  layer.backward(*saved, x, d_y, d_x, context);
   stream.synchronize();
 
   Results results(arithmetic.dtype);

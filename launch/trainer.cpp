@@ -37,8 +37,8 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
   return precision == config::BF16 ? kernels::Precision::kBF16 : kernels::Precision::kNative;
 }
 
-Trainer::Trainer(const config::RunConfig& config, const std::string& resume,
-                 Stream stream, dist::Communicator& communicator)
+Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
+                 dist::Communicator& communicator)
     : config_(config),
       communicator_(communicator),
       stream_(std::move(stream)),

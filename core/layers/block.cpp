@@ -6,10 +6,10 @@
 namespace ttt {
 namespace {
 
-// One residual branch: its input h, the normed input, and what the layer inside saved.
+// What one residual branch saves. The normed input is computed again in backward: a pass over memory, against a tensor
+// of the stream's size for every branch of every block.
 struct Branch {
-  TensorView h;
-  Tensor normed, rstd;
+  Tensor rstd;
   std::unique_ptr<Saved> inner;
 };
 
@@ -23,17 +23,21 @@ struct BlockDecodeState final : DecodeState {
   std::unique_ptr<DecodeState> mixer, ffn;
 };
 
-void normalize(const RmsNorm& norm, TensorView h, Branch& branch, Context& context) {
-  branch.h = h;
-  branch.normed = Tensor(h.shape(), h.dtype());
+Tensor normalize(const RmsNorm& norm, TensorView h, TensorView rstd, Context& context) {
+  Tensor normed(h.shape(), h.dtype());
+  norm.forward(h, normed, rstd, context);
+  return normed;
+}
+
+Tensor open_branch(const RmsNorm& norm, TensorView h, Branch& branch, Context& context) {
   branch.rstd = Tensor({h.size(0) * h.size(1)}, wide_type(h.dtype()));
-  norm.forward(h, branch.normed, branch.rstd, context);
+  return normalize(norm, h, branch.rstd, context);
 }
 
 // d_h = d_y + (norm backward)(d_normed), in the memory of d_normed.
-void close_branch(const RmsNorm& norm, const Branch& branch, TensorView d_y, TensorView d_normed,
-                  Context& context) {
-  norm.backward(branch.h, branch.rstd, d_normed, d_normed, context);
+void close_branch(const RmsNorm& norm, TensorView h, const Branch& branch, TensorView d_y,
+                  TensorView d_normed, Context& context) {
+  norm.backward(h, branch.rstd, d_normed, d_normed, context);
   kernels::add(d_y, d_normed, context.stream);
 }
 
@@ -60,46 +64,48 @@ std::unique_ptr<Saved> Block::forward(TensorView x, TensorView y, Context& conte
   auto saved = std::make_unique<BlockSaved>();
   TensorView h = x;
   if (pre_conv_) {
-    normalize(pre_conv_->norm, h, saved->conv, context);
+    const Tensor normed = open_branch(pre_conv_->norm, h, saved->conv, context);
     saved->after_conv = Tensor(x.shape(), x.dtype());
-    pre_conv_->conv.forward(saved->conv.normed, saved->after_conv, context);
+    pre_conv_->conv.forward(normed, saved->after_conv, context);
     kernels::add(h, saved->after_conv, context.stream);
     h = saved->after_conv;
   }
-  normalize(seq_norm_, h, saved->mixer, context);
   saved->after_mixer = Tensor(x.shape(), x.dtype());
-  saved->mixer.inner = mixer_.forward(saved->mixer.normed, saved->after_mixer, context);
+  saved->mixer.inner =
+      mixer_.forward(open_branch(seq_norm_, h, saved->mixer, context), saved->after_mixer, context);
   kernels::add(h, saved->after_mixer, context.stream);
 
-  normalize(ffn_norm_, saved->after_mixer, saved->ffn, context);
-  saved->ffn.inner = ffn_.forward(saved->ffn.normed, y, context);
+  saved->ffn.inner =
+      ffn_.forward(open_branch(ffn_norm_, saved->after_mixer, saved->ffn, context), y, context);
   kernels::add(saved->after_mixer, y, context.stream);
   return saved;
 }
 
-void Block::backward(const Saved& saved, TensorView d_y, TensorView d_x, Context& context) const {
+void Block::backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
+                     Context& context) const {
   const auto& s = static_cast<const BlockSaved&>(saved);
+  const TensorView h = pre_conv_ ? s.after_conv.view() : x;
   const Tensor d_after_mixer(d_y.shape(), d_y.dtype());
-  ffn_.backward(*s.ffn.inner, d_y, d_after_mixer, context);
-  close_branch(ffn_norm_, s.ffn, d_y, d_after_mixer, context);
+  ffn_.backward(*s.ffn.inner, normalize(ffn_norm_, s.after_mixer, {}, context), d_y, d_after_mixer,
+                context);
+  close_branch(ffn_norm_, s.after_mixer, s.ffn, d_y, d_after_mixer, context);
 
   // The gradient of the mixer's input h: d_x itself unless a convolution lies between.
   const Tensor scratch = pre_conv_ ? Tensor(d_y.shape(), d_y.dtype()) : Tensor();
   const TensorView d_h = pre_conv_ ? scratch.view() : d_x;
-  mixer_.backward(*s.mixer.inner, d_after_mixer, d_h, context);
-  close_branch(seq_norm_, s.mixer, d_after_mixer, d_h, context);
+  mixer_.backward(*s.mixer.inner, normalize(seq_norm_, h, {}, context), d_after_mixer, d_h,
+                  context);
+  close_branch(seq_norm_, h, s.mixer, d_after_mixer, d_h, context);
   if (!pre_conv_) return;
-  pre_conv_->conv.backward(s.conv.normed, d_h, d_x, context);
-  close_branch(pre_conv_->norm, s.conv, d_h, d_x, context);
+  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), d_h, d_x, context);
+  close_branch(pre_conv_->norm, x, s.conv, d_h, d_x, context);
 }
 
-std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch,
-                                                      Context& context) const {
+std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch, Context& context) const {
   auto state = std::make_unique<BlockDecodeState>();
   if (pre_conv_) {
-    state->conv_history =
-        kernels::zeros(pre_conv_->conv.history_shape(batch),
-                       context.activation_type(store_.dtype()), context.stream);
+    state->conv_history = kernels::zeros(pre_conv_->conv.history_shape(batch),
+                                         context.activation_type(store_.dtype()), context.stream);
   }
   state->mixer = mixer_.make_decode_state(batch, context);
   state->ffn = ffn_.make_decode_state(batch, context);

@@ -21,9 +21,10 @@ class Block final : public Layer {
         std::int64_t context_length, std::int64_t index);
 
   std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
-  void backward(const Saved& saved, TensorView d_y, TensorView d_x,
+  void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                 Context& context) const override;
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const override;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                               Context& context) const override;
   void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
 
   [[nodiscard]] const QkvMixer& mixer() const { return mixer_; }

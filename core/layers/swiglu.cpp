@@ -6,7 +6,6 @@ namespace ttt {
 namespace {
 
 struct SwiGluSaved final : Saved {
-  TensorView x;
   Tensor gate, up;  // [B, T, I]; their product is computed again in backward
 };
 
@@ -20,7 +19,6 @@ SwiGlu::SwiGlu(ParameterStore& store, const std::string& prefix, std::int64_t ch
 
 std::unique_ptr<Saved> SwiGlu::forward(TensorView x, TensorView y, Context& context) const {
   auto saved = std::make_unique<SwiGluSaved>();
-  saved->x = x;
   saved->gate = gate_.forward(x, context);
   saved->up = up_.forward(x, context);
   const Tensor hidden(saved->gate.shape(), x.dtype());
@@ -30,7 +28,8 @@ std::unique_ptr<Saved> SwiGlu::forward(TensorView x, TensorView y, Context& cont
   return saved;
 }
 
-void SwiGlu::backward(const Saved& saved, TensorView d_y, TensorView d_x, Context& context) const {
+void SwiGlu::backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
+                      Context& context) const {
   const auto& s = static_cast<const SwiGluSaved&>(saved);
   const Tensor hidden(s.gate.shape(), d_y.dtype());
   kernels::gated_forward(kernels::Activation::kSilu, s.gate, s.up, hidden, context.stream);
@@ -39,8 +38,8 @@ void SwiGlu::backward(const Saved& saved, TensorView d_y, TensorView d_x, Contex
   const Tensor& d_gate = hidden;  // reused: the product is no longer needed
   kernels::gated_backward(kernels::Activation::kSilu, s.gate, s.up, d_hidden, d_gate, d_hidden,
                           context.stream);
-  gate_.backward(s.x, d_gate, d_x, kernels::Accumulate::kNo, context);
-  up_.backward(s.x, d_hidden, d_x, kernels::Accumulate::kYes, context);
+  gate_.backward(x, d_gate, d_x, kernels::Accumulate::kNo, context);
+  up_.backward(x, d_hidden, d_x, kernels::Accumulate::kYes, context);
 }
 
 std::unique_ptr<DecodeState> SwiGlu::make_decode_state(std::int64_t /*batch*/,

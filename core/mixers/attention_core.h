@@ -24,7 +24,8 @@ class AttentionCore final : public SequenceCore {
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,
                 const CoreGradients& gradients, Context& context) const override;
   /// Keys and values of all tokens so far: this state grows with the sequence.
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const override;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                               Context& context) const override;
   void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;

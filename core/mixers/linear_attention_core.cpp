@@ -41,8 +41,8 @@ void LinearAttentionCore::backward(const Saved& /*saved*/, const CoreInputs& inp
 std::unique_ptr<DecodeState> LinearAttentionCore::make_decode_state(std::int64_t batch,
                                                                     Context& context) const {
   auto state = std::make_unique<LinearAttentionDecodeState>();
-  state->kv = kernels::zeros({batch, num_heads_, head_dim_, head_dim_}, store_.dtype(),
-                             context.stream);
+  state->kv =
+      kernels::zeros({batch, num_heads_, head_dim_, head_dim_}, store_.dtype(), context.stream);
   state->k_sum = kernels::zeros({batch, num_heads_, head_dim_}, store_.dtype(), context.stream);
   return state;
 }

@@ -17,13 +17,11 @@ struct QkvDecodeState final : DecodeState {
 }  // namespace
 
 struct QkvMixer::Activations final : Saved {
-  TensorView x;
   Tensor p;        // with share_qk: the shared projection
   Tensor q, k, v;  // as the core left them
   std::unique_ptr<Saved> core;
   Tensor core_out;    // [B, T, H, F]
   Tensor mean, rstd;  // with post_norm
-  Tensor normed;      // with post_norm: its output
   Tensor gate;        // with use_gate: before the activation
 };
 
@@ -65,16 +63,15 @@ QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
   o_proj_ = linear("o_proj", channels);
 }
 
-CoreInputs QkvMixer::core_inputs(const Activations& a) const {
-  const std::int64_t batch = a.x.size(0);
-  const std::int64_t tokens = a.x.size(1);
+CoreInputs QkvMixer::core_inputs(TensorView x, const Activations& a) const {
+  const std::int64_t batch = x.size(0);
+  const std::int64_t tokens = x.size(1);
   const Shape kv{batch, tokens, num_kv_heads_, head_dim_};
-  return {a.x, a.q.view().reshape({batch, tokens, num_heads_, head_dim_}), a.k.view().reshape(kv),
+  return {x, a.q.view().reshape({batch, tokens, num_heads_, head_dim_}), a.k.view().reshape(kv),
           a.v.view().reshape(kv)};
 }
 
 void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Context& context) const {
-  a.x = x;
   if (conv_q_) {
     a.p = q_proj_->forward(x, context);
     a.q = Tensor(a.p.shape(), x.dtype());
@@ -83,8 +80,7 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
       conv_q_->forward(a.p, a.q, context);
       conv_k_->forward(a.p, a.k, context);
     } else {
-      const Tensor k_history =
-          kernels::to_dtype(q_history, q_history.dtype(), context.stream);
+      const Tensor k_history = kernels::to_dtype(q_history, q_history.dtype(), context.stream);
       conv_q_->extend(a.p, a.q, q_history, context);
       conv_k_->extend(a.p, a.k, k_history, context);
     }
@@ -100,27 +96,32 @@ void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& conte
   const std::int64_t rows = x.size(0) * x.size(1);
   Tensor mixed = a.core_out;
   if (post_norm_weight_ != nullptr) {
-    a.normed = Tensor(x.shape(), x.dtype());
     a.mean = Tensor({rows}, wide_type(x.dtype()));
     a.rstd = Tensor({rows}, wide_type(x.dtype()));
-    const Shape flat{rows, x.size(2)};
-    kernels::layer_norm_forward(a.core_out.view().reshape(flat), post_norm_weight_->value,
-                                post_norm_bias_->value, a.normed.view().reshape(flat), a.mean,
-                                a.rstd, kPostNormEpsilon, context.stream);
-    mixed = a.normed;
+    mixed = normalize(a.core_out, a.mean, a.rstd, context);
   }
   if (g_proj_) {
     a.gate = g_proj_->forward(x, context);
-    mixed = Tensor(x.shape(), x.dtype());
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, a.normed, mixed, context.stream);
+    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed.view().reshape(x.shape()),
+                           mixed.view().reshape(x.shape()), context.stream);
   }
   o_proj_->forward(mixed, y, context);
+}
+
+Tensor QkvMixer::normalize(const Tensor& core_out, TensorView mean, TensorView rstd,
+                           Context& context) const {
+  Tensor normed(core_out.shape(), core_out.dtype());
+  const Shape flat{core_out.size(0) * core_out.size(1), core_out.size(2) * core_out.size(3)};
+  kernels::layer_norm_forward(core_out.view().reshape(flat), post_norm_weight_->value,
+                              post_norm_bias_->value, normed.view().reshape(flat), mean, rstd,
+                              kPostNormEpsilon, context.stream);
+  return normed;
 }
 
 std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView y, Context& context) const {
   auto a = std::make_unique<Activations>();
   project(x, *a, {}, context);
-  a->core = core_->forward(core_inputs(*a), a->core_out, context);
+  a->core = core_->forward(core_inputs(x, *a), a->core_out, context);
   finish(x, *a, y, context);
   return a;
 }
@@ -129,31 +130,34 @@ const Saved& QkvMixer::core_saved(const Saved& saved) {
   return *static_cast<const Activations&>(saved).core;
 }
 
-void QkvMixer::backward(const Saved& saved, TensorView d_y, TensorView d_x,
+void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                         Context& context) const {
   const auto& a = static_cast<const Activations&>(saved);
-  const Shape& shape = a.x.shape();
+  const Shape& shape = x.shape();
   const Shape flat{shape[0] * shape[1], shape[2]};
   kernels::fill(d_x, 0, context.stream);
   const Tensor d_mixed(shape, d_y.dtype());
+  Tensor normed = a.core_out;
+  if (post_norm_weight_ != nullptr) normed = normalize(a.core_out, {}, {}, context);
   if (g_proj_) {
+    const TensorView y = normed.view().reshape(shape);
     const Tensor mixed(shape, d_y.dtype());
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, a.normed, mixed, context.stream);
+    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, y, mixed, context.stream);
     o_proj_->backward(mixed, d_y, d_mixed, kernels::Accumulate::kNo, context);
     const Tensor& d_gate = mixed;  // reused
-    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, a.normed, d_mixed, d_gate,
-                            d_mixed, context.stream);
-    g_proj_->backward(a.x, d_gate, d_x, kernels::Accumulate::kYes, context);
+    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, y, d_mixed, d_gate, d_mixed,
+                            context.stream);
+    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kYes, context);
   } else {
-    o_proj_->backward(post_norm_weight_ != nullptr ? a.normed : a.core_out, d_y, d_mixed,
-                      kernels::Accumulate::kNo, context);
+    o_proj_->backward(normed, d_y, d_mixed, kernels::Accumulate::kNo, context);
   }
+  normed = {};
   if (post_norm_weight_ != nullptr) {
     kernels::layer_norm_backward(a.core_out.view().reshape(flat), post_norm_weight_->value, a.mean,
                                  a.rstd, d_mixed.view().reshape(flat), d_mixed.view().reshape(flat),
                                  post_norm_weight_->grad, post_norm_bias_->grad, context.stream);
   }
-  const CoreInputs inputs = core_inputs(a);
+  const CoreInputs inputs = core_inputs(x, a);
   const Tensor d_q(a.q.shape(), d_y.dtype());
   const Tensor d_k(a.k.shape(), d_y.dtype());
   const Tensor d_v(a.v.shape(), d_y.dtype());
@@ -161,22 +165,22 @@ void QkvMixer::backward(const Saved& saved, TensorView d_y, TensorView d_x,
                   {d_q.view().reshape(inputs.q.shape()), d_k.view().reshape(inputs.k.shape()),
                    d_v.view().reshape(inputs.v.shape()), d_x},
                   context);
-  v_proj_->backward(a.x, d_v, d_x, kernels::Accumulate::kYes, context);
-  backward_qk(a, d_q, d_k, d_x, context);
+  v_proj_->backward(x, d_v, d_x, kernels::Accumulate::kYes, context);
+  backward_qk(a, x, d_q, d_k, d_x, context);
 }
 
-void QkvMixer::backward_qk(const Activations& a, TensorView d_q, TensorView d_k, TensorView d_x,
-                           Context& context) const {
+void QkvMixer::backward_qk(const Activations& a, TensorView x, TensorView d_q, TensorView d_k,
+                           TensorView d_x, Context& context) const {
   if (conv_q_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
     const Tensor d_p_of_k(a.p.shape(), a.p.dtype());
     conv_q_->backward(a.p, d_q, d_p, context);
     conv_k_->backward(a.p, d_k, d_p_of_k, context);
     kernels::add(d_p_of_k, d_p, context.stream);
-    q_proj_->backward(a.x, d_p, d_x, kernels::Accumulate::kYes, context);
+    q_proj_->backward(x, d_p, d_x, kernels::Accumulate::kYes, context);
   } else {
-    q_proj_->backward(a.x, d_q, d_x, kernels::Accumulate::kYes, context);
-    k_proj_->backward(a.x, d_k, d_x, kernels::Accumulate::kYes, context);
+    q_proj_->backward(x, d_q, d_x, kernels::Accumulate::kYes, context);
+    k_proj_->backward(x, d_k, d_x, kernels::Accumulate::kYes, context);
   }
 }
 
@@ -195,7 +199,7 @@ void QkvMixer::extend(TensorView x, TensorView y, DecodeState& state, Context& c
   auto& s = static_cast<QkvDecodeState&>(state);
   Activations a;
   project(x, a, s.history, context);
-  core_->extend(core_inputs(a), a.core_out, *s.core, context);
+  core_->extend(core_inputs(x, a), a.core_out, *s.core, context);
   finish(x, a, y, context);
 }
 

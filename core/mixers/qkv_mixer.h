@@ -29,9 +29,10 @@ class QkvMixer final : public Layer {
            std::int64_t context_length, std::int64_t layer);
 
   std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
-  void backward(const Saved& saved, TensorView d_y, TensorView d_x,
+  void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                 Context& context) const override;
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const override;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                               Context& context) const override;
   void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
 
   [[nodiscard]] const SequenceCore& core() const { return *core_; }
@@ -42,9 +43,12 @@ class QkvMixer final : public Layer {
   struct Activations;
   void project(TensorView x, Activations& a, TensorView q_history, Context& context) const;
   void finish(TensorView x, Activations& a, TensorView y, Context& context) const;
-  void backward_qk(const Activations& a, TensorView d_q, TensorView d_k, TensorView d_x,
-                   Context& context) const;
-  [[nodiscard]] CoreInputs core_inputs(const Activations& a) const;
+  void backward_qk(const Activations& a, TensorView x, TensorView d_q, TensorView d_k,
+                   TensorView d_x, Context& context) const;
+  [[nodiscard]] CoreInputs core_inputs(TensorView x, const Activations& a) const;
+  /// The output norm of the core's output; `mean` and `rstd` may be empty.
+  [[nodiscard]] Tensor normalize(const Tensor& core_out, TensorView mean, TensorView rstd,
+                                 Context& context) const;
 
   ParameterStore& store_;
   std::int64_t num_heads_, num_kv_heads_, head_dim_;

@@ -40,7 +40,8 @@ class SequenceCore {
                         TensorView d_out, const CoreGradients& gradients,
                         Context& context) const = 0;
 
-  [[nodiscard]] virtual std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const = 0;
+  [[nodiscard]] virtual std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                                       Context& context) const = 0;
   /// n >= 1 further tokens from `state` (Layer::extend).
   virtual void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
                       Context& context) const = 0;

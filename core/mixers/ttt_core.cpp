@@ -225,8 +225,7 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
   const std::int64_t tokens = inputs.q.size(1);
   const DType wide = wide_type(d_out.dtype());
   const Tensor d_rate({batch, tokens, num_heads_}, wide);
-  const Tensor d_token_scale =
-      kernels::zeros({options_.mini_batch_size}, wide, context.stream);
+  const Tensor d_token_scale = kernels::zeros({options_.mini_batch_size}, wide, context.stream);
   const State d_initial = make_state(batch);
   kernels::ttt_backward(kernel_inputs(inputs, p), options_, p.initial.views(), p.kernel, d_out, {},
                         {gradients.d_q, gradients.d_k, gradients.d_v, d_rate, d_token_scale,

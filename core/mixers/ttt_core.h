@@ -27,7 +27,8 @@ class TttCore final : public SequenceCore {
                                  Context& context) const override;
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,
                 const CoreGradients& gradients, Context& context) const override;
-  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch, Context& context) const override;
+  [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
+                                                               Context& context) const override;
   void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;

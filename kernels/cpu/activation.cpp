@@ -93,7 +93,8 @@ void activation_backward(Activation kind, TensorView x, TensorView d_y, TensorVi
   expect_shape("x", x, x.shape());
   expect_shape("d_y", d_y, x.shape());
   expect_shape("d_x", d_x, x.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->activation_backward(kind, x, d_y, d_x, stream);
+  if (const DeviceOps* ops = device_ops(stream))
+    return ops->activation_backward(kind, x, d_y, d_x, stream);
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -132,7 +133,8 @@ void gated_backward(Activation kind, TensorView a, TensorView b, TensorView d_h,
   expect_shape("d_h", d_h, a.shape());
   expect_shape("d_a", d_a, a.shape());
   expect_shape("d_b", d_b, a.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->gated_backward(kind, a, b, d_h, d_a, d_b, stream);
+  if (const DeviceOps* ops = device_ops(stream))
+    return ops->gated_backward(kind, a, b, d_h, d_a, d_b, stream);
   visit_real(a.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const a_data = a.data<T>();

@@ -132,8 +132,7 @@ void multiply(const Product& product, Precision precision) {
 
 }  // namespace
 
-void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision,
-                    Stream& stream) {
+void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
   TTT_CHECK(x.shape().rank() == 2 && w.shape().rank() == 2, "x {} and w {} must be matrices",
             x.shape().str(), w.shape().str());
   expect_shape("w", w, {w.size(0), x.size(1)});

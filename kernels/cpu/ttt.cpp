@@ -250,8 +250,7 @@ void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttSt
 
 void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                   const TttSaved& saved, TensorView d_out, const TttState& d_final,
-                  const TttInputGradients& gradients, const TttState& d_initial,
-                  Stream& stream) {
+                  const TttInputGradients& gradients, const TttState& d_initial, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
   const Extents e = checked_extents(inputs, options, initial);

@@ -45,10 +45,10 @@ struct Product {
 
 Layout make_layout(DType dtype, std::int64_t rows, std::int64_t columns) {
   cublasLtMatrixLayout_t layout = nullptr;
-  check_cublas(cublasLtMatrixLayoutCreate(&layout, cuda_type(dtype),
-                                          static_cast<std::uint64_t>(rows),
-                                          static_cast<std::uint64_t>(columns), rows),
-               "a matrix layout");
+  check_cublas(
+      cublasLtMatrixLayoutCreate(&layout, cuda_type(dtype), static_cast<std::uint64_t>(rows),
+                                 static_cast<std::uint64_t>(columns), rows),
+      "a matrix layout");
   return Layout(layout);
 }
 
@@ -74,10 +74,9 @@ class Plan {
     check_cublas(cublasLtMatmulPreferenceCreate(&preference), "a preference");
     const Preference owned(preference);
     const auto bytes = static_cast<std::uint64_t>(kWorkspaceBytes);
-    check_cublas(
-        cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)),
-        "the workspace's size");
+    check_cublas(cublasLtMatmulPreferenceSetAttribute(
+                     preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)),
+                 "the workspace's size");
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
     check_cublas(cublasLtMatmulAlgoGetHeuristic(handle, desc, a_.get(), b_.get(), c_.get(),
@@ -90,11 +89,11 @@ class Plan {
   void run(cublasLtHandle_t handle, const void* a, const void* b, void* c, float beta,
            void* workspace, Stream& stream) const {
     const float alpha = 1.0F;
-    check_cublas(cublasLtMatmul(handle, desc_.get(), &alpha, a, a_.get(), b, b_.get(), &beta, c,
-                                c_.get(), c, c_.get(), &algorithm_, workspace,
-                                static_cast<std::size_t>(kWorkspaceBytes),
-                                static_cast<cudaStream_t>(stream.native())),
-                 "a product");
+    check_cublas(
+        cublasLtMatmul(handle, desc_.get(), &alpha, a, a_.get(), b, b_.get(), &beta, c, c_.get(), c,
+                       c_.get(), &algorithm_, workspace, static_cast<std::size_t>(kWorkspaceBytes),
+                       static_cast<cudaStream_t>(stream.native())),
+        "a product");
   }
 
  private:

@@ -37,13 +37,16 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 __device__ __forceinline__ float bits_to_float(std::uint32_t bits) { return __uint_as_float(bits); }
-__device__ __forceinline__ std::uint32_t float_to_bits(float value) { return __float_as_uint(value); }
+__device__ __forceinline__ std::uint32_t float_to_bits(float value) {
+  return __float_as_uint(value);
+}
 
 /// c += a b on the warp's fragments; fp32 accumulation that truncates (never accumulate long sums in it).
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4],
                                              std::uint32_t b0, std::uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -131,8 +134,7 @@ __device__ __forceinline__ void store_in_cluster(float* pointer, int, float low,
   pointer[0] = low;
   pointer[1] = high;
 }
-__device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int,
-                                                 std::uint32_t value) {
+__device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int, std::uint32_t value) {
   *pointer = value;
 }
 #endif
@@ -150,7 +152,9 @@ __device__ __forceinline__ float tanh_approximate(float x) {
 namespace ttt::kernels::cuda {
 
 /// The halves of a packed pair of bf16.
-__device__ __forceinline__ float low_bf16(std::uint32_t packed) { return bits_to_float(packed << 16U); }
+__device__ __forceinline__ float low_bf16(std::uint32_t packed) {
+  return bits_to_float(packed << 16U);
+}
 __device__ __forceinline__ float high_bf16(std::uint32_t packed) {
   return bits_to_float(packed & 0xffff0000U);
 }

@@ -120,8 +120,8 @@ TEST_P(ModelGradient, LayersOverwriteDx) {
   for (const Layer* layer :
        {static_cast<const Layer*>(&block), static_cast<const Layer*>(&block.mixer())}) {
     const auto saved = layer->forward(x, y, small.context);
-    layer->backward(*saved, d_y, from_nan, small.context);
-    layer->backward(*saved, d_y, from_zero, small.context);
+    layer->backward(*saved, x, d_y, from_nan, small.context);
+    layer->backward(*saved, x, d_y, from_zero, small.context);
     EXPECT_TRUE(test::same_bits(from_nan, from_zero));
     EXPECT_TRUE(std::isfinite(norm_of(from_nan.span<double>())));
   }

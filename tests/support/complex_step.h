@@ -57,12 +57,11 @@ void expect_close(const std::string& name, const Actual& actual, const Expected&
   }
   const double allowed = tolerance * (largest > 0 ? largest : 1.0);
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    const double error =
-        std::abs(as_double(actual[i]) - as_double(expected[i]));
+    const double error = std::abs(as_double(actual[i]) - as_double(expected[i]));
     // Negated so that NaN fails. One report a tensor is enough.
     if (!(error <= allowed)) {
-      ADD_FAILURE() << name << "[" << i << "] is " << as_double(actual[i])
-                    << ", expected " << as_double(expected[i]) << " within " << allowed;
+      ADD_FAILURE() << name << "[" << i << "] is " << as_double(actual[i]) << ", expected "
+                    << as_double(expected[i]) << " within " << allowed;
       return;
     }
   }

@@ -144,7 +144,8 @@ inline void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32
 }
 
 inline void ldmatrix(std::uint32_t (&r)[4], const void* row, bool transposed) {
-  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) simt::fail_kernel("ldmatrix: row not 16-byte aligned");
+  if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0)
+    simt::fail_kernel("ldmatrix: row not 16-byte aligned");
   const std::byte* slots = simt::exchange("ldmatrix", &row, sizeof(row));
   const unsigned g = simt::current().lane / 4;
   const unsigned t = simt::current().lane % 4;

@@ -82,8 +82,8 @@ Scheduler scheduler;  // kernels run one at a time
 void switch_to_main() {
   Fibre* me = scheduler.current;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(me->is_done ? nullptr : &me->sanitizer_stack,
-                                 scheduler.main_stack, scheduler.main_stack_bytes);
+  __sanitizer_start_switch_fiber(me->is_done ? nullptr : &me->sanitizer_stack, scheduler.main_stack,
+                                 scheduler.main_stack_bytes);
 #endif
   ttt_simt_switch(&me->stack_pointer, scheduler.main_stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)

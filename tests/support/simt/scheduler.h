@@ -33,8 +33,8 @@ struct Thread {
   Index thread_index, block_index;
   unsigned lane = 0;
   int cluster_rank = 0;
-  std::byte* shared = nullptr;                                          // of its block
-  const std::vector<std::byte*>* cluster_shared = nullptr;              // of every block of its cluster
+  std::byte* shared = nullptr;                              // of its block
+  const std::vector<std::byte*>* cluster_shared = nullptr;  // of every block of its cluster
   std::vector<std::vector<PendingCopy>> copies{std::vector<PendingCopy>{}};  // groups, oldest first
 };
 struct Launch {
