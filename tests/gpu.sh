@@ -17,6 +17,7 @@ else
   cmake --preset cuda && cmake --build --preset cuda -j "$(nproc)" || exit 1
   bin=build/cuda/bin
 fi
+export TTT_SOURCE_DIR=$PWD
 passed=0
 failed=0
 
@@ -39,6 +40,7 @@ nvidia-smi | tee "$out/nvidia_smi.txt"
 
 # Tests read what a kernel wrote as soon as the call returns.
 check kernels env CUDA_LAUNCH_BLOCKING=1 "$bin/cuda_tests" --gtest_filter='*Float*:Cuda*' --gtest_print_time=0
+check models env CUDA_LAUNCH_BLOCKING=1 "$bin/cuda_model_tests" --gtest_filter='*_f32:*CudaModel*' --gtest_print_time=0
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
     check "sanitizer_$tool" env CUDA_LAUNCH_BLOCKING=1 timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \

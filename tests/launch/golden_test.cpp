@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -11,13 +12,18 @@
 
 #include "data/interchange/safetensors.h"
 #include "launch/probe.h"
+#ifdef TTT_TEST_CUDA
+#include "tests/support/kernel_check.h"
+#endif
 
 namespace ttt::launch {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kCases = fs::path(TTT_SOURCE_DIR) / "tests/golden";
+// A program that was built elsewhere (tests/gpu_bundle.sh) is told where the tree is.
+const char* const kTree = std::getenv("TTT_SOURCE_DIR");
+const fs::path kCases = fs::path(kTree != nullptr ? kTree : TTT_SOURCE_DIR) / "tests/golden";
 
 // How far a quantity may be from the recorded one. float64: the limits, which the shortened
 // GELU constants of the reference need (1e-9 on values). float32: tests/golden/README.md, 10 to 30
@@ -100,6 +106,9 @@ class Golden : public testing::TestWithParam<std::tuple<std::string, std::string
     options_.input = (directory_ / "input.safetensors").string();
     options_.output = (directory_ / "output.safetensors").string();
     options_.dtype = dtype();
+#ifdef TTT_TEST_CUDA
+    options_.device = "cuda";
+#endif
   }
   void TearDown() override { fs::remove_all(directory_); }
 
