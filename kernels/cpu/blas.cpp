@@ -44,8 +44,10 @@ CBLAS_TRANSPOSE cblas_op(Op op) { return op == Op::kNone ? CblasNoTrans : CblasT
 void prepare_blas() {
   static std::once_flag once;
   std::call_once(once, [] {
+    const int num_threads = omp_get_max_threads();
     choose_kernels();
     openblas_set_num_threads(1);
+    omp_set_num_threads(num_threads);  // OpenBLAS sets OpenMP's number as well
   });
 }
 

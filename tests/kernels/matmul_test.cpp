@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <omp.h>
 
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/cpu/bf16_gemm.h"
@@ -191,6 +192,20 @@ TEST(BFloat16Gemm, IsTheProductOfRoundedOperands) {
     expect_close("c", values_of(c), expected, 2e-6);
     for (double& value : expected) value *= 2;
   }
+}
+
+// OpenBLAS, told to use one thread, tells OpenMP so too: all work after the first product would run on one thread.
+TEST(MatmulThreads, TheFirstProductLeavesTheirNumberAlone) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";  // a fresh process, in which no product has run
+  const auto run = [] {
+    omp_set_num_threads(3);
+    Stream stream;
+    const Tensor x = Tensor::zeros({64, 64}, DType::kF32);
+    const Tensor y({64, 64}, DType::kF32);
+    linear_forward(x, x, y, Precision::kNative, stream);
+    std::exit(omp_get_max_threads() == 3 ? 0 : 1);
+  };
+  EXPECT_EXIT(run(), testing::ExitedWithCode(0), "");
 }
 
 TEST(MatmulContract, AccumulateNoOverwrites) {
