@@ -72,7 +72,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
   }
   const Shape& shape = inputs.back().shape();
   const DType dtype = inputs.back().dtype();
-  const Tensor normed(shape, dtype);
+  Tensor normed(shape, dtype);
   const Tensor rstd({tokens}, wide_type(dtype));
   final_norm_->forward(inputs.back(), normed, rstd, context);
 
@@ -82,6 +82,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
                               batch.targets.reshape({tokens}), batch.token_weight.reshape({tokens}),
                               nll.reshape({tokens}), d_h.view().reshape(rows), head_->grad,
                               context.precision, context.stream);
+  normed = {};
   final_norm_->backward(inputs.back(), rstd, d_h, d_h, context);
 
   Tensor d_previous(shape, dtype);

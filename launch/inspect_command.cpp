@@ -13,6 +13,7 @@
 #include "launch/commands.h"
 #include "launch/model_source.h"
 #include "launch/report.h"
+#include "launch/run_comparison.h"
 
 namespace ttt::launch {
 namespace {
@@ -127,15 +128,24 @@ void add_inspect_command(CLI::App& app, Action& action) {
 }
 
 void add_report_command(CLI::App& app, Action& action) {
-  auto run = std::make_shared<std::string>();
-  CLI::App* command =
-      app.add_subcommand("report", "Draws RUN/report.html again, with curves made since");
-  command->add_option("run", *run, "Run directory")->required();
-  command->callback([run, &action] {
-    action = [run](dist::Communicator& communicator) {
-      if (communicator.rank() == 0) {
-        write_report(*run, data::read_text_file(*run + "/config.textproto", std::int64_t{1} << 20));
-        std::cout << *run << "/report.html\n";
+  auto runs = std::make_shared<std::vector<std::string>>();
+  auto comparison = std::make_shared<std::string>();
+  CLI::App* command = app.add_subcommand(
+      "report", "Draws RUN/report.html again, with curves made since; compares runs");
+  command->add_option("runs", *runs, "Run directories")->required();
+  command->add_option("--compare", *comparison,
+                      "Instead: this SVG with the held-out losses of all the runs against tokens");
+  command->callback([runs, comparison, &action] {
+    action = [runs, comparison](dist::Communicator& communicator) {
+      if (communicator.rank() != 0) return ExitCode::kOk;
+      if (!comparison->empty()) {
+        write_comparison(*runs, *comparison);
+        std::cout << *comparison << "\n";
+        return ExitCode::kOk;
+      }
+      for (const std::string& run : *runs) {
+        write_report(run, data::read_text_file(run + "/config.textproto", std::int64_t{1} << 20));
+        std::cout << run << "/report.html\n";
       }
       return ExitCode::kOk;
     };

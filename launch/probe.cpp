@@ -10,6 +10,7 @@
 #include "core/schedule.h"
 #include "data/interchange/huggingface.h"
 #include "kernels/copy.h"
+#include "kernels/device_ops.h"
 #include "launch/device.h"
 #include "launch/model_source.h"
 

@@ -11,9 +11,9 @@
 namespace ttt::kernels {
 namespace {
 
-// Long chunks read the head and its gradient less often; the logits of one chunk stay within 64 MiB, or are 64 rows.
+// Long chunks read the head and its gradient less often; the logits of one chunk stay within 32 MiB, or are 64 rows.
 std::int64_t rows_per_chunk(std::int64_t vocab, std::int64_t element_bytes) {
-  constexpr std::int64_t kLogitsBytes = std::int64_t{64} << 20;
+  constexpr std::int64_t kLogitsBytes = std::int64_t{32} << 20;
   const std::int64_t rows = kLogitsBytes / std::max<std::int64_t>(vocab * element_bytes, 1);
   return std::clamp<std::int64_t>(rows / 64 * 64, 64, 512);
 }

@@ -157,7 +157,7 @@ TEST(TttContracts, AreCheckedWithAMessage) {
   EXPECT_THAT(wrong_k.message(), HasSubstr("k"));
   Call wrong_dtype;
   wrong_dtype.inputs.v = Tensor(wrong_dtype.inputs.q.shape(), DType::kF64);
-  EXPECT_THAT(wrong_dtype.message(), HasSubstr("v is F64, but q is F32"));
+  EXPECT_THAT(wrong_dtype.message(), HasSubstr("v is F64, expected F32"));
   Call missing_bias;
   missing_bias.initial.b1 = {};
   EXPECT_THAT(missing_bias.message(), HasSubstr("initial.b1"));

@@ -11,8 +11,8 @@ import subprocess
 import unittest
 import xml.etree.ElementTree
 
-from harness import (SMALL, SOURCE, TINY, RunTest, checkpoints, files_under, pseudo_text, read_safetensors, rows,
-                     sets, stored_zstd, write_safetensors)
+from harness import (MISSING, SMALL, SOURCE, TINY, RunTest, checkpoints, files_under, pseudo_text, read_safetensors,
+                     rows, sets, stored_zstd, ttt, write_safetensors)
 
 RUN = (*SMALL, "train.steps=30", "optimizer.decay_steps=30", "eval.num_windows=16", "checkpoint.interval_steps=15",
        "log.interval_steps=10", "data.masked_target=-1")
@@ -312,6 +312,21 @@ class Report(CommandTest):
         self.assertGreater(second.plots, first.plots)
         self.assertIn("Use of the context", second.text)
         self.assertIn("Inner loop", second.text)
+
+    def test_runs_are_compared_in_one_plot(self):
+        other = self.directory / "other"
+        shutil.copytree(self.trained, other)
+        rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+        kept = [json.dumps(row) for row in rows if row["kind"] != "eval"]
+        (other / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+        plot = self.directory / "plot.svg"
+        self.succeed("report", self.trained, other, "--compare", plot)
+        text = plot.read_text()
+        self.assertTrue(text.startswith("<svg"), text[:80])
+        self.assertIn("Loss on held-out text", text)
+        self.assertIn("(training)", text, "a run without validation shows its training loss")
+        missing = ttt("report", self.directory / "nowhere", "--compare", plot)
+        self.assertEqual((missing.code, "metrics.jsonl" in missing.err), (MISSING, True), missing.err)
 
 
 if __name__ == "__main__":
