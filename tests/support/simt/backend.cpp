@@ -24,7 +24,8 @@ void linear_forward(TensorView x, TensorView w, TensorView y, Precision precisio
   Stream cpu;
   if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
   const Tensor wide_y(y.shape(), DType::kF32);
-  cuda::linear_forward(to_dtype(x, DType::kF32), to_dtype(w, DType::kF32), wide_y, precision, stream);
+  cuda::linear_forward(to_dtype(x, DType::kF32), to_dtype(w, DType::kF32), wide_y, precision,
+                       stream);
   copy(wide_y, y);
 }
 
@@ -35,8 +36,8 @@ void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumul
     return kernels::linear_backward_input(d_y, w, d_x, accumulate, precision, cpu);
   }
   const Tensor wide_d_x = to_dtype(d_x, DType::kF32);
-  cuda::linear_backward_input(to_dtype(d_y, DType::kF32), to_dtype(w, DType::kF32), wide_d_x, accumulate,
-                        precision, stream);
+  cuda::linear_backward_input(to_dtype(d_y, DType::kF32), to_dtype(w, DType::kF32), wide_d_x,
+                              accumulate, precision, stream);
   copy(wide_d_x, d_x);
 }
 
