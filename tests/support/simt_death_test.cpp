@@ -40,28 +40,27 @@ TEST(SimtDeathTest, LanesAtDifferentShuffles) {
                "__shfl_sync .* meets __shfl_xor_sync .*thread 1,0,0");
 }
 
+// Kernels with two lines: a macro's arguments are all at one.
 TEST(SimtDeathTest, LanesAtDifferentLines) {
-  EXPECT_DEATH(run_block(32,
-                         [] {
-                           if (threadIdx.x % 2 == 0) {
-                             __shfl_sync(simt::kAllLanes, 1, 0);
-                           } else {
-                             __shfl_sync(simt::kAllLanes, 1, 0);
-                           }
-                         }),
-               "__shfl_sync .* meets __shfl_sync .*lanes of a warp are");
+  const auto kernel = [] {
+    if (threadIdx.x % 2 == 0) {
+      __shfl_sync(simt::kAllLanes, 1, 0);
+    } else {
+      __shfl_sync(simt::kAllLanes, 1, 0);
+    }
+  };
+  EXPECT_DEATH(run_block(32, kernel), "__shfl_sync .* meets __shfl_sync .*lanes of a warp are");
 }
 
 TEST(SimtDeathTest, WarpsAtDifferentBarriers) {
-  EXPECT_DEATH(run_block(64,
-                         [] {
-                           if (threadIdx.x < 32) {
-                             __syncthreads();
-                           } else {
-                             __syncthreads();
-                           }
-                         }),
-               "__syncthreads .* meets __syncthreads .*threads of a block are");
+  const auto kernel = [] {
+    if (threadIdx.x < 32) {
+      __syncthreads();
+    } else {
+      __syncthreads();
+    }
+  };
+  EXPECT_DEATH(run_block(64, kernel), "__syncthreads .* meets __syncthreads .*of a block are");
 }
 
 TEST(SimtDeathTest, WarpsThatWaitForEachOther) {
