@@ -1,21 +1,27 @@
 #pragma once
-// The threads of an emulated CUDA kernel, and where they wait for each other. Two implementations, one of which a
-// program links:
-//   fibres.cpp   every thread a fibre of one OS thread: fast and deterministic; a warp whose lanes are at different
-//                operations, or threads that wait at different barriers, end the program with a message
-//   threads.cpp  every thread an OS thread: under ThreadSanitizer a missing barrier is a data race. Only what orders
-//                memory on the device (barriers, not shuffles or mma) orders it here
-// Blocks run one after the other; those of a cluster run together.
+// The threads of an emulated CUDA kernel, and where they wait for each other. Every thread is a fibre of one OS thread,
+// so a run is fast and always the same. Lanes of a warp at different operations, and threads that wait for others that
+// will not come, end the program with a message.
+//
+// In a program built with ThreadSanitizer every fibre is a thread to it, and a missing barrier is a data race: only what
+// orders memory on the device (barriers, not shuffles or mma) orders it there.
+//
+// Blocks run one after the other, the last first, so that a kernel whose blocks wrongly rely on the results of earlier
+// ones fails; the blocks of a cluster run together.
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <source_location>
 #include <vector>
 
 namespace ttt::simt {
 
 constexpr unsigned kLanes = 32;
 constexpr int kMaxNamedBarriers = 16;
+
+/// A line of a kernel.
+using Site = std::source_location;
 
 struct Index {
   unsigned x = 0, y = 0, z = 0;
@@ -32,11 +38,14 @@ struct PendingCopy {
 struct Thread {
   Index thread_index, block_index;
   unsigned lane = 0;
+  unsigned num_lanes = 0;  // of its warp: fewer than 32 where the block's size is no multiple
   int cluster_rank = 0;
-  std::byte* shared = nullptr;                              // of its block
-  const std::vector<std::byte*>* cluster_shared = nullptr;  // of every block of its cluster
-  std::vector<std::vector<PendingCopy>> copies{std::vector<PendingCopy>{}};  // groups, oldest first
+  std::byte* shared = nullptr;  // of its block
+  const std::vector<std::byte*>* cluster_shared =
+      nullptr;  // of its cluster's blocks; null of one that has ended
+  std::vector<std::vector<PendingCopy>> copies;  // groups, oldest first; the last is not committed
 };
+
 struct Launch {
   Index grid{1, 1, 1}, block{1, 1, 1};
   std::size_t shared_bytes = 0;
@@ -46,19 +55,21 @@ struct Launch {
 Thread& current();
 const Launch& current_launch();
 
-/// Runs `body` for every thread of the grid; returns when all have ended.
+/// Runs `body` for every thread of the grid; returns when all have ended. Ends the program on a launch that no device of
+/// compute capability 9.0 would accept.
 void run(const Launch& launch, const std::function<void()>& body);
 
-// `what` names the operation: lanes or threads that meet must be at the same one.
-void wait_for_block();
-void wait_for_named(int id, unsigned threads);
-void wait_for_cluster();
-void wait_for_warp(const char* what);
+// Every lane of a warp must come to the same of these, at the same line; so must every warp for __syncthreads.
+void wait_for_block(Site site = Site::current());
+void wait_for_named(int id, unsigned threads, Site site = Site::current());
+void wait_for_cluster(Site site = Site::current());
+void wait_for_warp(Site site = Site::current());
 
 constexpr std::size_t kExchangeBytes = 64;
 /// Every lane of the warp brings `bytes` bytes; returns those of lane l at l * kExchangeBytes, valid until the lane's
 /// next exchange. Orders no memory.
-const std::byte* exchange(const char* what, const void* value, std::size_t bytes);
+const std::byte* exchange(const char* what, const void* value, std::size_t bytes,
+                          Site site = Site::current());
 
 /// Prints the message with block and thread, and aborts.
 [[noreturn]] void fail_kernel(const char* message);
