@@ -5,8 +5,8 @@
 //   p -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + weight_decay p)
 //
 // Dims: n elements, any split into spans gives the same bits.
-// Numerics: F32 and F64 parameters; moments in the parameter's type. The sum of squares is F64 over blocks of fixed
-//   size combined in order: the bits do not depend on the number of threads.
+// Numerics: F32 and F64 parameters (F32 on CUDA); moments in the parameter's type. The sum of squares is
+//   F64 over blocks of fixed size combined in order: the bits do not depend on the number of threads.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:1711.05101; epsilon outside the root as optax and PyTorch have it.
 

@@ -6,10 +6,12 @@
 //   d_z = weight[n] (softmax(z) - onehot(target));  d_x = d_z W;  d_w += d_z^T x
 //
 // Dims: N tokens, C channels, V vocabulary.
-// Numerics: F32 and F64 with softmax and logsumexp in fp32 or wider; nll and token weights are F64. A token of weight
-//   zero has a zero gradient and its target may be anything (nll 0 when the target is outside the vocabulary).
-//   Chunk sizes depend on shapes alone, so the bits do not depend on the number of threads.
-// Errors: kCorruptInput when a target of non-zero weight is outside [0, V).
+// Numerics: F32 and F64 with softmax and logsumexp in fp32 or wider; nll and token weights are F64. On CUDA x, d_x and
+//   with them the logits may be BF16; w and d_w are F32. A token of weight zero has a zero gradient and its target may
+//   be anything (nll 0 when the target is outside the vocabulary). Chunk sizes depend on shapes alone, so the bits do
+//   not depend on the number of threads.
+// Errors: kCorruptInput when a target of non-zero weight is outside [0, V). On CUDA that token's nll and d_x, and d_w,
+//   are NaN: the host would have to wait for the targets.
 // Source: arXiv:2407.04620 (training objective); chunking after arXiv:2410.10989 (Liger kernel).
 
 #include "kernels/matmul.h"

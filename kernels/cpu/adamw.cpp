@@ -4,17 +4,21 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           const AdamWStep& step, Stream& /*stream*/) {
+           const AdamWStep& step, Stream& stream) {
   const auto count = parameters.size(0);
   expect_shape("parameters", parameters, {count});
   expect_shape("gradients", gradients, {count});
   expect_shape("m", m, {count});
   expect_shape("v", v, {count});
   TTT_CHECK(step.step >= 1, "AdamW steps count from 1, not {}", step.step);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->adamw(parameters, gradients, m, v, step, stream);
+  }
   visit_real(parameters.dtype(), [&](auto zero) {
     using T = decltype(zero);
     T* const p_data = parameters.data<T>();
@@ -47,8 +51,9 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
   });
 }
 
-double sum_of_squares(TensorView x, Stream& /*stream*/) {
+double sum_of_squares(TensorView x, Stream& stream) {
   expect_shape("x", x, x.shape());
+  if (const DeviceOps* ops = device_ops(stream)) return ops->sum_of_squares(x, stream);
   constexpr std::int64_t kBlock = 8192;
   const auto count = x.numel();
   const auto num_blocks = (count + kBlock - 1) / kBlock;

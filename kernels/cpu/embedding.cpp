@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -19,13 +20,16 @@ void check_ids(const std::int64_t* ids, std::int64_t tokens, std::int64_t vocabu
 
 }  // namespace
 
-void embedding_forward(TensorView ids, TensorView table, TensorView y, Stream& /*stream*/) {
+void embedding_forward(TensorView ids, TensorView table, TensorView y, Stream& stream) {
   const auto tokens = ids.size(0);
   const auto vocabulary = table.size(0);
   const auto channels = table.size(1);
   expect_shape("ids", ids, {tokens});
   expect_shape("table", table, {vocabulary, channels});
   expect_shape("y", y, {tokens, channels});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->embedding_forward(ids, table, y, stream);
+  }
   const std::int64_t* const id = ids.data<std::int64_t>();
   check_ids(id, tokens, vocabulary);
   visit_real(table.dtype(), [&](auto zero) {
@@ -40,13 +44,16 @@ void embedding_forward(TensorView ids, TensorView table, TensorView y, Stream& /
   });
 }
 
-void embedding_backward(TensorView ids, TensorView d_y, TensorView d_table, Stream& /*stream*/) {
+void embedding_backward(TensorView ids, TensorView d_y, TensorView d_table, Stream& stream) {
   const auto tokens = ids.size(0);
   const auto vocabulary = d_table.size(0);
   const auto channels = d_table.size(1);
   expect_shape("ids", ids, {tokens});
   expect_shape("d_y", d_y, {tokens, channels});
   expect_shape("d_table", d_table, {vocabulary, channels});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->embedding_backward(ids, d_y, d_table, stream);
+  }
   const std::int64_t* const id = ids.data<std::int64_t>();
   check_ids(id, tokens, vocabulary);
   visit_real(d_table.dtype(), [&](auto zero) {

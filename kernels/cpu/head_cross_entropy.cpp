@@ -7,6 +7,7 @@
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/vector_math.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -125,6 +126,9 @@ void head_cross_entropy(TensorView x, TensorView w, TensorView targets, TensorVi
   expect_shape("nll", nll, {tokens});
   if (!d_x.empty()) expect_shape("d_x", d_x, x.shape());
   if (!d_w.empty()) expect_shape("d_w", d_w, w.shape());
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->head_cross_entropy(x, w, targets, token_weight, nll, d_x, d_w, precision, stream);
+  }
   TTT_CHECK(w.dtype() == x.dtype(), "x is {} and w is {}", name_of(x.dtype()), name_of(w.dtype()));
   check_targets(targets.data<std::int64_t>(), token_weight.data<double>(), tokens, vocab);
   if (tokens == 0) return;

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -24,12 +25,18 @@ void draw_all(const TensorView& values, Draw&& draw) {
 
 }  // namespace
 
-void random_normal(const CounterRng& rng, double deviation, TensorView values, Stream& /*stream*/) {
+void random_normal(const CounterRng& rng, double deviation, TensorView values, Stream& stream) {
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->random_normal(rng, deviation, values, stream);
+  }
   draw_all(values, [&](std::uint64_t i) { return deviation * rng.normal(i); });
 }
 
 void random_truncated_normal(const CounterRng& rng, double deviation, TensorView values,
-                             Stream& /*stream*/) {
+                             Stream& stream) {
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->random_truncated_normal(rng, deviation, values, stream);
+  }
   draw_all(values, [&](std::uint64_t i) { return deviation * rng.truncated_normal(i); });
 }
 

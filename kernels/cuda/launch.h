@@ -21,6 +21,9 @@ struct LaunchShape {
 /// Throws kOutOfMemory or kPeerLost (the device is lost), or kInternal with CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);
 
+/// Copies device memory to the host and waits for it: for the few ops that return a value.
+void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
+
 /// Queues `kernel`; errors of the launch itself are thrown, those of its run by Stream::synchronize.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& stream,

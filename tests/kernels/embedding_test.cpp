@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/reference/embedding.h"
 #include "tests/support/complex_step.h"
@@ -54,29 +55,88 @@ TEST_P(Embedding, ReferenceBackwardMatchesComplexStep) {
   });
 }
 
-// Copies, and sums in the same order and type: equal to the last bit. d_table from 1, added to twice.
+// Copies, and sums in the same order and type: equal to the last bit, of BF16 the copy's one rounding included. d_table
+// from 1, added to twice.
 template <typename T>
 void Embedding::compare_with_reference() const {
-  Stream stream;
+  using Parameter = test::ParameterOf<T>;
+  Stream stream = test::stream();
   const auto id = ids.span<std::int64_t>();
-  const Tensor t = tensor_of<T>(table_shape, table), d = tensor_of<T>(y_shape, d_y);
-  Tensor y(y_shape, kDType<T>), d_table = tensor_of<T>(table_shape, Values(table.size(), 1.0));
-  std::vector<T> y_ref(d_y.size()), d_table_ref(table.size(), T{1});
+  const Tensor t = tensor_of<Parameter>(table_shape, table), d = tensor_of<T>(y_shape, d_y);
+  Tensor y(y_shape, kDType<T>);
+  Tensor d_table = tensor_of<Parameter>(table_shape, Values(table.size(), 1.0));
+  std::vector<Parameter> y_ref(d_y.size()), d_table_ref(table.size(), Parameter{1});
   embedding_forward(ids, t, y, stream);
-  reference::embedding_forward<T>(id, t.span<T>(), y_ref, size.channels);
-  EXPECT_TRUE(std::ranges::equal(y.span<T>(), y_ref));
+  stream.synchronize();
+  reference::embedding_forward<Parameter>(id, t.span<Parameter>(), y_ref, size.channels);
+  const Tensor expected = tensor_of<T>(y_shape, Values(y_ref.begin(), y_ref.end()));
+  EXPECT_EQ(values_of<T>(y), values_of<T>(expected));
+  const Tensor d_read = to_dtype(d, kDType<Parameter>);
   for (int call = 0; call < 2; ++call) {
     embedding_backward(ids, d, d_table, stream);
-    reference::embedding_backward<T>(id, d.span<T>(), d_table_ref, size.channels);
+    reference::embedding_backward<Parameter>(id, d_read.span<Parameter>(), d_table_ref,
+                                             size.channels);
   }
-  EXPECT_TRUE(std::ranges::equal(d_table.span<T>(), d_table_ref));
+  stream.synchronize();
+  EXPECT_TRUE(std::ranges::equal(d_table.span<Parameter>(), d_table_ref));
 }
 
-TEST_P(Embedding, CpuDoubleEqualsReference) { compare_with_reference<double>(); }
-TEST_P(Embedding, CpuFloatEqualsReference) { compare_with_reference<float>(); }
+TEST_P(Embedding, DoubleEqualsReference) { compare_with_reference<double>(); }
+TEST_P(Embedding, FloatEqualsReference) { compare_with_reference<float>(); }
+#ifdef TTT_TEST_CUDA
+TEST_P(Embedding, BFloat16EqualsReference) { compare_with_reference<BFloat16>(); }
+#endif
 
+// Rows with and without packets of 16 bytes; 1601 tokens are four chunks on CUDA, 3000 words three pieces of its sum.
 INSTANTIATE_TEST_SUITE_P(Sizes, Embedding,
-                         ::testing::Values(Sizes{1, 1, 1}, Sizes{19, 5, 3}, Sizes{7, 3, 131}));
+                         ::testing::Values(Sizes{1, 1, 1}, Sizes{19, 5, 3}, Sizes{7, 3, 131},
+                                           Sizes{33, 2, 8}, Sizes{70, 9, 1044}, Sizes{40, 7, 2080},
+                                           Sizes{1601, 37, 12}, Sizes{700, 3000, 2},
+                                           Sizes{600, 1, 4}));
+
+#ifdef TTT_TEST_CUDA
+TEST(CudaEmbedding, AnIdOutsideTheVocabularyGivesNanAndNoGradient) {
+  for (const std::int64_t channels : {3, 8}) {
+    Stream stream = test::stream();
+    const Shape shape{4, channels};
+    Tensor ids({4}, DType::kI64);
+    std::ranges::copy(std::vector<std::int64_t>{1, 2, -1, std::int64_t{1} << 33U},
+                      ids.data<std::int64_t>());
+    const Tensor table = tensor_of<float>({2, channels}, Values(2 * channels, 5.0));
+    const Tensor d_y = tensor_of<float>(shape, Values(4 * channels, 1.0));
+    const Tensor y(shape, DType::kF32), d_table = Tensor::zeros({2, channels}, DType::kF32);
+    embedding_forward(ids, table, y, stream);
+    embedding_backward(ids, d_y, d_table, stream);
+    stream.synchronize();
+    for (std::int64_t i = 0; i < 4 * channels; ++i) {
+      EXPECT_EQ(std::isnan(y.data<float>()[i]), i >= channels) << i;
+    }
+    for (std::int64_t i = 0; i < 2 * channels; ++i) {
+      EXPECT_EQ(d_table.data<float>()[i], i < channels ? 0.0F : 1.0F) << i;
+    }
+  }
+}
+
+// Views of any element: no access may assume 16-byte boundaries.
+TEST(CudaEmbedding, RowsMayBeginAnywhere) {
+  Stream stream = test::stream();
+  const Shape table_shape{5, 8}, y_shape{11, 8};
+  const Tensor ids = random_ids(11, 5);
+  const Tensor flat_table = tensor_of<float>({41}, random_values("table", 41));
+  const TensorView table = flat_table.view().slice(1, 41).reshape(table_shape);
+  const Tensor flat_y({89}, DType::kBF16), y(y_shape, DType::kBF16);
+  const TensorView shifted_y = flat_y.view().slice(1, 89).reshape(y_shape);
+  const Tensor d_table = Tensor::zeros(table_shape, DType::kF32);
+  const Tensor flat_d_table = Tensor::zeros({41}, DType::kF32);
+  embedding_forward(ids, to_dtype(table, DType::kF32), y, stream);
+  embedding_forward(ids, table, shifted_y, stream);
+  embedding_backward(ids, y, d_table, stream);
+  embedding_backward(ids, shifted_y, flat_d_table.view().slice(1, 41).reshape(table_shape), stream);
+  stream.synchronize();
+  EXPECT_TRUE(std::ranges::equal(d_table.span<float>(), flat_d_table.span<float>().subspan(1)));
+  EXPECT_EQ(flat_d_table.data<float>()[0], 0.0F);
+}
+#endif
 
 TEST(EmbeddingThreads, BitsDoNotDependOnTheirNumber) {
   test::expect_same_bits_for_any_thread_count([] {
