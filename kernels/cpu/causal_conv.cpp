@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -46,7 +47,7 @@ void carry_history(const T* x, const T* history, T* final_history, std::int64_t 
 }  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
-                         TensorView y, TensorView final_history, Stream& /*stream*/) {
+                         TensorView y, TensorView final_history, Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -61,6 +62,10 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   if (!final_history.empty()) {
     expect_shape("final_history", final_history, {batch, before, channels});
   }
+  TTT_CHECK(x.raw() != y.raw() || x.numel() == 0, "y must not alias x");
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->causal_conv_forward(x, w, bias, history, y, final_history, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -68,7 +73,6 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
     const T* const history_data = history.empty() ? nullptr : history.data<T>();
     T* const y_data = y.data<T>();
     T* const final_data = final_history.empty() ? nullptr : final_history.data<T>();
-    TTT_CHECK(x_data != y_data || x.numel() == 0, "y must not alias x");
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
     const T* const w_data = weights.data<T>();
     for_each_block(batch * tokens, channels * window, [&](std::int64_t begin, std::int64_t end) {
@@ -99,7 +103,7 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
 }
 
 void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_x,
-                          TensorView d_w, TensorView d_bias, Stream& /*stream*/) {
+                          TensorView d_w, TensorView d_bias, Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -112,6 +116,10 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
   expect_shape("d_x", d_x, {batch, tokens, channels});
   expect_shape("d_w", d_w, {channels, 1, window});
   expect_shape("d_bias", d_bias, {channels});
+  TTT_CHECK(d_x.raw() != d_y.raw() || x.numel() == 0, "d_x must not alias d_y");
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->causal_conv_backward(x, w, d_y, d_x, d_w, d_bias, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -119,7 +127,6 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
     T* const d_x_data = d_x.data<T>();
     T* const d_w_data = d_w.data<T>();
     T* const d_bias_data = d_bias.data<T>();
-    TTT_CHECK(d_x_data != d_y_data || x.numel() == 0, "d_x must not alias d_y");
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
     const T* const w_data = weights.data<T>();
     // Sums are [W + 1, C]: the weights' columns, then the bias.

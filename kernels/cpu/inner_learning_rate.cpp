@@ -3,16 +3,20 @@
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
 #include "kernels/cpu/vector_math.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 
 void inner_learning_rate_forward(TensorView logits, TensorView bias, TensorView rate, double scale,
-                                 Stream& /*stream*/) {
+                                 Stream& stream) {
   const auto tokens = logits.size(0);
   const auto heads = logits.size(1);
   expect_shape("logits", logits, {tokens, heads});
   expect_shape("bias", bias, {heads});
   expect_shape("rate", rate, {tokens, heads});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->inner_learning_rate_forward(logits, bias, rate, scale, stream);
+  }
   visit_real(logits.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const logits_data = logits.data<T>();
@@ -31,7 +35,7 @@ void inner_learning_rate_forward(TensorView logits, TensorView bias, TensorView 
 }
 
 void inner_learning_rate_backward(TensorView rate, TensorView d_rate, TensorView d_logits,
-                                  TensorView d_bias, double scale, Stream& /*stream*/) {
+                                  TensorView d_bias, double scale, Stream& stream) {
   const auto tokens = rate.size(0);
   const auto heads = rate.size(1);
   expect_shape("rate", rate, {tokens, heads});
@@ -39,6 +43,9 @@ void inner_learning_rate_backward(TensorView rate, TensorView d_rate, TensorView
   expect_shape("d_logits", d_logits, {tokens, heads});
   expect_shape("d_bias", d_bias, {heads});
   TTT_CHECK(scale != 0, "a learning rate of scale 0 has no gradient");
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->inner_learning_rate_backward(rate, d_rate, d_logits, d_bias, scale, stream);
+  }
   visit_real(rate.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const rate_data = rate.data<T>();
@@ -62,10 +69,13 @@ void inner_learning_rate_backward(TensorView rate, TensorView d_rate, TensorView
   });
 }
 
-void token_scale_forward(TensorView offset, TensorView scale, Stream& /*stream*/) {
+void token_scale_forward(TensorView offset, TensorView scale, Stream& stream) {
   const auto places = scale.size(0);
   expect_shape("scale", scale, {places});
   if (!offset.empty()) expect_shape("offset", offset, {places});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->token_scale_forward(offset, scale, stream);
+  }
   visit_real(scale.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const offset_data = offset.empty() ? nullptr : offset.data<T>();
@@ -78,11 +88,14 @@ void token_scale_forward(TensorView offset, TensorView scale, Stream& /*stream*/
 }
 
 void token_scale_backward(TensorView offset, TensorView d_scale, TensorView d_offset,
-                          Stream& /*stream*/) {
+                          Stream& stream) {
   const auto places = offset.size(0);
   expect_shape("offset", offset, {places});
   expect_shape("d_scale", d_scale, {places});
   expect_shape("d_offset", d_offset, {places});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->token_scale_backward(offset, d_scale, d_offset, stream);
+  }
   visit_real(offset.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const offset_data = offset.data<T>();

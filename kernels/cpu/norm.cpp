@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -87,13 +88,16 @@ void layer_backward_row(const T* x, const T* w, T mean, T rstd, const T* d_y, T*
 }  // namespace
 
 void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd, double epsilon,
-                      Stream& /*stream*/) {
+                      Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
   expect_shape("w", w, {channels});
   expect_shape("y", y, {rows, channels});
   if (!rstd.empty()) expect_shape("rstd", rstd, {rows});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->rms_norm_forward(x, w, y, rstd, epsilon, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -114,7 +118,7 @@ void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd,
 }
 
 void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y, TensorView d_x,
-                       TensorView d_w, Stream& /*stream*/) {
+                       TensorView d_w, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
@@ -123,6 +127,9 @@ void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d
   expect_shape("d_y", d_y, {rows, channels});
   expect_shape("d_x", d_x, {rows, channels});
   expect_shape("d_w", d_w, {channels});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->rms_norm_backward(x, w, rstd, d_y, d_x, d_w, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -141,7 +148,7 @@ void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d
 }
 
 void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, TensorView mean,
-                        TensorView rstd, double epsilon, Stream& /*stream*/) {
+                        TensorView rstd, double epsilon, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
@@ -150,6 +157,9 @@ void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, 
   expect_shape("y", y, {rows, channels});
   if (!mean.empty()) expect_shape("mean", mean, {rows});
   if (!rstd.empty()) expect_shape("rstd", rstd, {rows});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->layer_norm_forward(x, w, b, y, mean, rstd, epsilon, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -178,7 +188,7 @@ void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, 
 
 void layer_norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
                          TensorView d_y, TensorView d_x, TensorView d_w, TensorView d_b,
-                         Stream& /*stream*/) {
+                         Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
@@ -189,6 +199,9 @@ void layer_norm_backward(TensorView x, TensorView w, TensorView mean, TensorView
   expect_shape("d_x", d_x, {rows, channels});
   expect_shape("d_w", d_w, {channels});
   expect_shape("d_b", d_b, {channels});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->layer_norm_backward(x, w, mean, rstd, d_y, d_x, d_w, d_b, stream);
+  }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -60,18 +61,22 @@ void rotate_head(const T* x, T* y, const T* cosine, const T* sine, T sign, std::
   }
 }
 
-void rotate(const char* x_name, const TensorView& x, const char* y_name, const TensorView& y,
-            const RopeOptions& options, int sign) {
-  const auto batch = x.size(0);
-  const auto tokens = x.size(1);
-  const auto heads = x.size(2);
+void check(const char* x_name, const TensorView& x, const char* y_name, const TensorView& y,
+           const RopeOptions& options) {
   const auto head_dim = x.size(3);
-  expect_shape(x_name, x, {batch, tokens, heads, head_dim});
-  expect_shape(y_name, y, {batch, tokens, heads, head_dim});
+  expect_shape(x_name, x, {x.size(0), x.size(1), x.size(2), head_dim});
+  expect_shape(y_name, y, x.shape());
   TTT_CHECK(head_dim % 2 == 0, "rotary embedding needs an even head dim, not {}", head_dim);
   TTT_CHECK(options.period >= 0 && options.first_position >= 0,
             "rotary embedding with period {} from position {}: neither may be negative",
             options.period, options.first_position);
+}
+
+void rotate(const TensorView& x, const TensorView& y, const RopeOptions& options, int sign) {
+  const auto batch = x.size(0);
+  const auto tokens = x.size(1);
+  const auto heads = x.size(2);
+  const auto head_dim = x.size(3);
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
@@ -96,12 +101,18 @@ void rotate(const char* x_name, const TensorView& x, const char* y_name, const T
 
 }  // namespace
 
-void rope_forward(TensorView x, TensorView y, const RopeOptions& options, Stream& /*stream*/) {
-  rotate("x", x, "y", y, options, 1);
+void rope_forward(TensorView x, TensorView y, const RopeOptions& options, Stream& stream) {
+  check("x", x, "y", y, options);
+  if (const DeviceOps* ops = device_ops(stream)) return ops->rope_forward(x, y, options, stream);
+  rotate(x, y, options, 1);
 }
 
-void rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& options, Stream& /*stream*/) {
-  rotate("d_y", d_y, "d_x", d_x, options, -1);
+void rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& options, Stream& stream) {
+  check("d_y", d_y, "d_x", d_x, options);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->rope_backward(d_y, d_x, options, stream);
+  }
+  rotate(d_y, d_x, options, -1);
 }
 
 }  // namespace ttt::kernels

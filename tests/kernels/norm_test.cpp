@@ -12,6 +12,7 @@ namespace {
 using test::Complex;
 using test::expect_close;
 using test::expect_gradient;
+using test::ParameterOf;
 using test::random_values;
 using test::tensor_of;
 using test::to_complex;
@@ -67,35 +68,41 @@ TEST_P(Norm, LayerReferenceBackwardMatchesComplexStep) {
   expect_gradient("d_b", d_b, b, [&](const auto& in) { return loss(cx, cw, in); });
 }
 
+// How far activations of type T may be from the reference, and how far parameters' gradients and statistics.
+struct Tolerance {
+  double activation, wide;
+};
+
 // Both norms of type T against the reference on the same rounded inputs. d_w and d_b start at 1 and backward runs
 // twice, which shows that they are added to; d_x is written over d_y, which the header allows.
 template <typename T>
 void compare_with_reference(const Sizes& size, const Values& x_in, const Values& w_in,
-                            const Values& b_in, const Values& d_y_in, double tolerance) {
+                            const Values& b_in, const Values& d_y_in, const Tolerance& tolerance) {
+  using P = ParameterOf<T>;
   const Shape matrix{size.rows, size.channels};
   const Tensor x = tensor_of<T>(matrix, x_in);
-  const Tensor w = tensor_of<T>({size.channels}, w_in);
-  const Tensor b = tensor_of<T>({size.channels}, b_in);
-  const Values xr = values_of<T>(x), wr = values_of<T>(w), br = values_of<T>(b);
+  const Tensor w = tensor_of<P>({size.channels}, w_in);
+  const Tensor b = tensor_of<P>({size.channels}, b_in);
+  const Values xr = values_of<T>(x), wr = values_of<P>(w), br = values_of<P>(b);
   const Values dr = values_of<T>(tensor_of<T>(matrix, d_y_in));
   const auto rows = static_cast<std::size_t>(size.rows);
   Values y_ref(xr.size()), mean_ref(rows), rstd_ref(rows), d_x_ref(xr.size());
-  Tensor y(matrix, kDType<T>), mean({size.rows}, kDType<T>), rstd({size.rows}, kDType<T>);
-  Stream stream;
+  Tensor y(matrix, kDType<T>), mean({size.rows}, kDType<P>), rstd({size.rows}, kDType<P>);
+  Stream stream = test::stream();
   for (const bool layer : {false, true}) {
     Values d_w_ref(wr.size(), 1.0), d_b_ref(wr.size(), 1.0);
-    Tensor d_w = tensor_of<T>({size.channels}, d_w_ref);
-    Tensor d_b = tensor_of<T>({size.channels}, d_b_ref);
+    Tensor d_w = tensor_of<P>({size.channels}, d_w_ref);
+    Tensor d_b = tensor_of<P>({size.channels}, d_b_ref);
     if (layer) {
       layer_norm_forward(x, w, b, y, mean, rstd, kEpsilon, stream);
       reference::layer_norm_forward<double>(xr, wr, br, y_ref, mean_ref, rstd_ref, kEpsilon);
-      expect_close("mean", mean.span<T>(), mean_ref, tolerance);
+      expect_close("mean", mean.span<P>(), mean_ref, tolerance.wide);
     } else {
       rms_norm_forward(x, w, y, rstd, kEpsilon, stream);
       reference::rms_norm_forward<double>(xr, wr, y_ref, rstd_ref, kEpsilon);
     }
-    expect_close("y", y.span<T>(), y_ref, tolerance);
-    expect_close("rstd", rstd.span<T>(), rstd_ref, tolerance);
+    expect_close("y", y.span<T>(), y_ref, tolerance.activation);
+    expect_close("rstd", rstd.span<P>(), rstd_ref, tolerance.wide);
     for (int call = 0; call < 2; ++call) {
       Tensor d = tensor_of<T>(matrix, d_y_in);
       if (layer) {
@@ -107,49 +114,104 @@ void compare_with_reference(const Sizes& size, const Values& x_in, const Values&
         reference::rms_norm_backward<double>(xr, wr, rstd_ref, dr, d_x_ref, d_w_ref);
       }
       // One channel's d_x is a difference of equal numbers (0 but for epsilon): compare to the scale of its terms.
-      if (size.channels > 1) expect_close("d_x", d.span<T>(), d_x_ref, tolerance);
+      if (size.channels > 1) expect_close("d_x", d.span<T>(), d_x_ref, tolerance.activation);
     }
-    expect_close("d_w", d_w.span<T>(), d_w_ref, tolerance);
-    if (layer) expect_close("d_b", d_b.span<T>(), d_b_ref, tolerance);
+    expect_close("d_w", d_w.span<P>(), d_w_ref, tolerance.wide);
+    if (layer) expect_close("d_b", d_b.span<P>(), d_b_ref, tolerance.wide);
   }
 }
 
-TEST_P(Norm, CpuDoubleMatchesReference) {
-  compare_with_reference<double>(GetParam(), x, w, b, d_y, 1e-13);
+TEST_P(Norm, DoubleMatchesReference) {
+  compare_with_reference<double>(GetParam(), x, w, b, d_y, {1e-13, 1e-13});
 }
 
-// Some ten roundings of 6e-8 an element; row statistics and sums over rows are double.
-TEST_P(Norm, CpuFloatMatchesReference) {
-  compare_with_reference<float>(GetParam(), x, w, b, d_y, 3e-6);
+// Some ten roundings of 6e-8 an element; row statistics and sums over rows are double on the CPU, and on CUDA fp32 in a
+// tree or in blocks.
+constexpr Tolerance kFloat{3e-6, 3e-6};
+
+TEST_P(Norm, FloatMatchesReference) {
+  compare_with_reference<float>(GetParam(), x, w, b, d_y, kFloat);
 }
+
+#ifdef TTT_TEST_CUDA
+// Arithmetic in fp32; activations are rounded to bf16 once: 2^-8.
+constexpr Tolerance kBFloat16{4e-3, 3e-6};
+
+TEST_P(Norm, BFloat16MatchesReference) {
+  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, kBFloat16);
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Sizes, Norm,
                          ::testing::Values(Sizes{1, 1}, Sizes{1, 7}, Sizes{5, 1}, Sizes{3, 13},
-                                           Sizes{67, 9}));
+                                           Sizes{67, 9}, Sizes{9, 40}));
 
-TEST(NormStatistics, MayBeLeftOut) {
-  Stream stream;
-  const Tensor x = tensor_of<double>({3, 5}, random_values("x", 15));
-  const Tensor w = tensor_of<double>({5}, random_values("w", 5));
-  Tensor with({3, 5}, DType::kF64), without({3, 5}, DType::kF64);
-  Tensor mean({3}, DType::kF64), rstd({3}, DType::kF64);
+// Too large for the complex step: several warps a row; rows wider than a block's threads hold, in chunks and not; more
+// rows than blocks.
+using LargeNorm = Norm;
+
+TEST_P(LargeNorm, FloatMatchesReference) {
+  compare_with_reference<float>(GetParam(), x, w, b, d_y, kFloat);
+}
+
+#ifdef TTT_TEST_CUDA
+TEST_P(LargeNorm, BFloat16MatchesReference) {
+  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, kBFloat16);
+}
+#endif
+
+INSTANTIATE_TEST_SUITE_P(Sizes, LargeNorm,
+                         ::testing::Values(Sizes{70, 264}, Sizes{20, 771}, Sizes{19, 4104},
+                                           Sizes{10, 4099}, Sizes{4500, 3}));
+
+// Rows of whole chunks in memory that begins between two of them.
+TEST(NormAlignment, FloatRowsMayBeginAnywhere) {
+  Stream stream = test::stream();
+  const Shape matrix{3, 16};
+  const Tensor x_data = tensor_of<float>({49}, random_values("x", 49));
+  const Tensor w_data = tensor_of<float>({17}, random_values("w", 17));
+  Tensor y({49}, DType::kF32), rstd({3}, DType::kF32), d_x({49}, DType::kF32);
+  Tensor d_w = tensor_of<float>({17}, Values(17, 0.0));
+  const auto from_second = [](const Tensor& all, const Shape& shape) {
+    return all.view().slice(1, all.size(0)).reshape(shape);
+  };
+  const TensorView x = from_second(x_data, matrix), w = from_second(w_data, {16});
+  rms_norm_forward(x, w, from_second(y, matrix), rstd, kEpsilon, stream);
+  rms_norm_backward(x, w, rstd, x, from_second(d_x, matrix), from_second(d_w, {16}), stream);
+  const auto values = [](TensorView view) {
+    return Values(view.span<float>().begin(), view.span<float>().end());
+  };
+  Values y_ref(48), rstd_ref(3), d_x_ref(48), d_w_ref(16, 0.0);
+  reference::rms_norm_forward<double>(values(x), values(w), y_ref, rstd_ref, kEpsilon);
+  reference::rms_norm_backward<double>(values(x), values(w), rstd_ref, values(x), d_x_ref, d_w_ref);
+  expect_close("y", from_second(y, matrix).span<float>(), y_ref, kFloat.activation);
+  expect_close("d_x", from_second(d_x, matrix).span<float>(), d_x_ref, kFloat.activation);
+  expect_close("d_w", from_second(d_w, {16}).span<float>(), d_w_ref, kFloat.wide);
+}
+
+TEST(NormStatistics, OfFloatsMayBeLeftOut) {
+  Stream stream = test::stream();
+  const Tensor x = tensor_of<float>({3, 5}, random_values("x", 15));
+  const Tensor w = tensor_of<float>({5}, random_values("w", 5));
+  Tensor with({3, 5}, DType::kF32), without({3, 5}, DType::kF32);
+  Tensor mean({3}, DType::kF32), rstd({3}, DType::kF32);
   rms_norm_forward(x, w, with, rstd, kEpsilon, stream);
   rms_norm_forward(x, w, without, {}, kEpsilon, stream);
-  EXPECT_EQ(values_of<double>(with), values_of<double>(without));
+  EXPECT_EQ(values_of<float>(with), values_of<float>(without));
   layer_norm_forward(x, w, w, with, mean, rstd, kEpsilon, stream);
   layer_norm_forward(x, w, w, without, {}, {}, kEpsilon, stream);
-  EXPECT_EQ(values_of<double>(with), values_of<double>(without));
+  EXPECT_EQ(values_of<float>(with), values_of<float>(without));
 }
 
 // A mean of 1e4 against a deviation of 1 would lose 8 of 7 digits in E[x^2] - E[x]^2 of float.
-TEST(NormStatistics, VarianceSurvivesALargeMean) {
+TEST(NormStatistics, FloatVarianceSurvivesALargeMean) {
   Values shifted = random_values("x", 2 * 257);
   for (double& value : shifted) value += 1e4;
   const Tensor x = tensor_of<float>({2, 257}, shifted);
   const Tensor w = tensor_of<float>({257}, Values(257, 1.0));
   const Tensor b = tensor_of<float>({257}, Values(257, 0.0));
   Tensor y({2, 257}, DType::kF32), rstd({2}, DType::kF32);
-  Stream stream;
+  Stream stream = test::stream();
   layer_norm_forward(x, w, b, y, {}, rstd, kEpsilon, stream);
   Values y_ref(2 * 257), mean_ref(2), rstd_ref(2);
   reference::layer_norm_forward<double>(values_of<float>(x), values_of<float>(w),

@@ -44,7 +44,7 @@ TEST_P(Rope, ReferenceBackwardMatchesComplexStep) {
 // y and d_x are written in place, which the header allows.
 template <typename T>
 void compare_with_reference(const Case& c, const Shape& shape, const Values& x, double tolerance) {
-  Stream stream;
+  Stream stream = test::stream();
   Tensor forward = tensor_of<T>(shape, x), backward = tensor_of<T>(shape, x);
   const Values rounded = values_of<T>(forward);
   Values expected(x.size());
@@ -59,10 +59,15 @@ void compare_with_reference(const Case& c, const Shape& shape, const Values& x, 
   expect_close("the inverse", apart.span<T>(), rounded, 2 * tolerance);
 }
 
-TEST_P(Rope, CpuDoubleMatchesReference) { compare_with_reference<double>(c, shape, x, 1e-13); }
+TEST_P(Rope, DoubleMatchesReference) { compare_with_reference<double>(c, shape, x, 1e-13); }
 
 // Angles are fp64: cosine, sine, two products and a sum are rounded once each.
-TEST_P(Rope, CpuFloatMatchesReference) { compare_with_reference<float>(c, shape, x, 5e-7); }
+TEST_P(Rope, FloatMatchesReference) { compare_with_reference<float>(c, shape, x, 5e-7); }
+
+#ifdef TTT_TEST_CUDA
+// Arithmetic in fp32; the result is rounded to bf16 once: 2^-8.
+TEST_P(Rope, BFloat16MatchesReference) { compare_with_reference<BFloat16>(c, shape, x, 4e-3); }
+#endif
 
 constexpr RopeOptions options(RopePairing pairing, std::int64_t period, std::int64_t first) {
   return {.pairing = pairing, .base = 10000.0, .period = period, .first_position = first};
@@ -75,7 +80,30 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{2, 5, 3, 6, options(RopePairing::kHalves, 0, 100)},
                       Case{2, 7, 1, 10, options(RopePairing::kInterleaved, 3, 2)},
                       Case{1, 3, 2, 34, options(RopePairing::kHalves, 16, 15)},
-                      Case{1, 5, 1, 4, options(RopePairing::kInterleaved, 1, 9)}));
+                      Case{1, 5, 1, 4, options(RopePairing::kInterleaved, 1, 9)},
+                      Case{2, 3, 2, 16, options(RopePairing::kInterleaved, 0, 30000)},
+                      Case{2, 3, 2, 16, options(RopePairing::kHalves, 2, 1)},
+                      Case{1, 2, 9, 32, options(RopePairing::kInterleaved, 1000000007, 123456)},
+                      Case{1, 2, 9, 32, options(RopePairing::kHalves, 0, 3)}));
+
+// Whole chunks in memory that begins between two of them.
+TEST(RopeAlignment, FloatHeadsMayBeginAnywhere) {
+  Stream stream = test::stream();
+  const Case c{1, 2, 2, 16, options(RopePairing::kHalves, 0, 5)};
+  const Tensor data = tensor_of<float>({65}, random_values("x", 65));
+  const TensorView x = data.view().slice(1, 65).reshape({1, 2, 2, 16});
+  const Values before(x.span<float>().begin(), x.span<float>().end());
+  Values expected(64);
+  for (const auto pairing : {RopePairing::kHalves, RopePairing::kInterleaved}) {
+    RopeOptions with = c.options;
+    with.pairing = pairing;
+    Tensor y_data({65}, DType::kF32);
+    const TensorView y = y_data.view().slice(1, 65).reshape({1, 2, 2, 16});
+    rope_forward(x, y, with, stream);
+    reference::rope_forward<double>(c.tokens, c.heads, c.head_dim, with, before, expected);
+    expect_close("y", y.span<float>(), expected, 5e-7);
+  }
+}
 
 // Interleaving the two halves of a head turns one pairing into the other.
 TEST(RopePairings, HalvesOfThePermutedHeadAreInterleaved) {

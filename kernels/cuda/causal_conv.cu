@@ -1,0 +1,332 @@
+#include "kernels/causal_conv.h"
+#include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/reduce.h"
+#include "kernels/cuda/simt.h"
+
+namespace ttt::kernels::cuda {
+namespace {
+
+// A lag is how far a tap looks back: lag l has weight W - 1 - l. A block is a tile of channels, a chunk for each lane,
+// times kGroups runs of tokens of one sequence each; a thread slides along its run with a window of inputs in registers.
+// Four channels a thread (8 bytes of bf16): twice as many would leave too few registers for enough threads.
+constexpr int kWidth = 4;
+constexpr int kGroups = 8;
+constexpr int kRunTokens = 32;
+constexpr int kTaps = 4;   // lags held in registers; wider windows read the others from memory
+constexpr int kBatch = 4;  // tokens whose loads are under way together
+constexpr int kThreads = kWarpLanes * kGroups;
+constexpr std::int64_t kMaxPartialRows = 128;
+
+struct Sizes {
+  std::int64_t batch, tokens, channels, window;
+  std::int64_t runs_per_sequence;
+
+  __host__ __device__ std::int64_t runs() const { return batch * runs_per_sequence; }
+};
+
+// Tokens [begin, end) of sequence b.
+struct Run {
+  std::int64_t b, begin, end;
+};
+
+__device__ __forceinline__ Run run_of(const Sizes& sizes, std::int64_t index) {
+  const std::int64_t b = index / sizes.runs_per_sequence;
+  const std::int64_t begin = (index - b * sizes.runs_per_sequence) * kRunTokens;
+  const std::int64_t end = begin + kRunTokens;
+  return {b, begin, end < sizes.tokens ? end : sizes.tokens};
+}
+
+template <int kCount>
+__device__ __forceinline__ void fill_zero(float (&values)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = 0.0F;
+}
+
+template <int kCount>
+__device__ __forceinline__ void add_product(const float (&a)[kCount], const float (&b)[kCount],
+                                            float (&sum)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] += a[i] * b[i];
+}
+
+// The weights of lags [0, kTaps) of the thread's channels, which the block reads together: in memory a channel's weights
+// are neighbours, in registers a lag's. All threads of the block call it.
+template <int kCount>
+__device__ __forceinline__ void load_weights(const float* w, const Sizes& sizes, std::int64_t tile,
+                                             float (&weights)[kTaps][kCount]) {
+  __align__(16) __shared__ float staged[kTaps][kWarpLanes * kCount];
+  for (int i = static_cast<int>(threadIdx.y) * kWarpLanes + static_cast<int>(threadIdx.x);
+       i < kTaps * kWarpLanes * kCount; i += kThreads) {
+    const std::int64_t c = tile + i / kTaps;
+    const int lag = i % kTaps;
+    const bool is_inside = c < sizes.channels && lag < sizes.window;
+    staged[lag][i / kTaps] = is_inside ? w[(c + 1) * sizes.window - 1 - lag] : 0.0F;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int lag = 0; lag < kTaps; ++lag) {
+    load_chunk<kCount>(&staged[lag][threadIdx.x * kCount], weights[lag]);
+  }
+}
+
+// sum += the weights of a lag beyond kTaps, from memory, times a row's chunk.
+template <int kCount, typename T>
+__device__ __forceinline__ void add_far_tap(const float* w, const Sizes& sizes, std::int64_t c,
+                                            std::int64_t lag, const T* row, float (&sum)[kCount]) {
+  float weights[kCount], values[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) weights[i] = w[(c + i + 1) * sizes.window - 1 - lag];
+  load_chunk<kCount>(row, values);
+  add_product(weights, values, sum);
+}
+
+// The row of input `t` of sequence b, t >= -(W - 1); null where that is zeros.
+template <typename T>
+__device__ __forceinline__ const T* input_row(const T* x, const T* history, const Sizes& sizes,
+                                              std::int64_t b, std::int64_t t) {
+  if (t >= 0) return x + (b * sizes.tokens + t) * sizes.channels;
+  if (history == nullptr) return nullptr;
+  return history + ((b + 1) * (sizes.window - 1) + t) * sizes.channels;
+}
+
+template <int kCount, typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_kernel(const T* __restrict__ x, const float* __restrict__ w,
+                   const float* __restrict__ bias, const T* __restrict__ history, T* __restrict__ y,
+                   Sizes sizes, std::int64_t tiles) {
+  const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
+  float weights[kTaps][kCount];
+  load_weights(w, sizes, tile, weights);
+  const std::int64_t c = tile + threadIdx.x * kCount;
+  const std::int64_t index = blockIdx.x / tiles * kGroups + threadIdx.y;
+  if (c >= sizes.channels || index >= sizes.runs()) return;  // no barrier follows
+  const Run run = run_of(sizes, index);
+  float offset[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) offset[i] = bias[c + i];
+  // inputs[i] is that of token t + i - (kTaps - 1).
+  float inputs[kTaps - 1 + kBatch][kCount];
+#pragma unroll
+  for (int i = 0; i < kTaps - 1; ++i) {
+    const int back = kTaps - 1 - i;
+    fill_zero(inputs[i]);
+    if (back >= sizes.window) continue;
+    const T* const row = input_row(x, history, sizes, run.b, run.begin - back);
+    if (row != nullptr) load_chunk<kCount>(row + c, inputs[i]);
+  }
+  for (std::int64_t t = run.begin; t < run.end; t += kBatch) {
+    const std::int64_t at = (run.b * sizes.tokens + t) * sizes.channels + c;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      fill_zero(inputs[kTaps - 1 + i]);
+      if (t + i < run.end) load_chunk<kCount>(x + at + i * sizes.channels, inputs[kTaps - 1 + i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      float sum[kCount];
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) sum[k] = offset[k];
+#pragma unroll
+      for (int lag = 0; lag < kTaps; ++lag) {
+        if (lag < sizes.window) add_product(weights[lag], inputs[kTaps - 1 + i - lag], sum);
+      }
+      if (t + i >= run.end) continue;
+      for (std::int64_t lag = kTaps; lag < sizes.window; ++lag) {
+        const T* const row = input_row(x, history, sizes, run.b, t + i - lag);
+        if (row != nullptr) add_far_tap(w, sizes, c, lag, row + c, sum);
+      }
+      store_chunk<kCount>(y + at + i * sizes.channels, sum);
+    }
+#pragma unroll
+    for (int i = 0; i < kTaps - 1; ++i) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) inputs[i][k] = inputs[i + kBatch][k];
+    }
+  }
+}
+
+// Both histories may be the same memory: entry i comes from entry i + T or from x, so a thread that goes up never reads
+// what it wrote.
+template <typename T>
+__global__ void history_kernel(const T* x, const T* history, T* final_history, Sizes sizes) {
+  const std::int64_t before = sizes.window - 1;
+  for_each_element(sizes.batch * sizes.channels, [&](std::int64_t index) {
+    const std::int64_t b = index / sizes.channels;
+    const std::int64_t c = index % sizes.channels;
+    for (std::int64_t i = 0; i < before; ++i) {
+      const T* const row = input_row(x, history, sizes, b, sizes.tokens - before + i);
+      final_history[(b * before + i) * sizes.channels + c] = row == nullptr ? T{} : row[c];
+    }
+  });
+}
+
+// Adds up what the block's groups hold for a channel and hands f(channel of the tile, sum) the results.
+template <int kCount, typename F>
+__device__ __forceinline__ void for_each_group_sum(const float (&values)[kCount], F&& f) {
+  __align__(16) __shared__ float groups[kGroups][kWarpLanes * kCount];
+  store_chunk<kCount>(&groups[threadIdx.y][threadIdx.x * kCount], values);
+  __syncthreads();
+  const int channel = static_cast<int>(threadIdx.y) * kWarpLanes + static_cast<int>(threadIdx.x);
+  if (channel < kWarpLanes * kCount) {
+    float sum = 0.0F;
+    for (int group = 0; group < kGroups; ++group) sum += groups[group][channel];
+    f(channel, sum);
+  }
+  __syncthreads();  // before the next values
+}
+
+template <int kCount>
+struct GradientSums {
+  float weight[kTaps][kCount] = {};
+  float bias[kCount] = {};
+};
+
+// d_x[t] = sum over lags of w[lag] d_y[t + lag];  d_w[lag] = sum over t of x[t] d_y[t + lag], for t of the run and lags
+// first_lag .. first_lag + kTaps - 1. d_x and the bias's sums are for first_lag 0 alone.
+template <int kCount, typename T>
+__device__ __forceinline__ void backward_run(const T* __restrict__ x, const float* __restrict__ w,
+                                             const T* __restrict__ d_y, T* __restrict__ d_x,
+                                             const Sizes& sizes, const Run& run, std::int64_t c,
+                                             std::int64_t first_lag,
+                                             const float (&weights)[kTaps][kCount],
+                                             GradientSums<kCount>& sums) {
+  const std::int64_t row = run.b * sizes.tokens;
+  // ahead[i] is d_y of token t + first_lag + i; zeros past the sequence's end.
+  float ahead[kTaps - 1 + kBatch][kCount];
+  const auto load_ahead = [&](std::int64_t t, float(&to)[kCount]) {
+    fill_zero(to);
+    if (t < sizes.tokens) load_chunk<kCount>(d_y + (row + t) * sizes.channels + c, to);
+  };
+#pragma unroll
+  for (int i = 0; i < kTaps - 1; ++i) load_ahead(run.begin + first_lag + i, ahead[i]);
+  for (std::int64_t t = run.begin; t < run.end; t += kBatch) {
+    const std::int64_t at = (row + t) * sizes.channels + c;
+    float inputs[kBatch][kCount];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      load_ahead(t + first_lag + kTaps - 1 + i, ahead[kTaps - 1 + i]);
+      fill_zero(inputs[i]);
+      if (t + i < run.end) load_chunk<kCount>(x + at + i * sizes.channels, inputs[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (t + i >= run.end) continue;
+      float sum[kCount];
+      fill_zero(sum);
+#pragma unroll
+      for (int lag = 0; lag < kTaps; ++lag) {
+        add_product(inputs[i], ahead[i + lag], sums.weight[lag]);
+        if (lag < sizes.window) add_product(weights[lag], ahead[i + lag], sum);
+      }
+      if (first_lag != 0) continue;
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) sums.bias[k] += ahead[i][k];
+      for (std::int64_t lag = kTaps; lag < sizes.window && t + i + lag < sizes.tokens; ++lag) {
+        add_far_tap(w, sizes, c, lag, d_y + at + (i + lag) * sizes.channels, sum);
+      }
+      store_chunk<kCount>(d_x + at + i * sizes.channels, sum);
+    }
+#pragma unroll
+    for (int i = 0; i < kTaps - 1; ++i) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) ahead[i][k] = ahead[i + kBatch][k];
+    }
+  }
+}
+
+// Blocks with blockIdx.y = g sum the weights of lags 4 g .. 4 g + 3.
+// partial [P, C W + C]: the weights' columns, then the bias's.
+template <int kCount, typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_kernel(const T* __restrict__ x, const float* __restrict__ w, const T* __restrict__ d_y,
+                    T* __restrict__ d_x, float* __restrict__ partial, Sizes sizes,
+                    std::int64_t tiles, std::int64_t partial_rows) {
+  const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
+  const std::int64_t block = blockIdx.x / tiles;
+  const std::int64_t first_lag = static_cast<std::int64_t>(blockIdx.y) * kTaps;
+  const std::int64_t c = tile + threadIdx.x * kCount;
+  float weights[kTaps][kCount];
+  load_weights(w, sizes, tile, weights);
+  GradientSums<kCount> sums;
+  const std::int64_t num_runs = c < sizes.channels ? sizes.runs() : 0;
+  for (std::int64_t index = block * kGroups + threadIdx.y; index < num_runs;
+       index += partial_rows * kGroups) {
+    backward_run(x, w, d_y, d_x, sizes, run_of(sizes, index), c, first_lag, weights, sums);
+  }
+  float* const columns = partial + block * sizes.channels * (sizes.window + 1);
+#pragma unroll
+  for (int lag = 0; lag < kTaps; ++lag) {
+    for_each_group_sum(sums.weight[lag], [&](int channel, float sum) {
+      const std::int64_t j = sizes.window - 1 - first_lag - lag;
+      const std::int64_t column = tile + channel;
+      if (j >= 0 && column < sizes.channels) columns[column * sizes.window + j] = sum;
+    });
+  }
+  if (first_lag != 0) return;
+  for_each_group_sum(sums.bias, [&](int channel, float sum) {
+    const std::int64_t column = tile + channel;
+    if (column < sizes.channels) columns[sizes.channels * sizes.window + column] = sum;
+  });
+}
+
+Sizes sizes_of(TensorView x, TensorView w) {
+  return {x.size(0), x.size(1), x.size(2), w.size(-1), (x.size(1) + kRunTokens - 1) / kRunTokens};
+}
+
+// Blocks of a tile of channels and kGroups runs each, tiles fastest: neighbours in time are neighbours in memory.
+LaunchShape shape_of(std::int64_t tiles, std::int64_t blocks, std::int64_t lag_groups) {
+  return {dim3(static_cast<unsigned>(tiles * blocks), static_cast<unsigned>(lag_groups)),
+          dim3(kWarpLanes, kGroups)};
+}
+
+// Calls f(chunk's width, number of tiles).
+template <typename T, typename F, typename... Pointers>
+void visit_tiles(const Sizes& sizes, F&& f, Pointers... pointers) {
+  const bool is_aligned = are_aligned(kWidth * sizeof(T), pointers...);
+  visit_chunk<kWidth>(is_aligned && sizes.channels % kWidth == 0, [&](auto width) {
+    const std::int64_t tile = kWarpLanes * decltype(width)::value;
+    f(width, (sizes.channels + tile - 1) / tile);
+  });
+}
+
+}  // namespace
+
+void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
+                         TensorView y, TensorView final_history, Stream& stream) {
+  const Sizes sizes = sizes_of(x, w);
+  visit_activation_type(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* const past = history.empty() ? nullptr : history.data<T>();
+    const auto start = [&](auto width, std::int64_t tiles) {
+      const std::int64_t blocks = (sizes.runs() + kGroups - 1) / kGroups;
+      launch(forward_kernel<decltype(width)::value, T>, shape_of(tiles, blocks, 1), stream,
+             x.data<T>(), w.data<float>(), bias.data<float>(), past, y.data<T>(), sizes, tiles);
+    };
+    visit_tiles<T>(sizes, start, x.raw(), history.raw(), y.raw());
+    if (final_history.empty()) return;
+    launch(history_kernel<T>, elementwise_shape(sizes.batch * sizes.channels), stream, x.data<T>(),
+           past, final_history.data<T>(), sizes);
+  });
+}
+
+void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_x,
+                          TensorView d_w, TensorView d_bias, Stream& stream) {
+  const Sizes sizes = sizes_of(x, w);
+  if (x.numel() == 0) return;
+  const std::int64_t blocks = std::min((sizes.runs() + kGroups - 1) / kGroups, kMaxPartialRows);
+  const Tensor partial(Shape{blocks, sizes.channels * (sizes.window + 1)}, DType::kF32);
+  const std::int64_t lag_groups = (sizes.window + kTaps - 1) / kTaps;
+  visit_activation_type(x.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    const auto start = [&](auto width, std::int64_t tiles) {
+      launch(backward_kernel<decltype(width)::value, T>, shape_of(tiles, blocks, lag_groups),
+             stream, x.data<T>(), w.data<float>(), d_y.data<T>(), d_x.data<T>(),
+             partial.data<float>(), sizes, tiles, blocks);
+    };
+    visit_tiles<T>(sizes, start, x.raw(), d_y.raw(), d_x.raw());
+  });
+  add_column_sums(partial, d_w, d_bias, stream);
+}
+
+}  // namespace ttt::kernels::cuda
