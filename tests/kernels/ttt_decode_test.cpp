@@ -1,4 +1,4 @@
-// Decoding, the inner loss, and the contracts of the CPU TTT kernels.
+// Decoding, the inner loss, and the contracts of the TTT kernels.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -34,55 +34,79 @@ TttTensors<double> tokens_of(const TttCase& c, const TttTensors<double>& x, std:
 }
 
 template <typename T>
-void expect_decoding_matches(const TttCase& c, std::int64_t prefix, double tolerance) {
-  const TttTensors<double> x = make_tensors(c);
+void expect_decoding_matches(const TttCase& c, std::int64_t prefix, double out_tolerance,
+                             double state_tolerance) {
+  using P = ParameterOf<T>;
+  const TttTensors<double> x = rounded_to<T>(make_tensors(c));
   const TttOutputs<double> expected = ref::ttt_forward(c.sizes, c.options, x);
   TttCase one = c;
   one.sizes.tokens = 1;
-  StateTensors<T> state(c, x.initial);
+  const StateTensors<P> state(c, x.initial);
   const std::int64_t size = c.options.mini_batch_size;
   const std::int64_t full = prefix / size * size;
-  Stream stream;
+  Stream queue = stream();
   if (full > 0) {  // the dual form over the full mini-batches, in place
     TttCase head = c;
     head.sizes.tokens = full;
     const InputTensors<T> inputs(head, tokens_of(c, x, 0, full));
     const Tensor out(inputs.q.shape(), kDType<T>);
     kernels::ttt_forward(inputs.views(), c.options, state.views(), out, state.views(), nullptr,
-                         stream);
+                         queue);
   }
-  const StateTensors<T> sums(c, zeros_like(x.initial));
+  const StateTensors<P> sums(c, zeros_like(x.initial));
   for (std::int64_t t = full; t < c.sizes.tokens; ++t) {
     const InputTensors<T> inputs(one, tokens_of(c, x, t, t + 1));
     const Tensor out(inputs.q.shape(), kDType<T>);
-    kernels::ttt_step(inputs.views(), c.options, t % size, state.views(), sums.views(), out,
-                      stream);
-    expect_close("out at " + std::to_string(t), values_of<T>(out),
+    kernels::ttt_step(inputs.views(), c.options, t % size, state.views(), sums.views(), out, queue);
+    queue.synchronize();
+    expect_close("out at " + std::to_string(t), elements_of<T>(out),
                  cut_tokens(c, expected.out, c.sizes.heads * c.sizes.features, t, t + 1),
-                 tolerance);
+                 out_tolerance);
   }
   if (c.sizes.tokens % size == 0) {
-    TttOutputs<T> last{{}, state.values()};
+    TttOutputs<P> last{{}, state.values()};
     TttOutputs<double> final_state{{}, expected.final_state};
-    expect_all_close(last, final_state, tolerance);
-    for (const T sum : values_of<T>(sums.w1)) EXPECT_EQ(sum, T(0));
+    expect_all_close(last, final_state, state_tolerance);
+    TttWeights<P> left = sums.values();
+    for (const auto* member : {&left.w1, &left.b1, &left.w2, &left.b2}) {
+      for (const P sum : *member) EXPECT_EQ(sum, P(0));
+    }
+  }
+}
+
+/// Every switch, from the start and after full mini-batches.
+template <typename T>
+void expect_all_decoding_matches(double out_tolerance, double state_tolerance) {
+  for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
+    for (const std::int64_t prefix : {0, 8}) {
+      TttCase c = make_case(model, 16, 4, 6, 9);
+      c.sizes.batch = 2;
+      expect_decoding_matches<T>(c, prefix, out_tolerance, state_tolerance);
+      c.options.bias = false;
+      expect_decoding_matches<T>(c, prefix, out_tolerance, state_tolerance);
+      c.options.inner_norm = false;
+      expect_decoding_matches<T>(c, prefix, out_tolerance, state_tolerance);
+    }
+    expect_decoding_matches<T>(make_case(model, 5, 1, 33, 70), 2, out_tolerance, state_tolerance);
+    expect_decoding_matches<T>(make_case(model, 3, 2, 1, 1), 0, out_tolerance, state_tolerance);
   }
 }
 
 TEST(TttDecoding, PrefillAndStepsEqualOnePass) {
-  for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
-    for (const std::int64_t prefix : {0, 8, 9, 11}) {  // places 0, 0, 1 and K-1
-      TttCase c = make_case(model, 16, 4, 6, 9);
-      c.sizes.batch = 2;
-      expect_decoding_matches<double>(c, prefix, 1e-12);
-      expect_decoding_matches<float>(c, prefix, 1e-5);
-      c.options.bias = false;
-      expect_decoding_matches<double>(c, prefix, 1e-12);
-      c.options.inner_norm = false;
-      expect_decoding_matches<double>(c, prefix, 1e-12);
-    }
-  }
+  expect_all_decoding_matches<double>(1e-12, 1e-12);
 }
+
+// Some 16 mini-batches' roundings of 6e-8, divided by the standard deviation.
+TEST(TttDecoding, FloatPrefillAndStepsEqualOnePass) {
+  expect_all_decoding_matches<float>(1e-5, 1e-5);
+}
+
+#ifdef TTT_TEST_CUDA
+// out is rounded to bf16 once: 2^-8; the state stays in fp32.
+TEST(TttDecoding, BFloat16PrefillAndStepsEqualOnePass) {
+  expect_all_decoding_matches<BFloat16>(4e-3, 1e-5);
+}
+#endif
 
 /// 1/2 |f(k_t; W) - v_t|^2 with the W after `num_updates` tokens: a forward pass that reads with k and whose later tokens
 /// have step size zero.
@@ -103,27 +127,44 @@ double loss_at(const TttCase& c, const TttTensors<double>& x, std::int64_t t,
   return 0.5 * sum;
 }
 
-TEST(TttInnerLoss, IsTheLossAtTheStartTheMiniBatchAndTheStep) {
+template <typename T>
+void expect_inner_loss_matches(double tolerance) {
   for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
     for (const bool inner_norm : {true, false}) {
       TttCase c = make_case(model, 11, 4, 6, 9);
       c.sizes.heads = 1;
       c.options.inner_norm = inner_norm;
-      const TttTensors<double> x = make_tensors(c);
+      const TttTensors<double> x = rounded_to<T>(make_tensors(c));
       const Tensor losses({3, 1, 11, 1}, DType::kF64);
-      Stream stream;
-      const InputTensors<double> inputs(c, x);
-      const StateTensors<double> initial(c, x.initial);
-      kernels::ttt_inner_loss(inputs.views(), c.options, initial.views(), losses, stream);
+      Stream queue = stream();
+      const InputTensors<T> inputs(c, x);
+      const StateTensors<ParameterOf<T>> initial(c, x.initial);
+      kernels::ttt_inner_loss(inputs.views(), c.options, initial.views(), losses, queue);
+      queue.synchronize();
       for (std::int64_t t = 0; t < 11; ++t) {
         const double* actual = losses.data<double>() + t;
-        EXPECT_NEAR(actual[0], loss_at(c, x, t, 0), 1e-11);
-        EXPECT_NEAR(actual[11], loss_at(c, x, t, t / 4 * 4), 1e-11);
-        EXPECT_NEAR(actual[22], loss_at(c, x, t, t + 1), 1e-11);
+        EXPECT_NEAR(actual[0], loss_at(c, x, t, 0), tolerance);
+        EXPECT_NEAR(actual[11], loss_at(c, x, t, t / 4 * 4), tolerance);
+        EXPECT_NEAR(actual[22], loss_at(c, x, t, t + 1), tolerance);
       }
     }
   }
 }
+
+TEST(TttInnerLoss, IsTheLossAtTheStartTheMiniBatchAndTheStep) {
+  expect_inner_loss_matches<double>(1e-11);
+}
+
+// Losses of up to some ten, of fp32 values good to 1e-6.
+TEST(TttInnerLoss, FloatIsTheLossAtTheStartTheMiniBatchAndTheStep) {
+  expect_inner_loss_matches<float>(1e-4);
+}
+
+#ifdef TTT_TEST_CUDA
+TEST(TttInnerLoss, BFloat16IsTheLossAtTheStartTheMiniBatchAndTheStep) {
+  expect_inner_loss_matches<BFloat16>(1e-4);  // f(k) is not rounded to bf16
+}
+#endif
 
 /// A valid call whose arguments a test then spoils.
 struct Call {
