@@ -1,0 +1,292 @@
+// The fused backward of TTT-Linear: one block walks the mini-batches of a (batch, head) pair from the last to the first,
+// with the state W, b and its gradient in fp32 registers. Equations: docs/numerics.md, "TTT"; layouts:
+// kernels/cuda/ttt_fused.h; names: kernels/reference/ttt_inner.h.
+//
+// The walk is reversible: a mini-batch's start is its end plus c_r k^T (l G), of which forward saved the exact bf16
+// operand l G. Nothing of the forward is run again but Z, Z' and the scores of one mini-batch; no states are stored but
+// an fp32 one every 128 mini-batches, which ends what the rounding of additions has summed to.
+//
+// Threads meet three times a mini-batch:
+//   restore W; Z, Z', U = k dW' + db'; bf16 copies of W, dW' for sums over out-features     | sums of LayerNorms
+//   dZ' through the output's LN; d(l G) = -(c (q k^T + 1))^T dZ' - c_r U                    | sums of d(l G), dZ' tile
+//   through G: dZ, d target, d rate; dW = dW' + q^T dZ' + k^T dZ                            | dZ tile
+//   dq, dk: not part of the recurrence
+//
+// W is centred (kernels/cuda/ttt_fused.h), so is dW' here: a mean over out-features that d_final has goes straight
+// through to d_initial, as the state's does from initial to final; all else that is added to dW has none.
+
+#include "kernels/cuda/ttt_linear_backward.h"
+#include "kernels/cuda/ttt_paths.h"
+
+namespace ttt::kernels::cuda {
+namespace {
+
+// NOLINTBEGIN(google-build-using-namespace): its own device code
+using namespace fused;
+using namespace fused::linear_backward;
+// NOLINTEND(google-build-using-namespace)
+
+// The pair's place in the tensors of whole states: checkpoints, d_final, d_initial.
+template <int F>
+__device__ __forceinline__ const float* checkpoint_of(const BackwardArguments& a,
+                                                      int num_mini_batches, int slot) {
+  const int slots = (num_mini_batches - 1) / kCheckpointEvery + 1;
+  return a.checkpoints +
+         (static_cast<std::int64_t>(blockIdx.x) * slots + slot) * Layout<F>::kStateFloats;
+}
+
+template <int F>
+__device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::byte* shared,
+                                              int num_mini_batches) {
+  using Memory = BackwardMemory<F>;
+  const std::int64_t pair = blockIdx.x;
+  const std::int64_t head = pair % a.heads;
+  const Lane at = this_lane();
+  Walk<F> walk{};
+  load_checkpoint(walk.state,
+                  checkpoint_of<F>(a, num_mini_batches, (num_mini_batches - 1) / kCheckpointEvery));
+  if (a.d_final_w != nullptr) {
+    load_state(walk.d_state, a.d_final_w + pair * F * F, a.d_final_b + pair * F);
+  }
+  centre(walk.d_state, reinterpret_cast<float*>(shared + Memory::kSums),
+         reinterpret_cast<float*>(shared + Memory::kMeans));
+  walk.norm = load_norm<F>(a.norm_weight + head * F, a.norm_bias + head * F);
+  walk.scale[0] = a.token_scale[at.g];
+  walk.scale[1] = a.token_scale[at.g + 8];
+  return walk;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
+  return value;
+}
+
+// This pair's parts of d_token_scale, d_norm_weight, d_norm_bias. `scale_sums` has, of each warp, the part of c_16 that
+// the steps after whole mini-batches gave, and that of the step after a short last one, of `last_count` tokens.
+template <int F>
+__device__ __forceinline__ void store_partials(const Walk<F>& walk, const float* scale_sums,
+                                               int last_count, float* partials) {
+  const Lane at = this_lane();
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float weight = walk.d_norm_weight[j][e], bias = walk.d_norm_bias[j][e];
+      for (int mask = 4; mask < 32; mask *= 2) {
+        weight += __shfl_xor_sync(kAllLanes, weight, mask);
+        bias += __shfl_xor_sync(kAllLanes, bias, mask);
+      }
+      const int feature = 16 * at.warp + 8 * j + 2 * at.t + e;
+      if (at.g == 0) {
+        partials[kTokens + feature] = weight;
+        partials[kTokens + F + feature] = bias;
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    float sum = walk.d_scale[k];
+    for (int mask = 1; mask < 4; mask *= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
+    const int token = at.g + 8 * k;
+    for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
+      if (token == kTokens - 1) sum += scale_sums[warp];
+      if (token == last_count - 1) sum += scale_sums[Layout<F>::kWarps + warp];
+    }
+    if (at.warp == 0 && at.t == 0) partials[token] = sum;
+  }
+}
+
+template <int F>
+__global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
+    linear_backward_kernel(BackwardArguments a) {
+  using Memory = BackwardMemory<F>;
+  std::byte* const shared = dynamic_shared_memory();
+  float* const sums = reinterpret_cast<float*>(shared + Memory::kSums);
+  float* const step_sums = reinterpret_cast<float*>(shared + Memory::kStepSumsAt);
+  float* const scale_sums = reinterpret_cast<float*>(shared + Memory::kScaleSums);
+  const PairRows rows = rows_of_pair(a.tokens, a.heads);
+  const int num_mini_batches = rows.num_mini_batches();
+  const int last_count = rows.count(num_mini_batches - 1);
+  for (int i = 0; i < kStages - 1; ++i) load_stage<F>(a, rows, shared, i);
+  Walk<F> walk = start_walk<F>(a, shared, num_mini_batches);
+  const Lane at = this_lane();
+  if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = 0;
+  copy_async_wait<kStages - 2>();
+  __syncthreads();  // stage 0 is there
+
+#pragma unroll 1
+  for (int i = 0; i < num_mini_batches; ++i) {
+    const int m = num_mini_batches - 1 - i;
+    const BackwardStage<F> stage(shared, i);
+    std::byte* const w_copy = shared + Memory::kCopies + i % 2 * (2 * Memory::kCopyBytes);
+    std::byte* const d_w_copy = w_copy + Memory::kCopyBytes;
+    const float last_scale = a.token_scale[rows.count(m) - 1];
+    Values x;
+    {
+      std::uint32_t step_t[4];
+      load_transposed<F>(step_t, stage.step, at.warp);
+      step_state(walk.state, step_t, stage.k, last_scale);
+      if (m > 0 && m % kCheckpointEvery == 0) {
+        load_checkpoint(walk.state,
+                        checkpoint_of<F>(a, num_mini_batches, m / kCheckpointEvery - 1));
+      }
+      products(stage, walk, w_copy, d_w_copy, x);
+      read_and_sum(stage, walk, step_t, sums, x);
+    }
+    copy_async_wait<kStages - 3>();
+    __syncthreads();  // sums, copies of W and dW', stage i + 1 are there; stage i - 1 is free
+    load_stage<F>(a, rows, shared, i + kStages - 1);
+
+    TokenNorm token[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float mean[kBackwardSums];
+      mean_over_features<F>(mean, sums, k);
+      token[k] = token_norm(mean, walk.norm);
+      output_norm_backward(mean, k, shared + Memory::kDZBar, walk, x);
+    }
+    step_backward(stage, token, last_scale, step_sums, walk, x);
+    __syncthreads();  // sums of d(l G) and dZ' are there
+
+    std::uint32_t d_z_t[4];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      float mean[kStepSums];
+      mean_over_features<F>(mean, step_sums, k);
+      const int row = at.g + 8 * k;
+      const float d_rate = loss_gradient_backward(mean, token[k], k, stage.rates[row],
+                                                  shared + Memory::kDZ, walk, x, d_z_t);
+      if (at.warp == 0 && at.t == 0 && row < rows.count(m)) {
+        a.d_token_lr[rows.row(m * kTokens + row)] = d_rate;
+      }
+    }
+    store_own<F>(a.d_v, rows, m, x.d_target);
+    add_to_state_gradient(stage, x.d_z_bar_t, d_z_t, walk.d_state);
+    __syncthreads();  // dZ is there
+
+    std::uint32_t d_q[4], d_k[4];
+    query_key_backward(stage, shared, w_copy, d_w_copy, last_scale, walk, x, d_q, d_k);
+    store_own<F>(a.d_q, rows, m, d_q);
+    store_own<F>(a.d_k, rows, m, d_k);
+    if (rows.count(m) < kTokens) {  // the last mini-batch: its step has its own c_r
+      const float sum = warp_sum(walk.d_last_scale);
+      if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = sum;
+      walk.d_last_scale = 0;
+    }
+  }
+
+  const std::int64_t pair = blockIdx.x;
+  store_state(walk.d_state, reinterpret_cast<float*>(shared + Memory::kMeans),
+              a.d_initial_w + pair * F * F, a.d_initial_b + pair * F);
+  if (a.restored != nullptr) {
+    store_checkpoint(walk.state, a.restored + pair * Layout<F>::kStateFloats);
+  }
+  const float sum = warp_sum(walk.d_last_scale);
+  if (at.lane == 0) scale_sums[at.warp] = sum;
+  __syncthreads();
+  store_partials(walk, scale_sums, last_count, a.partials + pair * (kTokens + 2 * F));
+}
+
+constexpr int kPartialThreads = 32 * kTokens;
+
+// Adds the pairs' parts: block 0 those of d_token_scale, a warp a place, over all pairs; the others those of the norm,
+// a thread an element, over the batch. In index order, or lane by lane and then across the warp.
+template <int F>
+__global__ void __launch_bounds__(kPartialThreads)
+    add_partials_kernel(const float* partials, float* d_token_scale, float* d_norm_weight,
+                        float* d_norm_bias, int batch, int heads) {
+  constexpr int kPartials = kTokens + 2 * F;
+  if (blockIdx.x == 0) {
+    const Lane at = this_lane();
+    float sum = 0;
+    for (std::int64_t pair = at.lane; pair < static_cast<std::int64_t>(batch) * heads; pair += 32) {
+      sum += partials[pair * kPartials + at.warp];
+    }
+    sum = warp_sum(sum);
+    if (at.lane == 0) d_token_scale[at.warp] += sum;
+    return;
+  }
+  const int i =
+      (static_cast<int>(blockIdx.x) - 1) * kPartialThreads + static_cast<int>(threadIdx.x);
+  const int head = i / (2 * F);
+  if (head >= heads) return;
+  const int column = i % (2 * F);
+  float sum = 0;
+  for (int b = 0; b < batch; ++b) {
+    sum += partials[(static_cast<std::int64_t>(b) * heads + head) * kPartials + kTokens + column];
+  }
+  float* const to =
+      column < F ? d_norm_weight + head * F + column : d_norm_bias + head * F + (column - F);
+  *to += sum;
+}
+
+BackwardArguments backward_arguments(const TttInputs& inputs, const TttSaved& saved,
+                                     TensorView d_out, const TttState& d_final,
+                                     const TttInputGradients& gradients,
+                                     const TttState& d_initial) {
+  BackwardArguments a{};
+  a.q = inputs.q.data<BFloat16>();
+  a.k = inputs.k.data<BFloat16>();
+  a.v = inputs.v.data<BFloat16>();
+  a.step_gradients = saved.step_gradients.data<BFloat16>();
+  a.d_out = d_out.data<BFloat16>();
+  a.token_lr = inputs.token_lr.data<float>();
+  a.token_scale = inputs.token_scale.data<float>();
+  a.norm_weight = inputs.norm_weight.data<float>();
+  a.norm_bias = inputs.norm_bias.data<float>();
+  a.checkpoints = saved.checkpoints.data<float>();
+  if (!d_final.w1.empty()) {
+    a.d_final_w = d_final.w1.data<float>();
+    a.d_final_b = d_final.b1.data<float>();
+  }
+  a.d_q = gradients.d_q.data<BFloat16>();
+  a.d_k = gradients.d_k.data<BFloat16>();
+  a.d_v = gradients.d_v.data<BFloat16>();
+  a.d_token_lr = gradients.d_token_lr.data<float>();
+  a.d_initial_w = d_initial.w1.data<float>();
+  a.d_initial_b = d_initial.b1.data<float>();
+  a.tokens = static_cast<int>(inputs.q.size(1));
+  a.heads = static_cast<int>(inputs.q.size(2));
+  return a;
+}
+
+}  // namespace
+
+// Also says where the walk ended: `restored` [B, H, F F + F] in the order of TttSaved::checkpoints, or empty. For the
+// test of what reversing costs.
+void restoring_linear_backward(const TttInputs& inputs, const TttSaved& saved, TensorView d_out,
+                               const TttState& d_final, const TttInputGradients& gradients,
+                               const TttState& d_initial, TensorView restored, Stream& stream) {
+  const std::int64_t batch = inputs.q.size(0);
+  const std::int64_t heads = inputs.q.size(2);
+  visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
+    constexpr int F = decltype(head_dim)::value;
+    expect_shape("saved.step_gradients", saved.step_gradients, inputs.q.shape());
+    expect_shape(
+        "saved.checkpoints", saved.checkpoints,
+        {batch, heads, num_checkpoints(inputs.q.size(1)), std::int64_t{Layout<F>::kStateFloats}});
+    const Tensor partials({batch, heads, kTokens + 2 * F}, DType::kF32);
+    BackwardArguments a = backward_arguments(inputs, saved, d_out, d_final, gradients, d_initial);
+    a.partials = partials.data<float>();
+    a.restored = restored.empty() ? nullptr : restored.data<float>();
+    launch(linear_backward_kernel<F>,
+           {dim3(static_cast<unsigned>(batch * heads)), dim3(Layout<F>::kThreads),
+            static_cast<std::size_t>(BackwardMemory<F>::kBytes)},
+           stream, a);
+    const std::int64_t norm_blocks = (heads * 2 * F + kPartialThreads - 1) / kPartialThreads;
+    launch(add_partials_kernel<F>,
+           {dim3(static_cast<unsigned>(1 + norm_blocks)), dim3(kPartialThreads)}, stream,
+           partials.data<float>(), gradients.d_token_scale.data<float>(),
+           gradients.d_norm_weight.data<float>(), gradients.d_norm_bias.data<float>(),
+           static_cast<int>(batch), static_cast<int>(heads));
+  });
+}
+
+void fused_linear_backward(const TttInputs& inputs, const TttState& /*initial*/,
+                           const TttSaved& saved, TensorView d_out, const TttState& d_final,
+                           const TttInputGradients& gradients, const TttState& d_initial,
+                           Stream& stream) {
+  restoring_linear_backward(inputs, saved, d_out, d_final, gradients, d_initial, {}, stream);
+}
+
+}  // namespace ttt::kernels::cuda

@@ -1,0 +1,381 @@
+#pragma once
+// The phases of one mini-batch in the fused backward of TTT-Linear; kernels/cuda/ttt_linear_backward.cu puts them
+// together and has the story, kernels/cuda/ttt_fused.h the layouts, docs/numerics.md, "TTT" the equations.
+
+#include "kernels/cuda/ttt_linear_state.h"
+
+namespace ttt::kernels::cuda::fused::linear_backward {
+
+#if defined(__CUDACC__) || defined(TTT_SIMT_EMULATOR)
+
+constexpr int kStages = 3;
+enum BackwardSum { kH = kForwardSums, kHBar, kBackwardSums };  // h = gamma d_out
+enum StepSum { kD, kDx, kDe, kAd, kAdx, kNoSum, kStepSums };   // d = d(l G); an even number
+
+struct BackwardArguments {
+  const BFloat16 *q, *k, *v, *step_gradients, *d_out;  // [B, T, H, F]
+  const float *token_lr, *token_scale;                 // [B, T, H], [16]
+  const float *norm_weight, *norm_bias;                // [H, F]
+  const float* checkpoints;                            // [B, H, num_checkpoints, F F + F]
+  const float *d_final_w, *d_final_b;                  // [B, H, F, F], [B, H, 1, F], or null: zero
+  BFloat16 *d_q, *d_k, *d_v;                           // [B, T, H, F]
+  float* d_token_lr;                                   // [B, T, H]
+  float *d_initial_w, *d_initial_b;                    // as d_final
+  float* partials;  // [B, H, 16 + F + F]: of the gradients that pairs share
+  float* restored;  // [B, H, F F + F]: where the walk ended; or null
+  int tokens, heads;
+};
+
+template <int F>
+struct BackwardMemory {
+  using L = Layout<F>;
+  static constexpr int kStageBytes = 5 * L::kTileBytes + L::kRateBytes;
+  static constexpr int kCopyBytes = F * F * 2;
+  static constexpr int kCopies =
+      kStages * kStageBytes;  // W, dW'; twice: slow warps still read the others
+  static constexpr int kDZBar = kCopies + 4 * kCopyBytes;
+  static constexpr int kDZ = kDZBar + L::kTileBytes;
+  static constexpr int kSums = kDZ + L::kTileBytes;
+  static constexpr int kStepSumsAt = kSums + L::kWarps * kTokens * kBackwardSums * 4;
+  static constexpr int kMeans = kStepSumsAt + L::kWarps * kTokens * kStepSums * 4;
+  static constexpr int kScaleSums = kMeans + L::kMeansBytes;  // [2][warps]
+  static constexpr int kBytes = kScaleSums + 2 * L::kWarps * 4;
+  static_assert(kStepSumsAt - kSums >= (F + 1) * L::kWarps * 4, "centre uses them first");
+};
+
+template <int F>
+struct BackwardStage {
+  std::byte *k, *q, *v, *step, *d_out;
+  float* rates;
+
+  __device__ BackwardStage(std::byte* shared, int iteration)
+      : k(shared + iteration % kStages * BackwardMemory<F>::kStageBytes),
+        q(k + Layout<F>::kTileBytes),
+        v(q + Layout<F>::kTileBytes),
+        step(v + Layout<F>::kTileBytes),
+        d_out(step + Layout<F>::kTileBytes),
+        rates(reinterpret_cast<float*>(d_out + Layout<F>::kTileBytes)) {}
+};
+
+// Asks for the rows of iteration i, which is mini-batch n - 1 - i.
+template <int F>
+__device__ __forceinline__ void load_stage(const BackwardArguments& a, const PairRows& rows,
+                                           std::byte* shared, int iteration) {
+  const int m = rows.num_mini_batches() - 1 - iteration;
+  if (m >= 0) {
+    const BackwardStage<F> stage(shared, iteration);
+    const std::int64_t first = rows.row(m * kTokens) * F;
+    const std::int64_t stride = static_cast<std::int64_t>(a.heads) * F;
+    const int count = rows.count(m);
+    copy_tile_async<F>(stage.k, a.k + first, stride, count);
+    copy_tile_async<F>(stage.q, a.q + first, stride, count);
+    copy_tile_async<F>(stage.v, a.v + first, stride, count);
+    copy_tile_async<F>(stage.step, a.step_gradients + first, stride, count);
+    copy_tile_async<F>(stage.d_out, a.d_out + first, stride, count);
+    copy_rates_async(stage.rates, a.token_lr, rows, m);
+  }
+  copy_async_commit();
+}
+
+// What lives from the last mini-batch to the first.
+template <int F>
+struct Walk {
+  LinearState<F> state;    // at the mini-batch's start
+  LinearState<F> d_state;  // of the state at its end, then at its start
+  HeadNorm norm;
+  float scale[2];             // c of the lane's tokens
+  float d_norm_weight[2][2];  // [j][e], of the lane's tokens
+  float d_norm_bias[2][2];
+  float d_scale[2];    // from Z', of the lane's columns of scores; warp 0
+  float d_last_scale;  // from the step of the state, of all the lane's elements
+};
+
+// What lives from one phase of a mini-batch to the next, at the warp's own features.
+struct Values {
+  float scores[2][4];        // q_i k_j + 1 for j <= i, else 0
+  float z[2][4];             // then x, normalised
+  float z_bar[2][4];         // Z'
+  float offset[2][4];        // beta - (v - k)
+  float update_read[2][4];   // U = k dW' + db'
+  float d_step[2][4];        // d(l G)
+  std::uint32_t steps_t[4];  // (-c (q k^T + 1))^T, an A fragment
+  std::uint32_t d_out[4];
+  std::uint32_t d_z_bar_t[4];
+  std::uint32_t d_target[4];
+};
+
+template <int F>
+__device__ __forceinline__ void put_word(std::byte* tile, int row, int chunk, std::uint32_t word) {
+  *reinterpret_cast<std::uint32_t*>(tile + tile_offset<F>(row, chunk) + 4 * this_lane().t) = word;
+}
+
+// Z, Z' without its step, U, scores; and the operands' copies.
+template <int F>
+__device__ __forceinline__ void products(const BackwardStage<F>& stage, const Walk<F>& walk,
+                                         std::byte* w_copy, std::byte* d_w_copy, Values& x) {
+  const Lane at = this_lane();
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      x.scores[j][r] = 0;
+      x.z[j][r] = x.z_bar[j][r] = walk.state.b[j][r & 1];
+      x.update_read[j][r] = walk.d_state.b[j][r & 1];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t k[4], q[4];
+    load_rows<F>(k, stage.k, i);
+    load_rows<F>(q, stage.q, i);
+    mma_m16n8k16(x.scores[0], q, k[0], k[2]);
+    mma_m16n8k16(x.scores[1], q, k[1], k[3]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int row = 16 * at.warp + 8 * j + at.g;
+      const uint2 w = operand(walk.state, i, j);
+      mma_m16n8k16(x.z[j], k, w.x, w.y);
+      mma_m16n8k16(x.z_bar[j], q, w.x, w.y);
+      put_word<F>(w_copy, row, 2 * i, w.x);
+      put_word<F>(w_copy, row, 2 * i + 1, w.y);
+      const uint2 d_w = operand(walk.d_state, i, j);
+      mma_m16n8k16(x.update_read[j], k, d_w.x, d_w.y);
+      put_word<F>(d_w_copy, row, 2 * i, d_w.x);
+      put_word<F>(d_w_copy, row, 2 * i + 1, d_w.y);
+    }
+  }
+  mask_scores(x.scores);
+}
+
+// Completes Z' and sends off the sums of both LayerNorms.
+template <int F>
+__device__ __forceinline__ void read_and_sum(const BackwardStage<F>& stage, const Walk<F>& walk,
+                                             const std::uint32_t (&step_t)[4], float* buffer,
+                                             Values& x) {
+  std::uint32_t steps[4];
+  const float minus_scale[2] = {-walk.scale[0], -walk.scale[1]};
+  pack_rows(steps, x.scores, minus_scale);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    mma_m16n8k16(x.z_bar[j], steps, step_t[2 * j], step_t[2 * j + 1]);
+  }
+  // The blocks of the transpose trade places too.
+  x.steps_t[0] = movmatrix_transposed(steps[0]);
+  x.steps_t[1] = movmatrix_transposed(steps[2]);
+  x.steps_t[2] = movmatrix_transposed(steps[1]);
+  x.steps_t[3] = movmatrix_transposed(steps[3]);
+
+  target_offset<F>(x.offset, stage.k, stage.v, walk.norm);
+  load_rows<F>(x.d_out, stage.d_out, this_lane().warp);
+  float sums[2][kBackwardSums] = {};
+  add_z_sums(sums, x.z, x.offset, walk.norm);
+  add_bar_sums(sums, x.z_bar);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float h = walk.norm.weight[j][r & 1] * unpacked(x.d_out, j, r);
+      sums[r >> 1][kH] += h;
+      sums[r >> 1][kHBar] += h * x.z_bar[j][r];
+    }
+  }
+  put_sums(sums, buffer);
+}
+
+// dZ' of token k: d_out through LN(Z').
+template <int F>
+__device__ __forceinline__ void output_norm_backward(const float (&mean)[kBackwardSums], int k,
+                                                     std::byte* d_z_bar_tile, Walk<F>& walk,
+                                                     Values& x) {
+  const Lane at = this_lane();
+  const float rstd = rsqrtf(mean[kBarBar] - mean[kBar] * mean[kBar] + kNormEpsilon);
+  const float mean_hx = (mean[kHBar] - mean[kBar] * mean[kH]) * rstd;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    float d_z_bar[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float d_out = unpacked(x.d_out, j, 2 * k + e);
+      const float x_bar = (x.z_bar[j][2 * k + e] - mean[kBar]) * rstd;
+      walk.d_norm_weight[j][e] += d_out * x_bar;
+      walk.d_norm_bias[j][e] += d_out;
+      d_z_bar[e] = (walk.norm.weight[j][e] * d_out - mean[kH] - x_bar * mean_hx) * rstd;
+    }
+    const std::uint32_t packed = pack_bf16(d_z_bar[0], d_z_bar[1]);
+    put_word<F>(d_z_bar_tile, at.g + 8 * k, 2 * at.warp + j, packed);
+    x.d_z_bar_t[2 * j + k] = movmatrix_transposed(packed);
+  }
+}
+
+// d(l G) and its sums; Z becomes x.
+template <int F>
+__device__ __forceinline__ void step_backward(const BackwardStage<F>& stage,
+                                              const TokenNorm (&token)[2], float last_scale,
+                                              float* buffer, Walk<F>& walk, Values& x) {
+  std::uint32_t step[4];
+  load_rows<F>(step, stage.step, this_lane().warp);
+  float sums[2][kStepSums] = {};
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      walk.d_last_scale -= unpacked(step, j, r) * x.update_read[j][r];
+      x.d_step[j][r] = -last_scale * x.update_read[j][r];
+    }
+    mma_m16n8k16(x.d_step[j], x.steps_t, x.d_z_bar_t[2 * j], x.d_z_bar_t[2 * j + 1]);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int k = r >> 1;
+      x.z[j][r] = (x.z[j][r] - token[k].mean) * token[k].rstd;
+      const float weight = walk.norm.weight[j][r & 1];
+      const float e = weight * (weight * x.z[j][r] + x.offset[j][r]);
+      const float d = x.d_step[j][r];
+      const float ad = weight * weight * d;
+      sums[k][kD] += d;
+      sums[k][kDx] += d * x.z[j][r];
+      sums[k][kDe] += d * e;
+      sums[k][kAd] += ad;
+      sums[k][kAdx] += ad * x.z[j][r];
+    }
+  }
+  put_sums(sums, buffer);
+}
+
+// Through G = P(e) / s of token k, a second derivative: dZ and d target from d(l G); returns the rate's gradient.
+template <int F>
+__device__ __forceinline__ float loss_gradient_backward(const float (&mean)[kStepSums],
+                                                        const TokenNorm& n, int k, float rate,
+                                                        std::byte* d_z_tile, Walk<F>& walk,
+                                                        Values& x, std::uint32_t (&d_z_t)[4]) {
+  const Lane at = this_lane();
+  const float mean_d = mean[kD], mean_dx = mean[kDx];
+  const float mean_dg = (mean[kDe] - n.mean_e * mean_d - n.mean_ex * mean_dx) * n.rstd;
+  // d_x = (a (d - mean_d - x mean_dx) - mean_ex d - mean_dx e) rstd: its means over features, and with x.
+  const float mean_d_x = (mean[kAd] - walk.norm.mean_square * mean_d - n.mean_ax * mean_dx -
+                          n.mean_ex * mean_d - mean_dx * n.mean_e) *
+                         n.rstd;
+  const float mean_d_x_x =
+      (mean[kAdx] - n.mean_ax * mean_d - n.mean_axx * mean_dx - 2 * n.mean_ex * mean_dx) * n.rstd;
+  const float outer = rate * n.rstd;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    float d_z[2], d_target[2];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float weight = walk.norm.weight[j][c];
+      const float normal = x.z[j][2 * k + c];
+      const float d = x.d_step[j][2 * k + c];
+      const float residual = weight * normal + x.offset[j][2 * k + c];
+      const float projected = d - mean_d - normal * mean_dx;
+      const float d_e = projected * outer;
+      const float d_residual = weight * d_e;
+      walk.d_norm_weight[j][c] += d_e * residual + d_residual * normal;
+      walk.d_norm_bias[j][c] += d_residual;
+      const float d_x =
+          (weight * (weight * projected - residual * mean_dx) - n.mean_ex * d) * n.rstd;
+      d_z[c] = (d_x - mean_d_x - normal * (mean_d_x_x + mean_dg)) * outer;
+      d_target[c] = -d_residual;
+    }
+    const std::uint32_t packed = pack_bf16(d_z[0], d_z[1]);
+    put_word<F>(d_z_tile, at.g + 8 * k, 2 * at.warp + j, packed);
+    d_z_t[2 * j + k] = movmatrix_transposed(packed);
+    x.d_target[2 * j + k] = pack_bf16(d_target[0], d_target[1]);
+  }
+  return F * mean_dg;
+}
+
+// dW += q^T dZ' + k^T dZ, db += the sums over tokens.
+template <int F>
+__device__ __forceinline__ void add_to_state_gradient(const BackwardStage<F>& stage,
+                                                      const std::uint32_t (&d_z_bar_t)[4],
+                                                      const std::uint32_t (&d_z_t)[4],
+                                                      LinearState<F>& d_state) {
+  const std::uint32_t from_bar[4] = {d_z_bar_t[0], d_z_bar_t[2], d_z_bar_t[1], d_z_bar_t[3]};
+  const std::uint32_t from_z[4] = {d_z_t[0], d_z_t[2], d_z_t[1], d_z_t[3]};
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t q_t[4], k_t[4];
+    load_transposed<F>(q_t, stage.q, i);
+    load_transposed<F>(k_t, stage.k, i);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum[4] = {};  // not dW itself: the tensor core truncates
+      mma_m16n8k16(sum, from_bar, q_t[2 * half], q_t[2 * half + 1]);
+      mma_m16n8k16(sum, from_z, k_t[2 * half], k_t[2 * half + 1]);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) d_state.w[2 * i + half][r] += sum[r];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    float sum[4] = {};
+    token_sums(sum, d_z_bar_t, j);
+    token_sums(sum, d_z_t, j);
+    d_state.b[j][0] += sum[0];
+    d_state.b[j][1] += sum[1];
+  }
+}
+
+// dq = d_out + dZ' W^T + dS k;  dk = -d_target + dZ W^T + dS^T q - c_r l G dW'^T;  dS = -c (dZ' (l G)^T), j <= i.
+template <int F>
+__device__ __forceinline__ void query_key_backward(const BackwardStage<F>& stage,
+                                                   const std::byte* shared, const std::byte* w_copy,
+                                                   const std::byte* d_w_copy, float last_scale,
+                                                   Walk<F>& walk, const Values& x,
+                                                   std::uint32_t (&d_q_out)[4],
+                                                   std::uint32_t (&d_k_out)[4]) {
+  const Lane at = this_lane();
+  float d_scores[2][4] = {}, d_q[2][4], d_k[2][4], stepped[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      d_q[j][r] = unpacked(x.d_out, j, r);
+      d_k[j][r] = -unpacked(x.d_target, j, r);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t d_z_bar[4], d_z[4], step[4], w[4], d_w[4];
+    load_rows<F>(d_z_bar, shared + BackwardMemory<F>::kDZBar, i);
+    load_rows<F>(d_z, shared + BackwardMemory<F>::kDZ, i);
+    load_rows<F>(step, stage.step, i);
+    load_transposed<F>(w, w_copy, at.warp, 16 * i);
+    load_transposed<F>(d_w, d_w_copy, at.warp, 16 * i);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      mma_m16n8k16(d_scores[j], d_z_bar, step[j], step[j + 2]);
+      mma_m16n8k16(d_q[j], d_z_bar, w[2 * j], w[2 * j + 1]);
+      mma_m16n8k16(d_k[j], d_z, w[2 * j], w[2 * j + 1]);
+      mma_m16n8k16(stepped[j], step, d_w[2 * j], d_w[2 * j + 1]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const bool is_past = 8 * j + 2 * at.t + (r & 1) <= at.g + 8 * (r >> 1);
+      d_scores[j][r] = is_past ? -d_scores[j][r] : 0.0F;
+      if (at.warp == 0) walk.d_scale[r >> 1] += d_scores[j][r] * x.scores[j][r];
+      d_k[j][r] -= last_scale * stepped[j][r];
+    }
+  }
+  std::uint32_t d_s[4], k_t[4], q_t[4];
+  pack_rows(d_s, d_scores, walk.scale);
+  const std::uint32_t d_s_t[4] = {movmatrix_transposed(d_s[0]), movmatrix_transposed(d_s[2]),
+                                  movmatrix_transposed(d_s[1]), movmatrix_transposed(d_s[3])};
+  load_transposed<F>(k_t, stage.k, at.warp);
+  load_transposed<F>(q_t, stage.q, at.warp);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    mma_m16n8k16(d_q[j], d_s, k_t[2 * j], k_t[2 * j + 1]);
+    mma_m16n8k16(d_k[j], d_s_t, q_t[2 * j], q_t[2 * j + 1]);
+  }
+  const float one[2] = {1, 1};
+  pack_rows(d_q_out, d_q, one);
+  pack_rows(d_k_out, d_k, one);
+}
+
+#endif
+
+}  // namespace ttt::kernels::cuda::fused::linear_backward
