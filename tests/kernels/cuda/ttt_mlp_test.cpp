@@ -1,0 +1,318 @@
+// The fused TTT-MLP kernels against the definition in double precision, both on the same bf16 inputs.
+
+#include "kernels/cuda/ttt_mlp.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/ttt_paths.h"
+#include "kernels/reference/ttt.h"
+#include "tests/kernels/ttt_cases.h"
+#include "tests/support/kernel_check.h"
+#include "tests/support/tensors.h"
+
+namespace ttt::test {
+namespace {
+
+using kernels::TttInputs;
+using kernels::TttSaved;
+using kernels::TttState;
+using kernels::cuda::MlpShape;
+namespace ref = kernels::reference;
+
+TttCase mlp_case(std::int64_t tokens, std::int64_t batch = 2, std::int64_t heads = 2) {
+  TttCase c = make_case(InnerModel::kMlp, tokens, 16, 64, 256);
+  c.sizes.batch = batch;
+  c.sizes.heads = heads;
+  return c;
+}
+
+void round_values(std::vector<double>& values, DType dtype) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  if (count > 0) values = values_of(tensor_of(values, {count}, dtype));
+}
+
+/// Inputs as both sides see them; the rows of W2 and b2 have means of the size of their deviations.
+TttTensors<double> mlp_tensors(const TttCase& c) {
+  TttTensors<double> x = make_tensors(c);
+  for (std::size_t i = 0; i < x.initial.w2.size(); ++i) {
+    x.initial.w2[i] += 0.05 * std::sin(static_cast<double>(i / 64));
+  }
+  for (double& value : x.initial.b2) value += 0.4;
+  for (auto& [name, values] : members(x)) {
+    round_values(*values, name.size() == 1 ? DType::kBF16 : DType::kF32);
+  }
+  return x;
+}
+
+TttLoss mlp_loss(const TttCase& c) {
+  TttLoss loss = make_loss(c);
+  round_values(loss.d_out, DType::kBF16);
+  return loss;
+}
+
+/// |actual - expected| <= tolerance |expected|, as vectors.
+void expect_norm_close(const std::string& name, const std::vector<double>& actual,
+                       const std::vector<double>& expected, double tolerance) {
+  ASSERT_EQ(actual.size(), expected.size()) << name;
+  double error = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    error += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  const double relative = std::sqrt(error / norm);
+  ::testing::Test::RecordProperty(name, std::to_string(relative));
+  EXPECT_TRUE(relative <= tolerance) << name << ": relative error " << relative;
+}
+
+struct MlpState {
+  Tensor w1, b1, w2, b2;
+  [[nodiscard]] TttState views() const { return {w1, b1, w2, b2}; }
+  [[nodiscard]] std::vector<std::pair<std::string, Tensor>> named() const {
+    return {{"w1", w1}, {"b1", b1}, {"w2", w2}, {"b2", b2}};
+  }
+};
+
+MlpState state_of(const TttCase& c, const TttWeights<double>& weights) {
+  const std::int64_t b = c.sizes.batch;
+  const std::int64_t h = c.sizes.heads;
+  return {tensor_of(weights.w1, {b, h, 64, 256}, DType::kF32),
+          tensor_of(weights.b1, {b, h, 1, 256}, DType::kF32),
+          tensor_of(weights.w2, {b, h, 256, 64}, DType::kF32),
+          tensor_of(weights.b2, {b, h, 1, 64}, DType::kF32)};
+}
+
+MlpState unset_state(const MlpState& like) {
+  return {unset(like.w1.shape(), DType::kF32), unset(like.b1.shape(), DType::kF32),
+          unset(like.w2.shape(), DType::kF32), unset(like.b2.shape(), DType::kF32)};
+}
+
+struct MlpRun {
+  TttCase c;
+  Tensor q, k, v, token_lr, token_scale, norm_weight, norm_bias;
+  MlpState initial, final_state;
+  Tensor out;
+  TttSaved saved;
+
+  MlpRun(TttCase tested, const TttTensors<double>& x) : c(std::move(tested)) {
+    const TttSizes& s = c.sizes;
+    const Shape rows{s.batch, s.tokens, s.heads, 64};
+    q = tensor_of(x.q, rows, DType::kBF16);
+    k = tensor_of(x.k, rows, DType::kBF16);
+    v = tensor_of(x.v, rows, DType::kBF16);
+    token_lr = tensor_of(x.token_lr, {s.batch, s.tokens, s.heads}, DType::kF32);
+    token_scale = tensor_of(x.token_scale, {16}, DType::kF32);
+    norm_weight = tensor_of(x.norm_weight, {s.heads, 64}, DType::kF32);
+    norm_bias = tensor_of(x.norm_bias, {s.heads, 64}, DType::kF32);
+    initial = state_of(c, x.initial);
+    final_state = unset_state(initial);
+    out = unset(rows, DType::kBF16);
+  }
+
+  [[nodiscard]] TttInputs inputs() const {
+    return {q, k, v, token_lr, token_scale, norm_weight, norm_bias};
+  }
+  void forward(MlpShape shape, Stream& stream) {
+    kernels::cuda::fused_mlp_forward_as(shape, inputs(), initial.views(), out, final_state.views(),
+                                        &saved, stream);
+    stream.synchronize();
+  }
+  [[nodiscard]] std::vector<Tensor> results() const {
+    return {out,
+            saved.checkpoints,
+            saved.step_gradients,
+            saved.hidden_step_gradients,
+            final_state.w1,
+            final_state.b1,
+            final_state.w2,
+            final_state.b2};
+  }
+};
+
+/// Gradients, those that are added to starting from `start`.
+struct MlpGradients {
+  Tensor d_q, d_k, d_v, d_token_lr, d_token_scale, d_norm_weight, d_norm_bias;
+  MlpState d_initial;
+
+  MlpGradients(const MlpRun& run, const std::vector<double>& d_out, const TttState& d_final,
+               double start, Stream& stream)
+      : d_q(unset(run.q.shape(), DType::kBF16)),
+        d_k(unset(run.q.shape(), DType::kBF16)),
+        d_v(unset(run.q.shape(), DType::kBF16)),
+        d_token_lr(unset(run.token_lr.shape(), DType::kF32)),
+        d_token_scale(run.token_scale.shape(), DType::kF32),
+        d_norm_weight(run.norm_weight.shape(), DType::kF32),
+        d_norm_bias(run.norm_bias.shape(), DType::kF32),
+        d_initial(unset_state(run.initial)) {
+    for (const Tensor& added : {d_token_scale, d_norm_weight, d_norm_bias}) fill(added, start);
+    kernels::cuda::fused_mlp_backward(
+        run.inputs(), run.initial.views(), run.saved, tensor_of(d_out, run.q.shape(), DType::kBF16),
+        d_final, {d_q, d_k, d_v, d_token_lr, d_token_scale, d_norm_weight, d_norm_bias},
+        d_initial.views(), stream);
+    stream.synchronize();
+  }
+  [[nodiscard]] std::vector<Tensor> all() const {
+    return {d_q,         d_k,          d_v,          d_token_lr,   d_token_scale, d_norm_weight,
+            d_norm_bias, d_initial.w1, d_initial.b1, d_initial.w2, d_initial.b2};
+  }
+};
+
+void expect_same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(std::memcmp(a[i].view().raw(), b[i].view().raw(),
+                          static_cast<std::size_t>(a[i].view().num_bytes())),
+              0)
+        << "result " << i;
+  }
+}
+
+// bf16 operands (2^-9 each) in sums of 64 to 256 terms: a few 1e-3 of the norm (out adds a rounding of 2^-9); the
+// backward is a chain of some ten such products, and dL/dc has few and cancelling terms.
+constexpr double kOutTolerance = 5e-3;
+constexpr double kStateTolerance = 1e-2;
+constexpr double kGradientTolerance = 1e-2;
+constexpr double kScaleTolerance = 2e-2;
+
+class CudaTttMlp : public ::testing::TestWithParam<std::int64_t> {};
+
+TEST_P(CudaTttMlp, ForwardMatchesReferenceAndShapesGiveTheSameBits) {
+  const TttCase c = mlp_case(GetParam());
+  const TttTensors<double> x = mlp_tensors(c);
+  const TttOutputs<double> expected = ref::ttt_forward(c.sizes, c.options, x);
+  Stream stream = test::stream();
+  MlpRun one_block(c, x);
+  one_block.forward(MlpShape::kOneBlock, stream);
+  expect_norm_close("out", values_of(one_block.out), expected.out, kOutTolerance);
+  const TttWeights<double>& state = expected.final_state;
+  expect_norm_close("w1", values_of(one_block.final_state.w1), state.w1, kStateTolerance);
+  expect_norm_close("b1", values_of(one_block.final_state.b1), state.b1, kStateTolerance);
+  expect_norm_close("w2", values_of(one_block.final_state.w2), state.w2, kStateTolerance);
+  expect_norm_close("b2", values_of(one_block.final_state.b2), state.b2, kStateTolerance);
+  MlpRun cluster(c, x);
+  cluster.forward(MlpShape::kCluster, stream);
+  expect_same_bits(cluster.results(), one_block.results());
+}
+
+void expect_backward_matches(const TttCase& c, bool has_d_final) {
+  const TttTensors<double> x = mlp_tensors(c);
+  TttLoss loss = mlp_loss(c);
+  const MlpState d_final = state_of(c, loss.d_final);
+  if (!has_d_final) loss.d_final = {};
+  const TttTensors<double> expected =
+      ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final);
+  Stream stream = test::stream();
+  MlpRun run(c, x);
+  run.forward(MlpShape::kOneBlock, stream);
+  const MlpGradients d(run, loss.d_out, has_d_final ? d_final.views() : TttState{}, 0, stream);
+  expect_norm_close("d_q", values_of(d.d_q), expected.q, kGradientTolerance);
+  expect_norm_close("d_k", values_of(d.d_k), expected.k, kGradientTolerance);
+  expect_norm_close("d_v", values_of(d.d_v), expected.v, kGradientTolerance);
+  expect_norm_close("d_lr", values_of(d.d_token_lr), expected.token_lr, kGradientTolerance);
+  expect_norm_close("d_scale", values_of(d.d_token_scale), expected.token_scale, kScaleTolerance);
+  expect_norm_close("d_weight", values_of(d.d_norm_weight), expected.norm_weight,
+                    kGradientTolerance);
+  expect_norm_close("d_bias", values_of(d.d_norm_bias), expected.norm_bias, kGradientTolerance);
+  expect_norm_close("d_w1", values_of(d.d_initial.w1), expected.initial.w1, kGradientTolerance);
+  expect_norm_close("d_b1", values_of(d.d_initial.b1), expected.initial.b1, kGradientTolerance);
+  expect_norm_close("d_w2", values_of(d.d_initial.w2), expected.initial.w2, kGradientTolerance);
+  expect_norm_close("d_b2", values_of(d.d_initial.b2), expected.initial.b2, kGradientTolerance);
+}
+
+TEST_P(CudaTttMlp, BackwardMatchesReference) {
+  expect_backward_matches(mlp_case(GetParam()), true);
+}
+
+TEST_P(CudaTttMlp, BackwardWithoutFinalGradientMatchesReference) {
+  expect_backward_matches(mlp_case(GetParam()), false);
+}
+
+INSTANTIATE_TEST_SUITE_P(CudaTokens, CudaTttMlp, ::testing::Values(1, 5, 16, 37));
+
+TEST(CudaTttMlpBits, RerunIsBitwiseEqual) {
+  const TttCase c = mlp_case(37, 1, 2);
+  const TttTensors<double> x = mlp_tensors(c);
+  const TttLoss loss = mlp_loss(c);
+  const MlpState d_final = state_of(c, loss.d_final);
+  Stream stream = test::stream();
+  MlpRun first(c, x), second(c, x);
+  first.forward(MlpShape::kOneBlock, stream);
+  second.forward(MlpShape::kOneBlock, stream);
+  expect_same_bits(first.results(), second.results());
+  const MlpGradients d_first(first, loss.d_out, d_final.views(), 0, stream);
+  const MlpGradients d_second(second, loss.d_out, d_final.views(), 0, stream);
+  expect_same_bits(d_first.all(), d_second.all());
+}
+
+TEST(CudaTttMlpArguments, FinalStateMayAliasInitialOrBeEmpty) {
+  const TttCase c = mlp_case(20, 2, 1);
+  const TttTensors<double> x = mlp_tensors(c);
+  Stream stream = test::stream();
+  for (const MlpShape shape : {MlpShape::kOneBlock, MlpShape::kCluster}) {
+    MlpRun apart(c, x), aliased(c, x), without(c, x);
+    apart.forward(shape, stream);
+    aliased.final_state = aliased.initial;
+    aliased.forward(shape, stream);
+    expect_same_bits(aliased.results(), apart.results());
+    kernels::cuda::fused_mlp_forward_as(shape, without.inputs(), without.initial.views(),
+                                        without.out, {}, nullptr, stream);
+    stream.synchronize();
+    expect_same_bits({without.out}, {apart.out});
+  }
+}
+
+TEST(CudaTttMlpArguments, ParameterGradientsAreAddedTo) {
+  const TttCase c = mlp_case(17, 2, 1);
+  const TttTensors<double> x = mlp_tensors(c);
+  const TttLoss loss = mlp_loss(c);
+  Stream stream = test::stream();
+  MlpRun run(c, x);
+  run.forward(MlpShape::kOneBlock, stream);
+  const MlpGradients from_zero(run, loss.d_out, {}, 0, stream);
+  const MlpGradients from_four(run, loss.d_out, {}, 4, stream);
+  const auto expect_four_more = [](const Tensor& more, const Tensor& less) {
+    const std::vector<double> a = values_of(more);
+    const std::vector<double> b = values_of(less);
+    for (std::size_t i = 0; i < a.size(); ++i) EXPECT_NEAR(a[i], b[i] + 4, 1e-5);
+  };
+  expect_four_more(from_four.d_token_scale, from_zero.d_token_scale);
+  expect_four_more(from_four.d_norm_weight, from_zero.d_norm_weight);
+  expect_four_more(from_four.d_norm_bias, from_zero.d_norm_bias);
+}
+
+TEST(CudaTttMlpArguments, DispatchTakesTheFusedKernelAtHeadDim64) {
+  const auto is_fused = [](std::int64_t features) {
+    TttOptions options;
+    options.model = InnerModel::kMlp;
+    const Tensor q({1, 1, 1, features}, DType::kBF16);
+    const Tensor w1({1, 1, features, 4 * features}, DType::kF32);
+    return kernels::cuda::is_fused({q, q, q, {}, {}, {}, {}}, options, {w1, {}, {}, {}});
+  };
+  EXPECT_TRUE(is_fused(64));
+  EXPECT_FALSE(is_fused(96));
+  EXPECT_FALSE(is_fused(32));
+}
+
+// For ThreadSanitizer (tests/support/simt/threads.cpp): a full mini-batch and a short one.
+TEST(CudaRaceTttMlp, OnePair) {
+  const TttCase c = mlp_case(18, 1, 1);
+  const TttTensors<double> x = mlp_tensors(c);
+  const TttLoss loss = mlp_loss(c);
+  const MlpState d_final = state_of(c, loss.d_final);
+  Stream stream = test::stream();
+  MlpRun cluster(c, x), run(c, x);
+  cluster.forward(MlpShape::kCluster, stream);
+  run.forward(MlpShape::kOneBlock, stream);
+  expect_same_bits(cluster.results(), run.results());
+  const MlpGradients d(run, loss.d_out, d_final.views(), 0, stream);
+  for (const double value : values_of(d.d_k)) ASSERT_TRUE(std::isfinite(value));
+}
+
+}  // namespace
+}  // namespace ttt::test
