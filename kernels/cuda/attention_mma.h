@@ -29,21 +29,27 @@ __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) 
 
 /// Queues the copy of `rows` rows to a tile of kRows; its further rows are set to zero.
 template <int kRows, int kDim>
-__device__ __forceinline__ void load_rows(const BFloat16* from, std::int64_t from_stride,
-                                          std::int64_t rows, BFloat16* to) {
-  constexpr int kChunks = kDim / 8;
-  static_assert(kRows * kChunks % kThreads == 0);
-  const int count = rows_of_tile(rows, kRows);
+__device__ __forceinline__ void load_rows(const BFloat16* from, std::int64_t from_stride, int rows,
+                                          BFloat16* to) {
+  constexpr int kAcross = kDim % 64 == 0 ? 8 : 4;  // threads of a row
+  constexpr int kStep = kThreads / kAcross;        // rows at a time
+  static_assert(kRows % kStep == 0 && kDim % (8 * kAcross) == 0);
+  const int first = static_cast<int>(threadIdx.x) / kAcross;
+  const int column = static_cast<int>(threadIdx.x) % kAcross * 8;
+  const int left = rows - first;
+  // One running pointer: addresses of every row, kept over the caller's loop, would cost registers.
+  from += first * from_stride + column;
+  to += first * kStride<kDim> + column;
 #pragma unroll
-  for (int begin = 0; begin < kRows * kChunks; begin += kThreads) {
-    const int i = begin + static_cast<int>(threadIdx.x);
-    const int row = i / kChunks;
-    const int column = i % kChunks * 8;
-    BFloat16* const chunk = to + row * kStride<kDim> + column;
-    if (row < count) {
-      copy_async_16(chunk, from + row * from_stride + column);
-    } else {
-      *reinterpret_cast<uint4*>(chunk) = uint4{0, 0, 0, 0};
+  for (int row = 0; row < kRows; row += kStep, from += kStep * from_stride) {
+#pragma unroll
+    for (int chunk = 0; chunk < kDim; chunk += 8 * kAcross) {
+      BFloat16* const to_chunk = to + row * kStride<kDim> + chunk;
+      if (row < left) {
+        copy_async_16(to_chunk, from + chunk);
+      } else {
+        *reinterpret_cast<uint4*>(to_chunk) = uint4{0, 0, 0, 0};
+      }
     }
   }
 }
@@ -110,7 +116,7 @@ __device__ __forceinline__ void multiply(Fragments<kBlocks, kDim / 8>& c,
 template <int kDim, int kBlocks>
 __device__ __forceinline__ void store_rows(const Fragments<kBlocks, kDim / 8>& c, float factor,
                                            BFloat16* shared, BFloat16* to, std::int64_t to_stride,
-                                           std::int64_t rows) {
+                                           int rows) {
   const int lane = lane_id();
   __syncwarp();  // what other lanes read there
 #pragma unroll

@@ -9,9 +9,9 @@ namespace ttt::kernels::cuda::attention_mma {
 // Sizes that leave a thread's accumulators and two tiles of scores in its 255 registers.
 template <int kDim>
 struct BackwardQueriesTile {
-  static constexpr int kBlocks = 2;
+  static constexpr int kBlocks = kDim <= 64 ? 2 : 1;
   static constexpr int kQueries = 16 * kBlocks * kWarps;
-  static constexpr int kKeys = kDim <= 64 ? 64 : 32;
+  static constexpr int kKeys = kDim <= 64 ? 32 : 64;
   static constexpr std::size_t kSharedBytes =
       sizeof(BFloat16) * kStride<kDim> * (2 * kQueries + 2 * 2 * kKeys);
 };
@@ -40,14 +40,14 @@ __global__ void __launch_bounds__(kThreads) backward_queries_kernel(AttentionBac
   const AttentionPlace at = attention_place(n.batch, n.heads);
   const std::int64_t num_tiles = (n.queries + Tile::kQueries - 1) / Tile::kQueries;
   const std::int64_t query = (num_tiles - 1 - at.tile) * Tile::kQueries;  // the longest first
-  const std::int64_t left = n.queries - query;
-  const std::int64_t num_keys = query + rows_of_tile(left, Tile::kQueries);
+  const int left = rows_of_tile(n.queries - query, Tile::kQueries);
+  const int num_keys = static_cast<int>(query) + left;
   const std::int64_t queries = n.query_offset(at.batch, at.head) + query * n.query_stride();
   const std::int64_t keys = n.key_offset(at.batch, at.head / n.group());
   const int first_row = warp_id() * 16 * kBlocks;  // of the warp in the tile
-  const std::int64_t position = query + first_row;
+  const int position = static_cast<int>(query) + first_row;
 
-  const auto queue_keys = [&](std::int64_t key, int stage) {
+  const auto queue_keys = [&](int key, int stage) {
     const std::int64_t from = keys + key * n.key_stride();
     BFloat16* const to = kv + stage * 2 * kKeyElements;
     load_rows<Tile::kKeys, kDim>(p.k + from, n.key_stride(), num_keys - key, to);
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kThreads) backward_queries_kernel(AttentionBac
 
   Fragments<kBlocks, kDim / 8> d_q = {};
   int stage = 0;
-  for (std::int64_t key = 0; key < num_keys; key += Tile::kKeys, stage ^= 1) {
+  for (int key = 0; key < num_keys; key += Tile::kKeys, stage ^= 1) {
     copy_async_wait<0>();
     __syncthreads();  // this stage is there, and the other one is read
-    const std::int64_t next = key + Tile::kKeys;
+    const int next = key + Tile::kKeys;
     if (next < num_keys) queue_keys(next, stage ^ 1);
     copy_async_commit();
     if (first_row >= left || key >= position + 16 * kBlocks) continue;  // sees none of these keys
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) backward_queries_kernel(AttentionBac
     Fragments<kBlocks, Tile::kKeys / 8> p_scores = {}, d_scores = {};
     multiply_transposed<kDim>(p_scores, q + first_row * kStride<kDim>, k);
     multiply_transposed<kDim>(d_scores, d_out + first_row * kStride<kDim>, k + kKeyElements);
-    const int limit = static_cast<int>(position - key) + lane_id() / 4 - lane_id() % 4 * 2;
+    const int limit = position - key + lane_id() / 4 - lane_id() % 4 * 2;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
@@ -114,51 +114,56 @@ __global__ void __launch_bounds__(kThreads) backward_keys_kernel(AttentionBackwa
   auto* const terms = reinterpret_cast<float*>(queries + 4 * kQueryElements);  // [2 stages]
 
   const AttentionPlace at = attention_place(n.batch, n.key_heads);
-  const std::int64_t key = at.tile * Tile::kKeys;
+  const int key = static_cast<int>(at.tile) * Tile::kKeys;
+  const int left = static_cast<int>(n.queries) - key;  // keys, and queries that see them
   const std::int64_t keys = n.key_offset(at.batch, at.head) + key * n.key_stride();
   const int first_row = warp_id() * 16 * kBlocks;  // of the warp in the tile
-  // Queries before the tile do not see it; a tile of keys begins where one of queries does.
-  const std::int64_t tiles_of_head = (n.queries - key + Tile::kQueries - 1) / Tile::kQueries;
-  const std::int64_t num_tiles = n.group() * tiles_of_head;
-  const auto first_query = [&](std::int64_t i) { return key + i % tiles_of_head * Tile::kQueries; };
+  const int group = static_cast<int>(n.group());
+  const std::int64_t head = at.head * group;
 
-  const auto queue_queries = [&](std::int64_t i, int stage) {
-    const std::int64_t head = at.head * n.group() + i / tiles_of_head;
-    const std::int64_t query = first_query(i);
-    const std::int64_t from = n.query_offset(at.batch, head) + query * n.query_stride();
+  // Queries [begin, ..) after the first that sees a key of the tile.
+  const auto queue_queries = [&](int h, int begin, int stage) {
+    const std::int64_t row = key + begin;
+    const std::int64_t from = n.query_offset(at.batch, head + h) + row * n.query_stride();
     BFloat16* const to = queries + stage * 2 * kQueryElements;
-    load_rows<Tile::kQueries, kDim>(p.q + from, n.query_stride(), n.queries - query, to);
-    load_rows<Tile::kQueries, kDim>(p.d_out + from, n.query_stride(), n.queries - query,
+    load_rows<Tile::kQueries, kDim>(p.q + from, n.query_stride(), left - begin, to);
+    load_rows<Tile::kQueries, kDim>(p.d_out + from, n.query_stride(), left - begin,
                                     to + kQueryElements);
     const int term = static_cast<int>(threadIdx.x);
     if (term >= 2 * Tile::kQueries) return;
     float* const to_term = terms + stage * 2 * Tile::kQueries + term;
-    if (query + term / 2 < n.queries) {
-      copy_async_4(to_term, p.terms + 2 * ((at.batch * n.heads + head) * n.queries + query) + term);
+    if (begin + term / 2 < left) {
+      copy_async_4(to_term,
+                   p.terms + 2 * ((at.batch * n.heads + head + h) * n.queries + row) + term);
     } else {
       *to_term = 0;  // with d_out = 0: no gradients
     }
   };
-  load_rows<Tile::kKeys, kDim>(p.k + keys, n.key_stride(), n.keys - key, k);
-  load_rows<Tile::kKeys, kDim>(p.v + keys, n.key_stride(), n.keys - key, v);
-  queue_queries(0, 0);
+  load_rows<Tile::kKeys, kDim>(p.k + keys, n.key_stride(), left, k);
+  load_rows<Tile::kKeys, kDim>(p.v + keys, n.key_stride(), left, v);
+  queue_queries(0, 0, 0);
   copy_async_commit();
 
   Fragments<kBlocks, kDim / 8> d_k = {}, d_v = {};
-  for (std::int64_t i = 0; i < num_tiles; ++i) {
-    const int stage = static_cast<int>(i % 2);
+  int stage = 0;
+  for (int h = 0, begin = 0; h < group; stage ^= 1) {
     copy_async_wait<0>();
-    __syncthreads();  // this stage is there, and the other one is read
-    if (i + 1 < num_tiles) queue_queries(i + 1, stage ^ 1);
+    __syncthreads();                      // this stage is there, and the other one is read
+    const int ahead = begin - first_row;  // of the warp's first key
+    begin += Tile::kQueries;
+    if (begin >= left) {
+      begin = 0;
+      ++h;
+    }
+    if (h < group) queue_queries(h, begin, stage ^ 1);
     copy_async_commit();
-    const std::int64_t ahead = first_query(i) - key - first_row;  // of the warp's first key
-    if (ahead + Tile::kQueries <= 0) continue;                    // none sees the warp's keys
+    if (ahead + Tile::kQueries <= 0) continue;  // none sees the warp's keys
     const BFloat16* const q = queries + stage * 2 * kQueryElements;
     const BFloat16* const d_out = q + kQueryElements;
     Fragments<kBlocks, Tile::kQueries / 8> p_scores = {}, d_scores = {};
     multiply_transposed<kDim>(p_scores, k + first_row * kStride<kDim>, q);
     multiply_transposed<kDim>(d_scores, v + first_row * kStride<kDim>, d_out);
-    const int limit = static_cast<int>(ahead) - lane_id() / 4 + lane_id() % 4 * 2;
+    const int limit = ahead - lane_id() / 4 + lane_id() % 4 * 2;
 #pragma unroll
     for (int tile = 0; tile < Tile::kQueries / 8; ++tile) {
       const float4 columns = *reinterpret_cast<const float4*>(
@@ -180,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) backward_keys_kernel(AttentionBackwa
     multiply<kDim>(d_k, d_scores, q);
   }
   const std::int64_t to = keys + first_row * n.key_stride();
-  const std::int64_t rows = n.keys - key - first_row;
+  const int rows = left - first_row;
   store_rows<kDim>(d_k, p.scale, k + first_row * kStride<kDim>, p.d_k + to, n.key_stride(), rows);
   store_rows<kDim>(d_v, 1.0F, v + first_row * kStride<kDim>, p.d_v + to, n.key_stride(), rows);
 }

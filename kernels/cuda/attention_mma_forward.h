@@ -10,7 +10,7 @@ struct ForwardTile {
   static constexpr int kBlocks =
       2;  // of 16 queries a warp: a fragment of keys or values serves them all
   static constexpr int kQueries = 16 * kBlocks * kWarps;
-  static constexpr int kKeys = 64;
+  static constexpr int kKeys = kDim <= 64 ? 64 : 32;
   static constexpr std::size_t kSharedBytes =
       sizeof(BFloat16) * kStride<kDim> * (kQueries + 2 * kKeys);
 };
@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_to_softmax(RunningSoftmax& softmax, float (&
 /// out /= sum of its row; stores lse of this block's 16 rows, `rows` of which exist.
 template <int kTiles>
 __device__ __forceinline__ void finish_softmax(RunningSoftmax& softmax, float (&out)[kTiles][4],
-                                               float* lse, std::int64_t rows) {
+                                               float* lse, int rows) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = softmax.sum[half];
@@ -102,14 +102,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForward<BFlo
   const AttentionPlace at = attention_place(n.batch, n.heads);
   const std::int64_t num_tiles = (n.queries + Tile::kQueries - 1) / Tile::kQueries;
   const std::int64_t query = (num_tiles - 1 - at.tile) * Tile::kQueries;  // the longest first
-  const std::int64_t left = n.queries - query;
-  const std::int64_t shift = n.keys - n.queries;
-  const std::int64_t num_keys =  // that the last query sees
-      query + shift + rows_of_tile(left, Tile::kQueries);
+  const int left = rows_of_tile(n.queries - query, Tile::kQueries);
+  const int position = static_cast<int>(query + n.keys - n.queries);  // of the first query
+  const int num_keys = position + left;                               // that the last query sees
   const std::int64_t queries = n.query_offset(at.batch, at.head) + query * n.query_stride();
   const std::int64_t keys = n.key_offset(at.batch, at.head / n.group());
   const int first_row = warp_id() * 16 * kBlocks;  // of the warp in the tile
-  const std::int64_t position = query + shift + first_row;
   BFloat16* const own_q = q + first_row * kStride<kDim>;
 
   load_rows<Tile::kQueries, kDim>(p.q + queries, n.query_stride(), left, q);
@@ -117,31 +115,32 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForward<BFlo
   copy_async_commit();
   RunningSoftmax softmax[kBlocks];
   Fragments<kBlocks, kDim / 8> out = {};
-  for (std::int64_t key = 0; key < num_keys; key += Tile::kKeys) {
+  for (int key = 0; key < num_keys; key += Tile::kKeys) {
     copy_async_wait<0>();
     __syncthreads();  // keys are there, and the values before them are read
     load_rows<Tile::kKeys, kDim>(p.v + keys + key * n.key_stride(), n.key_stride(), num_keys - key,
                                  v);
     copy_async_commit();
-    // Warps whose queries do not exist or see none of these keys only copy.
-    const bool is_seen = first_row < left && key < position + 16 * kBlocks;
+    // Warps whose queries do not exist or see none of these keys have nothing to add. Their scores are made all the
+    // same: a branch here costs the registers that make larger head dims spill.
+    const bool is_seen = first_row < left && key < position + first_row + 16 * kBlocks;
     Fragments<kBlocks, Tile::kKeys / 8> scores = {};
-    if (is_seen) multiply_transposed<kDim>(scores, own_q, k);
+    multiply_transposed<kDim>(scores, own_q, k);
     copy_async_wait<0>();
     __syncthreads();  // values are there, and the keys before them are read
-    const std::int64_t next = key + Tile::kKeys;
+    const int next = key + Tile::kKeys;
     if (next < num_keys) {
       load_rows<Tile::kKeys, kDim>(p.k + keys + next * n.key_stride(), n.key_stride(),
                                    num_keys - next, k);
     }
     copy_async_commit();
     if (!is_seen) continue;
-    const bool is_masked = next - 1 > position;
+    const bool is_masked = next - 1 > position + first_row;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      const int row = block * 16 + lane_id() / 4;
+      const int row = first_row + block * 16 + lane_id() / 4;
       scale_and_mask(scores[block], p.scale * kLog2E, is_masked,
-                     static_cast<int>(position - key) + row - lane_id() % 4 * 2);
+                     position - key + row - lane_id() % 4 * 2);
       add_to_softmax(softmax[block], scores[block], out[block]);
     }
     multiply<kDim>(out, scores, v);
@@ -149,10 +148,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionForward<BFlo
   if (first_row >= left) return;  // no barriers of the block follow
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block) {
-    const std::int64_t row = query + first_row + block * 16;
-    float* const lse =
-        p.lse == nullptr ? nullptr : p.lse + (at.batch * n.heads + at.head) * n.queries + row;
-    finish_softmax(softmax[block], out[block], lse, n.queries - row);
+    const int row = first_row + block * 16;
+    float* const lse = p.lse == nullptr
+                           ? nullptr
+                           : p.lse + (at.batch * n.heads + at.head) * n.queries + query + row;
+    finish_softmax(softmax[block], out[block], lse, left - row);
   }
   store_rows<kDim>(out, 1.0F, own_q, p.out + queries + first_row * n.query_stride(),
                    n.query_stride(), left - first_row);

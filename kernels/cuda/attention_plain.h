@@ -49,7 +49,7 @@ __device__ __forceinline__ void add_to_softmax(float* scores, int stride, int ro
 }
 
 template <typename T, int kRows, int kColumns>
-__global__ void __launch_bounds__(tiles::kThreads) plain_forward_kernel(AttentionForward<T> p) {
+__global__ void __launch_bounds__(tiles::kThreads, 1) plain_forward_kernel(AttentionForward<T> p) {
   using Tile = PlainForwardTile<kRows, kColumns>;
   constexpr int kPairStride = tiles::stride_of(Tile::kKeys);
   const AttentionSizes n = p.n;
@@ -178,7 +178,7 @@ __device__ __forceinline__ void load_keys(const AttentionBackward<T>& p, std::in
 
 /// d_k and d_v of one tile of keys: all queries that see it, of the group's heads in their order.
 template <typename T, int kRows>
-__global__ void __launch_bounds__(tiles::kThreads)
+__global__ void __launch_bounds__(tiles::kThreads, 1)
     plain_backward_keys_kernel(AttentionBackward<T> p) {
   constexpr int kSize = PlainBackwardTile<kRows>::kSize;
   constexpr int kPairStride = tiles::stride_of(kSize);
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(tiles::kThreads)
 
 /// d_q of one tile of queries: all keys that it sees.
 template <typename T, int kRows>
-__global__ void __launch_bounds__(tiles::kThreads)
+__global__ void __launch_bounds__(tiles::kThreads, 1)
     plain_backward_queries_kernel(AttentionBackward<T> p) {
   constexpr int kSize = PlainBackwardTile<kRows>::kSize;
   constexpr int kPairStride = tiles::stride_of(kSize);
