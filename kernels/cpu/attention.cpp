@@ -8,6 +8,7 @@
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_matrix.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -320,11 +321,14 @@ void run_backward(const Sizes& n, const BackwardViews& views, double scale) {
 }  // namespace
 
 void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
-                       double scale, Stream& /*stream*/) {
+                       double scale, Stream& stream) {
   const Sizes n = sizes_of(q, k);
   expect_shape("v", v, k.shape());
   expect_shape("out", out, q.shape());
   if (!lse.empty()) expect_shape("lse", lse, {n.batch, n.heads, n.queries});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->attention_forward(q, k, v, out, lse, scale, stream);
+  }
   visit_real(q.dtype(), [&](auto scalar) {
     using T = decltype(scalar);
     const T* q_data = q.data<T>();
@@ -347,7 +351,7 @@ void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out,
 
 void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                         TensorView d_out, TensorView d_q, TensorView d_k, TensorView d_v,
-                        double scale, Stream& /*stream*/) {
+                        double scale, Stream& stream) {
   const Sizes n = sizes_of(q, k);
   TTT_CHECK(n.queries == n.keys, "backward of {} queries against {} keys", n.queries, n.keys);
   expect_shape("v", v, k.shape());
@@ -357,6 +361,9 @@ void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out
   expect_shape("d_q", d_q, q.shape());
   expect_shape("d_k", d_k, k.shape());
   expect_shape("d_v", d_v, k.shape());
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->attention_backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
+  }
   visit_real(q.dtype(), [&](auto scalar) {
     run_backward<decltype(scalar)>(n, {q, k, v, out, lse, d_out, d_q, d_k, d_v}, scale);
   });

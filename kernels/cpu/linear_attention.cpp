@@ -6,6 +6,7 @@
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/vector_math.h"
+#include "kernels/device_ops.h"
 
 namespace ttt::kernels {
 namespace {
@@ -263,13 +264,16 @@ void check_state(const char* kv_name, const char* sum_name, const LinearAttentio
 void linear_attention_forward(TensorView q, TensorView k, TensorView v, TensorView out,
                               const LinearAttentionState& initial,
                               const LinearAttentionState& final_state,
-                              const LinearAttentionOptions& options, Stream& /*stream*/) {
+                              const LinearAttentionOptions& options, Stream& stream) {
   const Sizes n = sizes_of(q);
   expect_shape("k", k, q.shape());
   expect_shape("v", v, q.shape());
   expect_shape("out", out, q.shape());
   check_state("initial.kv", "initial.k_sum", initial, n);
   check_state("final_state.kv", "final_state.k_sum", final_state, n);
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->linear_attention_forward(q, k, v, out, initial, final_state, options, stream);
+  }
   visit_real(q.dtype(), [&](auto scalar) {
     using T = decltype(scalar);
     const auto at = [](const TensorView& view, std::int64_t offset) {
@@ -290,7 +294,7 @@ void linear_attention_forward(TensorView q, TensorView k, TensorView v, TensorVi
 
 void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorView d_out,
                                TensorView d_q, TensorView d_k, TensorView d_v,
-                               const LinearAttentionOptions& options, Stream& /*stream*/) {
+                               const LinearAttentionOptions& options, Stream& stream) {
   const Sizes n = sizes_of(q);
   expect_shape("k", k, q.shape());
   expect_shape("v", v, q.shape());
@@ -298,6 +302,9 @@ void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorV
   expect_shape("d_q", d_q, q.shape());
   expect_shape("d_k", d_k, q.shape());
   expect_shape("d_v", d_v, q.shape());
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->linear_attention_backward(q, k, v, d_out, d_q, d_k, d_v, options, stream);
+  }
   visit_real(q.dtype(), [&](auto scalar) {
     using T = decltype(scalar);
     cpu::for_each_block(n.batch * n.heads, [&](std::int64_t i) {

@@ -5,6 +5,7 @@
 
 #include "kernels/reference/linear_attention.h"
 #include "tests/support/complex_step.h"
+#include "tests/support/kernel_check.h"
 #include "tests/support/tensors.h"
 
 namespace ttt::kernels {
@@ -52,8 +53,18 @@ struct Case {
     return r;
   }
 
-  [[nodiscard]] Result cpu(DType dtype) const {
-    Stream stream;
+  // As a kernel sees activations of this type.
+  [[nodiscard]] Case rounded(DType dtype) const {
+    Case c = *this;
+    for (Values* values : {&c.q, &c.k, &c.v, &c.d_out}) {
+      *values = values_of(tensor_of(*values, shape(), dtype));
+    }
+    return c;
+  }
+
+  [[nodiscard]] Result run(DType dtype) const {
+    Stream stream = test::stream();
+    const DType state = dtype == DType::kBF16 ? DType::kF32 : dtype;
     const Tensor tq = tensor_of(q, shape(), dtype);
     const Tensor tk = tensor_of(k, shape(), dtype);
     const Tensor tv = tensor_of(v, shape(), dtype);
@@ -61,11 +72,12 @@ struct Case {
     const Tensor d_q = unset(shape(), dtype);
     const Tensor d_k = unset(shape(), dtype);
     const Tensor d_v = unset(shape(), dtype);
-    const Tensor kv = unset({n.batch, n.heads, n.dim, n.dim}, dtype);
-    const Tensor k_sum = unset({n.batch, n.heads, n.dim}, dtype);
+    const Tensor kv = unset({n.batch, n.heads, n.dim, n.dim}, state);
+    const Tensor k_sum = unset({n.batch, n.heads, n.dim}, state);
     linear_attention_forward(tq, tk, tv, out, {}, {kv, k_sum}, options, stream);
     linear_attention_backward(tq, tk, tv, tensor_of(d_out, shape(), dtype), d_q, d_k, d_v, options,
                               stream);
+    stream.synchronize();
     return {values_of(out), values_of(d_q), values_of(d_k),
             values_of(d_v), values_of(kv),  values_of(k_sum)};
   }
@@ -86,24 +98,32 @@ class LinearAttention
 
 TEST_P(LinearAttention, DoubleEqualsQuadraticReference) {
   const Case c = subject();
-  expect_result(c.cpu(DType::kF64), c.reference(), 1e-12);
+  expect_result(c.run(DType::kF64), c.reference(), 1e-12);
 }
 
 TEST_P(LinearAttention, FloatEqualsQuadraticReference) {
   const Case c = subject();
   // Rounding of sums over up to 257 tokens and F channels; the largest entry, which sets the scale, has few of them
   // cancelled.
-  expect_result(c.cpu(DType::kF32), c.reference(), 1e-5);
+  expect_result(c.run(DType::kF32), c.reference(), 1e-5);
 }
+
+#ifdef TTT_TEST_CUDA
+TEST_P(LinearAttention, BFloat16EqualsQuadraticReference) {
+  const Case c = subject().rounded(DType::kBF16);
+  // Arithmetic in fp32; the results are rounded once.
+  expect_result(c.run(DType::kBF16), c.reference(), 4e-3);
+}
+#endif
 
 TEST_P(LinearAttention, BitsDoNotDependOnTheNumberOfThreads) {
   const Case c = subject();
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  const Result one = c.cpu(DType::kF32);
+  const Result one = c.run(DType::kF32);
   for (const int count : {2, 3}) {
     omp_set_num_threads(count);
-    const Result many = c.cpu(DType::kF32);
+    const Result many = c.run(DType::kF32);
     EXPECT_EQ(one.out, many.out);
     EXPECT_EQ(one.d_q, many.d_q);
     EXPECT_EQ(one.d_k, many.d_k);
@@ -126,7 +146,10 @@ INSTANTIATE_TEST_SUITE_P(Sizes, LinearAttention,
                                                           LinearAttentionSizes{2, 7, 3, 5},
                                                           LinearAttentionSizes{1, 64, 2, 16},
                                                           LinearAttentionSizes{2, 65, 2, 9},
-                                                          LinearAttentionSizes{1, 257, 2, 8}),
+                                                          LinearAttentionSizes{1, 257, 2, 8},
+                                                          LinearAttentionSizes{1, 70, 1, 64},
+                                                          LinearAttentionSizes{1, 35, 1, 130},
+                                                          LinearAttentionSizes{1, 18, 1, 180}),
                                           testing::Values(kPlain, kElu, kEluNormalized)),
                          name_of_case);
 
@@ -154,18 +177,19 @@ TEST_P(LinearAttentionReference, GradientsMatchComplexStep) {
 INSTANTIATE_TEST_SUITE_P(Options, LinearAttentionReference,
                          testing::Values(kPlain, kElu, kEluNormalized));
 
-TEST(LinearAttentionState, CarriedOverASplitEqualsOneCall) {
+// A prefill longer than a chunk, an odd piece, and single tokens; the state is updated in place.
+void expect_split_equals_one_call(DType dtype, double tolerance) {
   const std::int64_t tokens = 101;
-  const Case whole({1, tokens, 2, 4}, kEluNormalized);
-  const Result expected = whole.cpu(DType::kF64);
-  Stream stream;
-  const Tensor kv = Tensor::zeros({1, 2, 4, 4}, DType::kF64);
-  const Tensor k_sum = Tensor::zeros({1, 2, 4}, DType::kF64);
-  const Tensor q = tensor_of(whole.q, {tokens, 2, 4}, DType::kF64);
-  const Tensor k = tensor_of(whole.k, {tokens, 2, 4}, DType::kF64);
-  const Tensor v = tensor_of(whole.v, {tokens, 2, 4}, DType::kF64);
-  const Tensor out = unset({tokens, 2, 4}, DType::kF64);
-  // A prefill longer than a chunk, an odd piece, and single tokens; the state is updated in place.
+  const Case whole = Case({1, tokens, 2, 4}, kEluNormalized).rounded(dtype);
+  const Result expected = whole.run(dtype);
+  Stream stream = test::stream();
+  const DType state = dtype == DType::kBF16 ? DType::kF32 : dtype;
+  const Tensor kv = Tensor::zeros({1, 2, 4, 4}, state);
+  const Tensor k_sum = Tensor::zeros({1, 2, 4}, state);
+  const Tensor q = tensor_of(whole.q, {tokens, 2, 4}, dtype);
+  const Tensor k = tensor_of(whole.k, {tokens, 2, 4}, dtype);
+  const Tensor v = tensor_of(whole.v, {tokens, 2, 4}, dtype);
+  const Tensor out = unset({tokens, 2, 4}, dtype);
   for (std::int64_t begin = 0; begin < tokens;) {
     const std::int64_t count = begin == 0 ? 70 : begin == 70 ? 23 : 1;
     const auto piece = [&](const Tensor& tensor) {
@@ -175,12 +199,36 @@ TEST(LinearAttentionState, CarriedOverASplitEqualsOneCall) {
                              kEluNormalized, stream);
     begin += count;
   }
-  expect_close("out", values_of(out), expected.out, 1e-12);
-  expect_close("kv", values_of(kv), expected.kv, 1e-12);
-  expect_close("k_sum", values_of(k_sum), expected.k_sum, 1e-12);
+  stream.synchronize();
+  expect_close("out", values_of(out), expected.out, tolerance);
+  expect_close("kv", values_of(kv), expected.kv, tolerance);
+  expect_close("k_sum", values_of(k_sum), expected.k_sum, tolerance);
 }
 
-TEST(LinearAttentionState, IsTheSumOverTokens) {
+TEST(LinearAttentionState, CarriedOverASplitEqualsOneCall) {
+  expect_split_equals_one_call(DType::kF64, 1e-12);
+}
+
+// Sums of 101 terms in another order.
+TEST(LinearAttentionState, FloatCarriedOverASplitEqualsOneCall) {
+  expect_split_equals_one_call(DType::kF32, 1e-6);
+}
+
+#ifdef TTT_TEST_CUDA
+// The state is fp32; only the output is rounded.
+TEST(LinearAttentionState, BFloat16CarriedOverASplitEqualsOneCall) {
+  expect_split_equals_one_call(DType::kBF16, 4e-3);
+}
+
+TEST(CudaLinearAttention, HeadDimBeyondSharedMemoryIsNamed) {
+  EXPECT_THAT(error_of([] {
+                return Case({1, 2, 1, 300}, kPlain).run(DType::kF32);
+              }),
+              testing::HasSubstr("linear attention with head dim 300 keeps"));
+}
+#endif
+
+void expect_sum_over_tokens(DType dtype, double tolerance) {
   const Case c({1, 70, 1, 2}, kPlain);
   Values kv(4);
   Values k_sum(2);
@@ -190,15 +238,18 @@ TEST(LinearAttentionState, IsTheSumOverTokens) {
       for (std::size_t j = 0; j < 2; ++j) kv[i * 2 + j] += c.k[t * 2 + i] * c.v[t * 2 + j];
     }
   }
-  const Result r = c.cpu(DType::kF64);
-  expect_close("kv", r.kv, kv, 1e-13);
-  expect_close("k_sum", r.k_sum, k_sum, 1e-13);
+  const Result r = c.run(dtype);
+  expect_close("kv", r.kv, kv, tolerance);
+  expect_close("k_sum", r.k_sum, k_sum, tolerance);
 }
+
+TEST(LinearAttentionState, IsTheSumOverTokens) { expect_sum_over_tokens(DType::kF64, 1e-13); }
+TEST(LinearAttentionState, FloatIsTheSumOverTokens) { expect_sum_over_tokens(DType::kF32, 1e-6); }
 
 TEST(LinearAttentionTheory, NormalizerMakesAnAverage) {
   Case c({1, 130, 1, 4}, kEluNormalized);
   std::ranges::fill(c.v, 3.0);
-  EXPECT_THAT(c.cpu(DType::kF64).out, testing::Each(testing::DoubleNear(3.0, 1e-12)));
+  EXPECT_THAT(c.run(DType::kF64).out, testing::Each(testing::DoubleNear(3.0, 1e-12)));
 }
 
 TEST(LinearAttentionContract, WrongStateShapeIsNamed) {
