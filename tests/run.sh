@@ -108,6 +108,11 @@ while read -r test; do
 done < <(sed -nE 's/^\[  SKIPPED \] ([^ ,]+)( \(.*)?$/\1/p' build/Testing/Temporary/LastTest.log 2>/dev/null | sort -u)
 section_ends
 
+section "CUDA: the kernels compile, registers and spills"
+python3 tests/ptxas_report.py 2>&1 | tee "$logs/ptxas.log"
+count_log "$logs/ptxas.log"
+section_ends
+
 if $runs_tidy; then
   section "clang-tidy"
   bash tests/lint/tidy.sh ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
