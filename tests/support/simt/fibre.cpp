@@ -1,7 +1,5 @@
 #include "tests/support/simt/fibre.h"
 
-#include <sanitizer/common_interface_defs.h>
-#include <sanitizer/tsan_interface.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -11,15 +9,22 @@
 #error "fibres switch stacks with x86-64 instructions"
 #endif
 
-// Null unless the program is built with the sanitizer.
-#pragma weak __sanitizer_start_switch_fiber
-#pragma weak __sanitizer_finish_switch_fiber
-#pragma weak __tsan_get_current_fiber
-#pragma weak __tsan_create_fiber
-#pragma weak __tsan_destroy_fiber
-#pragma weak __tsan_switch_to_fiber
-#pragma weak __tsan_acquire
-#pragma weak __tsan_release
+// What the sanitizers' <sanitizer/common_interface_defs.h> and <sanitizer/tsan_interface.h> declare: null unless the
+// program is built with the one concerned.
+extern "C" {
+#define TTT_WEAK __attribute__((weak))
+TTT_WEAK void __sanitizer_start_switch_fiber(void** fake_stack_save, const void* bottom,
+                                             std::size_t size);
+TTT_WEAK void __sanitizer_finish_switch_fiber(void* fake_stack_save, const void** bottom_old,
+                                              std::size_t* size_old);
+TTT_WEAK void* __tsan_get_current_fiber();
+TTT_WEAK void* __tsan_create_fiber(unsigned flags);
+TTT_WEAK void __tsan_destroy_fiber(void* fiber);
+TTT_WEAK void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+TTT_WEAK void __tsan_acquire(void* address);
+TTT_WEAK void __tsan_release(void* address);
+#undef TTT_WEAK
+}
 
 // Saves the callee's registers and stack pointer, loads the other's. swapcontext would make two system calls.
 extern "C" void ttt_simt_switch(void** save_stack, void* load_stack);
@@ -37,6 +42,7 @@ ttt_simt_switch:
 namespace ttt::simt {
 namespace {
 
+constexpr unsigned kNoSync = 1;  // switching orders nothing
 constexpr std::size_t kPageBytes = 4096;
 constexpr std::size_t kStackBytes = std::size_t{256} << 10U;  // sanitizers make frames large
 
@@ -91,7 +97,7 @@ void Fibre::enter() {
   }
   if (__tsan_switch_to_fiber != nullptr) {
     program.thread_sanitizer = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(thread_sanitizer_, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(thread_sanitizer_, kNoSync);
   }
   ttt_simt_switch(&program.stack_pointer, stack_pointer_);
   if (__sanitizer_finish_switch_fiber != nullptr) {
@@ -104,7 +110,7 @@ void Fibre::leave() {
     __sanitizer_start_switch_fiber(&address_sanitizer_, program.stack, program.stack_bytes);
   }
   if (__tsan_switch_to_fiber != nullptr) {
-    __tsan_switch_to_fiber(program.thread_sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_switch_to_fiber(program.thread_sanitizer, kNoSync);
   }
   ttt_simt_switch(&stack_pointer_, program.stack_pointer);
   if (__sanitizer_finish_switch_fiber != nullptr) {
