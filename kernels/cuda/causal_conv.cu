@@ -13,7 +13,8 @@ namespace {
 constexpr int kWidth = 4;
 constexpr int kGroups = 8;
 constexpr int kRunTokens = 32;
-constexpr int kTaps = 4;   // lags held in registers; wider windows read the others from memory
+constexpr int kTaps =
+    4;  // lags held in registers; kernels for wider windows read the others from memory
 constexpr int kBatch = 4;  // tokens whose loads are under way together
 constexpr int kThreads = kWarpLanes * kGroups;
 constexpr std::int64_t kMaxPartialRows = 128;
@@ -81,6 +82,16 @@ __device__ __forceinline__ void add_far_tap(const float* w, const Sizes& sizes, 
   add_product(weights, values, sum);
 }
 
+// The last inputs of a batch become the first of the next.
+template <int kCount>
+__device__ __forceinline__ void shift_window(float (&window)[kTaps - 1 + kBatch][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kTaps - 1; ++i) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) window[i][k] = window[i + kBatch][k];
+  }
+}
+
 // The row of input `t` of sequence b, t >= -(W - 1); null where that is zeros.
 template <typename T>
 __device__ __forceinline__ const T* input_row(const T* x, const T* history, const Sizes& sizes,
@@ -90,8 +101,8 @@ __device__ __forceinline__ const T* input_row(const T* x, const T* history, cons
   return history + ((b + 1) * (sizes.window - 1) + t) * sizes.channels;
 }
 
-template <int kCount, typename T>
-__global__ void __launch_bounds__(kThreads, 2)
+template <int kCount, bool kIsWide, typename T>
+__global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     forward_kernel(const T* __restrict__ x, const float* __restrict__ w,
                    const float* __restrict__ bias, const T* __restrict__ history, T* __restrict__ y,
                    Sizes sizes, std::int64_t tiles) {
@@ -115,15 +126,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     const T* const row = input_row(x, history, sizes, run.b, run.begin - back);
     if (row != nullptr) load_chunk<kCount>(row + c, inputs[i]);
   }
-  for (std::int64_t t = run.begin; t < run.end; t += kBatch) {
-    const std::int64_t at = (run.b * sizes.tokens + t) * sizes.channels + c;
+  const int count = static_cast<int>(run.end - run.begin);
+  const std::int64_t start = (run.b * sizes.tokens + run.begin) * sizes.channels + c;
+  const T* x_row = x + start;
+  T* y_row = y + start;
+  for (int done = 0; done < count; done += kBatch) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kBatch; ++i, x_row += sizes.channels) {
       fill_zero(inputs[kTaps - 1 + i]);
-      if (t + i < run.end) load_chunk<kCount>(x + at + i * sizes.channels, inputs[kTaps - 1 + i]);
+      if (done + i < count) load_chunk<kCount>(x_row, inputs[kTaps - 1 + i]);
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kBatch; ++i, y_row += sizes.channels) {
       float sum[kCount];
 #pragma unroll
       for (int k = 0; k < kCount; ++k) sum[k] = offset[k];
@@ -131,18 +145,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int lag = 0; lag < kTaps; ++lag) {
         if (lag < sizes.window) add_product(weights[lag], inputs[kTaps - 1 + i - lag], sum);
       }
-      if (t + i >= run.end) continue;
-      for (std::int64_t lag = kTaps; lag < sizes.window; ++lag) {
-        const T* const row = input_row(x, history, sizes, run.b, t + i - lag);
-        if (row != nullptr) add_far_tap(w, sizes, c, lag, row + c, sum);
+      if (done + i >= count) continue;
+      if constexpr (kIsWide) {
+        for (std::int64_t lag = kTaps; lag < sizes.window; ++lag) {
+          const T* const row = input_row(x, history, sizes, run.b, run.begin + done + i - lag);
+          if (row != nullptr) add_far_tap(w, sizes, c, lag, row + c, sum);
+        }
       }
-      store_chunk<kCount>(y + at + i * sizes.channels, sum);
+      store_chunk<kCount>(y_row, sum);
     }
-#pragma unroll
-    for (int i = 0; i < kTaps - 1; ++i) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) inputs[i][k] = inputs[i + kBatch][k];
-    }
+    shift_window(inputs);
   }
 }
 
@@ -164,8 +176,9 @@ __global__ void history_kernel(const T* x, const T* history, T* final_history, S
 // Adds up what the block's groups hold for a channel and hands f(channel of the tile, sum) the results.
 template <int kCount, typename F>
 __device__ __forceinline__ void for_each_group_sum(const float (&values)[kCount], F&& f) {
-  __align__(16) __shared__ float groups[kGroups][kWarpLanes * kCount];
-  store_chunk<kCount>(&groups[threadIdx.y][threadIdx.x * kCount], values);
+  __shared__ float groups[kGroups][kWarpLanes * kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) groups[threadIdx.y][threadIdx.x * kCount + i] = values[i];
   __syncthreads();
   const int channel = static_cast<int>(threadIdx.y) * kWarpLanes + static_cast<int>(threadIdx.x);
   if (channel < kWarpLanes * kCount) {
@@ -184,34 +197,40 @@ struct GradientSums {
 
 // d_x[t] = sum over lags of w[lag] d_y[t + lag];  d_w[lag] = sum over t of x[t] d_y[t + lag], for t of the run and lags
 // first_lag .. first_lag + kTaps - 1. d_x and the bias's sums are for first_lag 0 alone.
-template <int kCount, typename T>
+template <bool kIsWide, int kCount, typename T>
 __device__ __forceinline__ void backward_run(const T* __restrict__ x, const float* __restrict__ w,
                                              const T* __restrict__ d_y, T* __restrict__ d_x,
                                              const Sizes& sizes, const Run& run, std::int64_t c,
                                              std::int64_t first_lag,
                                              const float (&weights)[kTaps][kCount],
                                              GradientSums<kCount>& sums) {
-  const std::int64_t row = run.b * sizes.tokens;
-  // ahead[i] is d_y of token t + first_lag + i; zeros past the sequence's end.
+  const std::int64_t start = (run.b * sizes.tokens + run.begin) * sizes.channels + c;
+  const T* x_row = x + start;
+  T* d_x_row = d_x + start;
+  const int count = static_cast<int>(run.end - run.begin);
+  // ahead[i] is d_y of token t + first_lag + i; zeros past the sequence's end, which is `left` rows of d_y away.
   float ahead[kTaps - 1 + kBatch][kCount];
-  const auto load_ahead = [&](std::int64_t t, float(&to)[kCount]) {
+  const T* d_y_row = d_y + start + first_lag * sizes.channels;
+  std::int64_t left = sizes.tokens - run.begin - first_lag;
+  const auto load_next = [&](float(&to)[kCount]) {
     fill_zero(to);
-    if (t < sizes.tokens) load_chunk<kCount>(d_y + (row + t) * sizes.channels + c, to);
+    if (left > 0) load_chunk<kCount>(d_y_row, to);
+    d_y_row += sizes.channels;
+    --left;
   };
 #pragma unroll
-  for (int i = 0; i < kTaps - 1; ++i) load_ahead(run.begin + first_lag + i, ahead[i]);
-  for (std::int64_t t = run.begin; t < run.end; t += kBatch) {
-    const std::int64_t at = (row + t) * sizes.channels + c;
+  for (int i = 0; i < kTaps - 1; ++i) load_next(ahead[i]);
+  for (int done = 0; done < count; done += kBatch) {
     float inputs[kBatch][kCount];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      load_ahead(t + first_lag + kTaps - 1 + i, ahead[kTaps - 1 + i]);
+    for (int i = 0; i < kBatch; ++i, x_row += sizes.channels) {
+      load_next(ahead[kTaps - 1 + i]);
       fill_zero(inputs[i]);
-      if (t + i < run.end) load_chunk<kCount>(x + at + i * sizes.channels, inputs[i]);
+      if (done + i < count) load_chunk<kCount>(x_row, inputs[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (t + i >= run.end) continue;
+    for (int i = 0; i < kBatch; ++i, d_x_row += sizes.channels) {
+      if (done + i >= count) continue;
       float sum[kCount];
       fill_zero(sum);
 #pragma unroll
@@ -219,32 +238,32 @@ __device__ __forceinline__ void backward_run(const T* __restrict__ x, const floa
         add_product(inputs[i], ahead[i + lag], sums.weight[lag]);
         if (lag < sizes.window) add_product(weights[lag], ahead[i + lag], sum);
       }
-      if (first_lag != 0) continue;
+      if (kIsWide && first_lag != 0) continue;
 #pragma unroll
       for (int k = 0; k < kCount; ++k) sums.bias[k] += ahead[i][k];
-      for (std::int64_t lag = kTaps; lag < sizes.window && t + i + lag < sizes.tokens; ++lag) {
-        add_far_tap(w, sizes, c, lag, d_y + at + (i + lag) * sizes.channels, sum);
+      if constexpr (kIsWide) {
+        const std::int64_t t = run.begin + done + i;
+        for (std::int64_t lag = kTaps; lag < sizes.window && t + lag < sizes.tokens; ++lag) {
+          const std::int64_t token = run.b * sizes.tokens + t + lag;
+          add_far_tap(w, sizes, c, lag, d_y + token * sizes.channels + c, sum);
+        }
       }
-      store_chunk<kCount>(d_x + at + i * sizes.channels, sum);
+      store_chunk<kCount>(d_x_row, sum);
     }
-#pragma unroll
-    for (int i = 0; i < kTaps - 1; ++i) {
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) ahead[i][k] = ahead[i + kBatch][k];
-    }
+    shift_window(ahead);
   }
 }
 
 // Blocks with blockIdx.y = g sum the weights of lags 4 g .. 4 g + 3.
 // partial [P, C W + C]: the weights' columns, then the bias's.
-template <int kCount, typename T>
-__global__ void __launch_bounds__(kThreads, 2)
+template <int kCount, bool kIsWide, typename T>
+__global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     backward_kernel(const T* __restrict__ x, const float* __restrict__ w, const T* __restrict__ d_y,
                     T* __restrict__ d_x, float* __restrict__ partial, Sizes sizes,
                     std::int64_t tiles, std::int64_t partial_rows) {
   const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
   const std::int64_t block = blockIdx.x / tiles;
-  const std::int64_t first_lag = static_cast<std::int64_t>(blockIdx.y) * kTaps;
+  const std::int64_t first_lag = kIsWide ? static_cast<std::int64_t>(blockIdx.y) * kTaps : 0;
   const std::int64_t c = tile + threadIdx.x * kCount;
   float weights[kTaps][kCount];
   load_weights(w, sizes, tile, weights);
@@ -252,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const std::int64_t num_runs = c < sizes.channels ? sizes.runs() : 0;
   for (std::int64_t index = block * kGroups + threadIdx.y; index < num_runs;
        index += partial_rows * kGroups) {
-    backward_run(x, w, d_y, d_x, sizes, run_of(sizes, index), c, first_lag, weights, sums);
+    backward_run<kIsWide>(x, w, d_y, d_x, sizes, run_of(sizes, index), c, first_lag, weights, sums);
   }
   float* const columns = partial + block * sizes.channels * (sizes.window + 1);
 #pragma unroll
@@ -280,13 +299,18 @@ LaunchShape shape_of(std::int64_t tiles, std::int64_t blocks, std::int64_t lag_g
           dim3(kWarpLanes, kGroups)};
 }
 
-// Calls f(chunk's width, number of tiles).
+// Calls f(chunk's width, whether the window is wide, number of tiles).
 template <typename T, typename F, typename... Pointers>
 void visit_tiles(const Sizes& sizes, F&& f, Pointers... pointers) {
   const bool is_aligned = are_aligned(kWidth * sizeof(T), pointers...);
   visit_chunk<kWidth>(is_aligned && sizes.channels % kWidth == 0, [&](auto width) {
     const std::int64_t tile = kWarpLanes * decltype(width)::value;
-    f(width, (sizes.channels + tile - 1) / tile);
+    const std::int64_t tiles = (sizes.channels + tile - 1) / tile;
+    if (sizes.window > kTaps) {
+      f(width, std::true_type{}, tiles);
+    } else {
+      f(width, std::false_type{}, tiles);
+    }
   });
 }
 
@@ -298,10 +322,11 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const past = history.empty() ? nullptr : history.data<T>();
-    const auto start = [&](auto width, std::int64_t tiles) {
+    const auto start = [&](auto width, auto is_wide, std::int64_t tiles) {
       const std::int64_t blocks = (sizes.runs() + kGroups - 1) / kGroups;
-      launch(forward_kernel<decltype(width)::value, T>, shape_of(tiles, blocks, 1), stream,
-             x.data<T>(), w.data<float>(), bias.data<float>(), past, y.data<T>(), sizes, tiles);
+      launch(forward_kernel<decltype(width)::value, decltype(is_wide)::value, T>,
+             shape_of(tiles, blocks, 1), stream, x.data<T>(), w.data<float>(), bias.data<float>(),
+             past, y.data<T>(), sizes, tiles);
     };
     visit_tiles<T>(sizes, start, x.raw(), history.raw(), y.raw());
     if (final_history.empty()) return;
@@ -319,10 +344,10 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
   const std::int64_t lag_groups = (sizes.window + kTaps - 1) / kTaps;
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const auto start = [&](auto width, std::int64_t tiles) {
-      launch(backward_kernel<decltype(width)::value, T>, shape_of(tiles, blocks, lag_groups),
-             stream, x.data<T>(), w.data<float>(), d_y.data<T>(), d_x.data<T>(),
-             partial.data<float>(), sizes, tiles, blocks);
+    const auto start = [&](auto width, auto is_wide, std::int64_t tiles) {
+      launch(backward_kernel<decltype(width)::value, decltype(is_wide)::value, T>,
+             shape_of(tiles, blocks, lag_groups), stream, x.data<T>(), w.data<float>(),
+             d_y.data<T>(), d_x.data<T>(), partial.data<float>(), sizes, tiles, blocks);
     };
     visit_tiles<T>(sizes, start, x.raw(), d_y.raw(), d_x.raw());
   });

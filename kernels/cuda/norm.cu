@@ -15,22 +15,22 @@ constexpr std::int64_t kMaxForwardBlocks = 2048;
 constexpr std::int64_t kMaxPartialRows = 512;  // about what runs at once on 132 multiprocessors
 constexpr std::int64_t kRowsPerBlock = 8;      // at least, while there are enough
 
-__device__ __forceinline__ std::int64_t panel_channels() {
-  return static_cast<std::int64_t>(blockDim.x) * kPerThread;
+__device__ __forceinline__ int panel_channels() {
+  return static_cast<int>(blockDim.x) * kPerThread;
 }
 
 // The thread's channels are chunks threadIdx.x, threadIdx.x + blockDim.x, ... of the panel; zeros past the row's end.
 template <int kWidth>
-__device__ __forceinline__ std::int64_t chunk_channel(std::int64_t panel, int chunk) {
-  return panel + static_cast<std::int64_t>(chunk * blockDim.x + threadIdx.x) * kWidth;
+__device__ __forceinline__ int chunk_channel(int panel, int chunk) {
+  return panel + static_cast<int>(chunk * blockDim.x + threadIdx.x) * kWidth;
 }
 
 template <int kWidth, typename T>
-__device__ __forceinline__ void load_panel(const T* row, std::int64_t panel, std::int64_t channels,
+__device__ __forceinline__ void load_panel(const T* row, int panel, int channels,
                                            float (&values)[kPerThread]) {
 #pragma unroll
   for (int chunk = 0; chunk < kPerThread / kWidth; ++chunk) {
-    const std::int64_t c = chunk_channel<kWidth>(panel, chunk);
+    const int c = chunk_channel<kWidth>(panel, chunk);
     float* const to = values + chunk * kWidth;
     if (c < channels) {
       load_chunk<kWidth>(row + c, to);
@@ -41,19 +41,18 @@ __device__ __forceinline__ void load_panel(const T* row, std::int64_t panel, std
 }
 
 template <int kWidth, typename T>
-__device__ __forceinline__ void store_panel(T* row, std::int64_t panel, std::int64_t channels,
+__device__ __forceinline__ void store_panel(T* row, int panel, int channels,
                                             const float (&values)[kPerThread]) {
 #pragma unroll
   for (int chunk = 0; chunk < kPerThread / kWidth; ++chunk) {
-    const std::int64_t c = chunk_channel<kWidth>(panel, chunk);
+    const int c = chunk_channel<kWidth>(panel, chunk);
     if (c < channels) store_chunk<kWidth>(row + c, values + chunk * kWidth);
   }
 }
 
 // Adds `sums` to the block's partial row, or begins it, and zeroes them.
 template <int kWidth>
-__device__ __forceinline__ void flush_panel(float* partial, std::int64_t panel,
-                                            std::int64_t channels, bool is_first,
+__device__ __forceinline__ void flush_panel(float* partial, int panel, int channels, bool is_first,
                                             float (&sums)[kPerThread]) {
   float before[kPerThread] = {};
   if (!is_first) load_panel<kWidth>(partial, panel, channels, before);
@@ -64,7 +63,7 @@ __device__ __forceinline__ void flush_panel(float* partial, std::int64_t panel,
 
 // The channels that lie past the row's end must not count as deviations from the mean.
 template <int kWidth>
-__device__ __forceinline__ void center_panel(std::int64_t panel, std::int64_t channels, float mean,
+__device__ __forceinline__ void center_panel(int panel, int channels, float mean,
                                              float (&values)[kPerThread]) {
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
@@ -80,20 +79,20 @@ struct Moments {
 // Mean and variance of a row by two passes over its registers; `values` are those of the last panel, not centred. The
 // second pass also finds by how much the rounded mean is off.
 template <int kWidth, typename T>
-__device__ __forceinline__ Moments layer_moments(const T* row, std::int64_t channels,
+__device__ __forceinline__ Moments layer_moments(const T* row, int channels,
                                                  float (*buffers)[2 * kMaxWarps],
                                                  float (&values)[kPerThread]) {
   const float inverse = 1.0F / static_cast<float>(channels);
-  const std::int64_t step = panel_channels();
+  const int step = panel_channels();
   float sum[1] = {0.0F};
-  for (std::int64_t panel = 0; panel < channels; panel += step) {
+  for (int panel = 0; panel < channels; panel += step) {
     load_panel<kWidth>(row, panel, channels, values);
     for (int i = 0; i < kPerThread; ++i) sum[0] += values[i];
   }
   block_sum(sum, buffers[0]);
   const float mean = sum[0] * inverse;
   float sums[2] = {0.0F, 0.0F};
-  for (std::int64_t panel = 0; panel < channels; panel += step) {
+  for (int panel = 0; panel < channels; panel += step) {
     if (step < channels) load_panel<kWidth>(row, panel, channels, values);
     float centered[kPerThread];
     for (int i = 0; i < kPerThread; ++i) centered[i] = values[i];
@@ -113,9 +112,9 @@ __device__ __forceinline__ Moments layer_moments(const T* row, std::int64_t chan
 template <bool kIsLayer, int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     forward_kernel(const T* x, const float* w, const float* b, T* y, float* mean_out,
-                   float* rstd_out, float epsilon, std::int64_t rows, std::int64_t channels) {
+                   float* rstd_out, float epsilon, std::int64_t rows, int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
-  const std::int64_t step = panel_channels();
+  const int step = panel_channels();
   float values[kPerThread] = {}, weights[kPerThread], bias[kPerThread];
   load_panel<kWidth>(w, 0, channels, weights);
   if constexpr (kIsLayer) load_panel<kWidth>(b, 0, channels, bias);
@@ -127,7 +126,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       moments = layer_moments<kWidth>(x_row, channels, buffers, values);
     } else {
       float sum[1] = {0.0F};
-      for (std::int64_t panel = 0; panel < channels; panel += step) {
+      for (int panel = 0; panel < channels; panel += step) {
         load_panel<kWidth>(x_row, panel, channels, values);
         for (int i = 0; i < kPerThread; ++i) sum[0] += values[i] * values[i];
       }
@@ -139,7 +138,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       if (mean_out != nullptr) mean_out[row] = moments.mean;
       if (rstd_out != nullptr) rstd_out[row] = rstd;
     }
-    for (std::int64_t panel = 0; panel < channels; panel += step) {
+    for (int panel = 0; panel < channels; panel += step) {
       if (step < channels) {
         load_panel<kWidth>(x_row, panel, channels, values);
         load_panel<kWidth>(w, panel, channels, weights);
@@ -159,12 +158,12 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <bool kIsLayer, int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     backward_kernel(const T* x, const float* w, const float* mean_in, const float* rstd_in,
-                    const T* d_y, T* d_x, float* partial, std::int64_t rows,
-                    std::int64_t channels) {
+                    const T* d_y, T* d_x, float* partial, std::int64_t rows, int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
   const float inverse = 1.0F / static_cast<float>(channels);
-  const std::int64_t step = panel_channels();
-  float* const partial_w = partial + blockIdx.x * (kIsLayer ? 2 : 1) * channels;
+  const int step = panel_channels();
+  float* const partial_w =
+      partial + static_cast<std::int64_t>(blockIdx.x) * (kIsLayer ? 2 : 1) * channels;
   float* const partial_b = partial_w + channels;
   float normalized[kPerThread] = {}, d[kPerThread] = {}, weights[kPerThread];
   float sum_w[kPerThread] = {}, sum_b[kPerThread] = {};
@@ -173,14 +172,14 @@ __global__ void __launch_bounds__(kMaxThreads)
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, parity ^= 1) {
     const float mean = kIsLayer ? mean_in[row] : 0.0F;
     const float rstd = rstd_in[row];
-    const auto load = [&](std::int64_t panel) {
+    const auto load = [&](int panel) {
       load_panel<kWidth>(x + row * channels, panel, channels, normalized);
       load_panel<kWidth>(d_y + row * channels, panel, channels, d);
       if (step < channels) load_panel<kWidth>(w, panel, channels, weights);
       for (int i = 0; i < kPerThread; ++i) normalized[i] = (normalized[i] - mean) * rstd;
     };
     float sums[kIsLayer ? 2 : 1] = {};  // of g times the normalised x, g = w d_y; and of g
-    for (std::int64_t panel = 0; panel < channels; panel += step) {
+    for (int panel = 0; panel < channels; panel += step) {
       load(panel);
       for (int i = 0; i < kPerThread; ++i) {
         const float g = weights[i] * d[i];
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     block_sum(sums, buffers[parity]);
     const float mean_gxh = sums[0] * inverse;
     const float mean_g = kIsLayer ? sums[kIsLayer ? 1 : 0] * inverse : 0.0F;
-    for (std::int64_t panel = 0; panel < channels; panel += step) {
+    for (int panel = 0; panel < channels; panel += step) {
       if (step < channels) load(panel);
       for (int i = 0; i < kPerThread; ++i) {
         sum_w[i] += d[i] * normalized[i];
@@ -212,6 +211,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 // Threads for rows of `channels`, in whole warps.
 dim3 block_of(std::int64_t channels) {
+  TTT_CHECK(channels < std::int64_t{1} << 30, "rows of {} channels",
+            channels);  // an int counts them
   const std::int64_t threads = (channels + kPerThread - 1) / kPerThread;
   const std::int64_t warps = (threads + kWarpLanes - 1) / kWarpLanes;
   return dim3(

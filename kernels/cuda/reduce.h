@@ -30,12 +30,36 @@ __device__ __forceinline__ void load_chunk(const T* from, float* to) {
   for (int i = 0; i < kCount; ++i) to[i] = load_float(chunk.values[i]);
 }
 
-template <int kCount, typename T>
-__device__ __forceinline__ void store_chunk(T* to, const float* from) {
-  Chunk<T, kCount> chunk;
+/// to[0, kCount) = from[0, kCount), rounded; `to` is in global memory and aligned to the chunk.
+template <int kCount>
+__device__ __forceinline__ void store_chunk(float* to, const float* from) {
+  if constexpr (kCount % 4 == 0) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) store_float(&chunk.values[i], from[i]);
-  *reinterpret_cast<Chunk<T, kCount>*>(to) = chunk;
+    for (int i = 0; i < kCount; i += 4) {
+      store_16(to + i, uint4{float_to_bits(from[i]), float_to_bits(from[i + 1]),
+                             float_to_bits(from[i + 2]), float_to_bits(from[i + 3])});
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = from[i];
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void store_chunk(BFloat16* to, const float* from) {
+  if constexpr (kCount % 8 == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 8) {
+      store_16(to + i,
+               uint4{pack_bf16(from[i], from[i + 1]), pack_bf16(from[i + 2], from[i + 3]),
+                     pack_bf16(from[i + 4], from[i + 5]), pack_bf16(from[i + 6], from[i + 7])});
+    }
+  } else {
+    Chunk<BFloat16, kCount> chunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) store_float(&chunk.values[i], from[i]);
+    *reinterpret_cast<Chunk<BFloat16, kCount>*>(to) = chunk;
+  }
 }
 
 /// Whether `bytes` divides every one of the addresses.

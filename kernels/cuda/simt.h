@@ -41,6 +41,13 @@ __device__ __forceinline__ std::uint32_t float_to_bits(float value) {
   return __float_as_uint(value);
 }
 
+/// Stores 16 bytes to global memory at once, 16-byte aligned. Compilers may take a store of uint4 apart.
+__device__ __forceinline__ void store_16(void* global, const uint4& words) {
+  asm volatile("st.global.v4.b32 [%0],{%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(global)),
+               "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+
 /// c += a b on the warp's fragments; fp32 accumulation that truncates (never accumulate long sums in it).
 __device__ __forceinline__ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4],
                                              std::uint32_t b0, std::uint32_t b1) {

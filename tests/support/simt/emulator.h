@@ -148,6 +148,11 @@ inline std::uint32_t pack_bf16(float low, float high) {
 inline float bits_to_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline std::uint32_t float_to_bits(float value) { return std::bit_cast<std::uint32_t>(value); }
 
+inline void store_16(void* global, const uint4& words) {
+  if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0) simt::fail_kernel("store_16: address not 16-byte aligned");
+  std::memcpy(global, &words, sizeof(words));
+}
+
 /// Element `which` (0 or 1) of a register of two bf16.
 inline float half_of(std::uint32_t packed, unsigned which) {
   return bits_to_float(which == 0 ? packed << 16U : packed & 0xffff0000U);
