@@ -120,7 +120,7 @@ __device__ void backward_pair(const BackwardCall<T>& call, std::int64_t pair,
 }
 
 template <typename T, typename Learner>
-__global__ void __launch_bounds__(kThreads) backward_kernel(BackwardCall<T> call) {
+__global__ void __launch_bounds__(kThreads, 1) backward_kernel(BackwardCall<T> call) {
   __shared__ BackwardWorker<Learner> worker;
   place_worker(call.e, call.scratch, call.floats_per_block, worker);
   for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {

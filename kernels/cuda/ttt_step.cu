@@ -63,7 +63,7 @@ __device__ void step_pair(const StepCall<T>& call, std::int64_t pair, StepWorker
 }
 
 template <typename T, typename Learner>
-__global__ void __launch_bounds__(kThreads) step_kernel(StepCall<T> call) {
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(StepCall<T> call) {
   __shared__ StepWorker<Learner> worker;
   place_worker(call.e, call.scratch, call.floats_per_block, worker);
   for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {

@@ -81,15 +81,14 @@ TEST(CudaTttGeneric, RerunIsBitwiseEqual) {
 
 // More pairs than blocks of threads have scratch (1024).
 TEST(CudaTttGeneric, ABlockTakesPairAfterPair) {
-  TttCase c = make_case(InnerModel::kLinear, 2, 2, 3, 0);
+  TttCase c = make_case(InnerModel::kLinear, 2, 2, 8, 0);
   c.sizes.batch = 2;
   c.sizes.heads = 513;
   const TttTensors<double> x = make_tensors(c);
   const TttLoss loss = make_loss(c);
   expect_all_close(cpu_forward<float>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-5);
-  // Three features now and then have a deviation of 0.01, by which gradients divide twice.
   expect_all_close(cpu_backward<float>(c, x, loss),
-                   ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-3);
+                   ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-4);
 }
 
 /// One call's tensors, for what the common calls of ttt_cpu_call.h do not vary.
