@@ -62,15 +62,14 @@ inline StatePointers pointers(const Tensor& checkpoints, std::int64_t num_pairs)
 struct Inputs {
   const BFloat16 *q, *k, *v;
   const float *token_lr, *token_scale, *norm_weight, *norm_bias;
-  std::int64_t num_tokens;
-  int num_heads;
+  int num_tokens, num_heads;
 };
 
 inline Inputs pointers(const TttInputs& inputs) {
   return {inputs.q.data<BFloat16>(),         inputs.k.data<BFloat16>(),
           inputs.v.data<BFloat16>(),         inputs.token_lr.data<float>(),
           inputs.token_scale.data<float>(),  inputs.norm_weight.data<float>(),
-          inputs.norm_bias.data<float>(),    inputs.q.size(1),
+          inputs.norm_bias.data<float>(),    static_cast<int>(inputs.q.size(1)),
           static_cast<int>(inputs.q.size(2))};
 }
 
@@ -98,7 +97,7 @@ struct Place {
 
   /// `slice_of_block` is that of a block which has only one; -1 where it has all.
   __device__ explicit Place(int slice_of_block) {
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = opaque(static_cast<int>(threadIdx.x));
     lane = thread & 31;
     g = lane >> 2;
     t = lane & 3;
@@ -115,16 +114,19 @@ struct Place {
 
 /// A (batch, head) pair's rows in the tensors [B, T, H, F].
 struct Pair {
-  std::int64_t index;
-  int head;
-  std::int64_t stride;     // elements from token to token
+  int index, head;
+  int stride;              // elements from token to token
   std::int64_t first_row;  // the element where the first token's row begins
 
-  __device__ Pair(std::int64_t number, const Inputs& in)
-      : index(number),
-        head(static_cast<int>(number % in.num_heads)),
-        stride(static_cast<std::int64_t>(in.num_heads) * kFeatures),
-        first_row(number / in.num_heads * in.num_tokens * stride + head * kFeatures) {}
+  __device__ Pair(unsigned number, const Inputs& in)
+      : index(static_cast<int>(number)),
+        head(index % in.num_heads),
+        stride(in.num_heads * kFeatures),
+        first_row(std::int64_t{index / in.num_heads} * in.num_tokens * stride + head * kFeatures) {}
+  /// The element where a token's row begins.
+  [[nodiscard]] __device__ std::int64_t row(int token) const {
+    return first_row + static_cast<std::int64_t>(token) * stride;
+  }
 };
 
 __device__ __forceinline__ void slice_barrier(const Place& at) {
@@ -179,6 +181,13 @@ __device__ __forceinline__ void store_fragment(std::byte* tile, const Fragment& 
     for (int k = 0; k < 2; ++k) {
       pair_at(tile, at.g + 8 * k, 16 * at.quarter + 8 * j + 2 * at.t) = a[2 * j + k];
     }
+  }
+}
+/// One phase's packed state must not be kept for the next one: it would not fit the registers.
+__device__ __forceinline__ void forget_packed(StateTile& w) {
+#pragma unroll
+  for (int tile = 0; tile < 8; ++tile) {
+    for (int i = 0; i < 4; ++i) w[tile][i] = opaque(w[tile][i]);
   }
 }
 /// Rounds this warp's state into rows 16 quarter.. of a [64 x 64] matrix for the other warps of the slice.
@@ -334,15 +343,15 @@ __device__ __forceinline__ void load_tile(std::byte* tile, const BFloat16* rows,
   const int chunk = thread & 7;
   std::byte* const to = tile + swizzled(row, chunk);
   if (row < count) {
-    copy_async_16(to, rows + row * stride + chunk * 8);
+    copy_async_16(to, rows + static_cast<std::int64_t>(row) * stride + chunk * 8);
   } else {
     *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
   }
 }
-__device__ __forceinline__ void load_rates(float* rates, const float* first, std::int64_t stride,
-                                           int count, int token) {
+__device__ __forceinline__ void load_rates(float* rates, const float* first, int stride, int count,
+                                           int token) {
   if (token < count) {
-    copy_async_4(rates + token, first + token * stride);
+    copy_async_4(rates + token, first + static_cast<std::int64_t>(token) * stride);
   } else {
     rates[token] = 0.0F;
   }

@@ -6,15 +6,14 @@
 namespace ttt::kernels::cuda {
 namespace mlp {
 
-__device__ __forceinline__ void Backward::begin_mini_batch(std::int64_t number) {
+__device__ __forceinline__ void Backward::begin_mini_batch(int number) {
   begin = number * kTokens;
-  const std::int64_t left = in.num_tokens - begin;
-  count = static_cast<int>(left < kTokens ? left : kTokens);
+  count = in.num_tokens - begin < kTokens ? in.num_tokens - begin : kTokens;
   step = in.token_scale[count - 1];
 }
 
 __device__ __forceinline__ void Backward::load_stage() const {
-  const std::int64_t row = pair.first_row + begin * pair.stride;
+  const std::int64_t row = pair.row(begin);
   const int thread = static_cast<int>(threadIdx.x) % kSliceThreads;
   // Each slice loads its tile of g1 and one or two of the others.
   load_tile(g1_tile(), arguments.hidden_step_gradients + row * kSlices + at.slice * kFeatures,
@@ -39,23 +38,21 @@ __device__ __forceinline__ void Backward::load_state() {
   const StatePointers& from = arguments.checkpoint;
   const StatePointers& d_from = arguments.d_final;
   const bool has_d_final = d_from.w1 != nullptr;
-  const std::int64_t w1_begin = pair.index * kFeatures * kHidden + at.first_hidden();
+  const std::int64_t w1_begin = std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
   const std::int64_t w2_begin =
-      (pair.index * kHidden + at.slice * 64) * kFeatures + at.first_output();
+      (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
-    const std::int64_t i1 = w1_begin + column * kHidden + row;
-    const std::int64_t i2 = w2_begin + column * kFeatures + row;
-    w1[tile][i] = from.w1[i1];
-    w2[tile][i] = from.w2[i2];
-    const int place = wide_index(16 * at.quarter + row, column);
-    wide(Layout::kDW1)[place] = has_d_final ? d_from.w1[i1] : 0.0F;
-    wide(Layout::kDW2)[place] = has_d_final ? d_from.w2[i2] : 0.0F;
+    w1[tile][i] = from.w1[w1_begin + column * kHidden + row];
+    w2[tile][i] = from.w2[w2_begin + column * kFeatures + row];
   });
-  for_each_bias(at, [&](int j, int e, int column) {
-    const std::int64_t index = pair.index * kHidden + at.first_hidden() + column;
-    b1[j][e] = from.b1[index];
-    d_b1[j][e] = has_d_final ? d_from.b1[index] : 0.0F;
+  for_each_own_gradient([&](std::int64_t i1, std::int64_t i2, int place) {
+    wide(Layout::kDW1)[place] = has_d_final ? d_from.w1[w1_begin + i1] : 0.0F;
+    wide(Layout::kDW2)[place] = has_d_final ? d_from.w2[w2_begin + i2] : 0.0F;
   });
+  const std::int64_t b1_place =
+      std::int64_t{pair.index} * kHidden + at.first_hidden() + at.lane % 16;
+  const bool has_bias = at.lane < 16 || has_d_final;
+  biases = has_bias ? (at.lane < 16 ? from.b1 : d_from.b1)[b1_place] : 0.0F;
   if (threadIdx.x < kFeatures) {
     const std::int64_t index = pair.index * kFeatures + threadIdx.x;
     floats(Layout::kB2)[threadIdx.x] = from.b2[index];
@@ -65,18 +62,15 @@ __device__ __forceinline__ void Backward::load_state() {
 
 __device__ __forceinline__ void Backward::store_state() const {
   const StatePointers& to = arguments.d_initial;
-  const std::int64_t w1_begin = pair.index * kFeatures * kHidden + at.first_hidden();
+  const std::int64_t w1_begin = std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
   const std::int64_t w2_begin =
-      (pair.index * kHidden + at.slice * 64) * kFeatures + at.first_output();
-  for_each_state_element(at, [&](int, int, int row, int column) {
-    const int place = wide_index(16 * at.quarter + row, column);
-    to.w1[w1_begin + column * kHidden + row] = wide(Layout::kDW1)[place];
-    to.w2[w2_begin + column * kFeatures + row] = wide(Layout::kDW2)[place];
+      (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
+  for_each_own_gradient([&](std::int64_t i1, std::int64_t i2, int place) {
+    to.w1[w1_begin + i1] = wide(Layout::kDW1)[place];
+    to.w2[w2_begin + i2] = wide(Layout::kDW2)[place];
   });
-  if (at.g == 0) {
-    for_each_bias(at, [&](int j, int e, int column) {
-      to.b1[pair.index * kHidden + at.first_hidden() + column] = d_b1[j][e];
-    });
+  if (at.lane >= 16) {
+    to.b1[std::int64_t{pair.index} * kHidden + at.first_hidden() + at.lane - 16] = biases;
   }
   if (threadIdx.x < kFeatures) {
     to.b2[pair.index * kFeatures + threadIdx.x] = floats(Layout::kDB2)[threadIdx.x];
@@ -113,7 +107,7 @@ __device__ __forceinline__ void Backward::store_sums() {
     float total = 0;
     for (int slice = 0; slice < kSlices; ++slice) total += row_scales[slice * kTokens + thread];
     // The state's step is taken with the scale of the mini-batch's last token.
-    const int last = static_cast<int>((in.num_tokens - 1) % kTokens);
+    const int last = (in.num_tokens - 1) % kTokens;
     for (int warp = 0; warp < kTokens; ++warp) {
       if (thread == kTokens - 1) total += steps[warp];
       if (thread == last && last != kTokens - 1) total += floats(Layout::kShortSteps)[warp];
@@ -123,31 +117,39 @@ __device__ __forceinline__ void Backward::store_sums() {
 }
 
 __device__ __forceinline__ void Backward::run() {
-  const std::int64_t num_mini_batches = (in.num_tokens + kTokens - 1) / kTokens;
+  const int num_mini_batches = (in.num_tokens + kTokens - 1) / kTokens;
   begin_mini_batch(num_mini_batches - 1);
   load_stage();
   load_state();
   copy_async_wait<0>();
   __syncthreads();
 #pragma unroll 1
-  for (std::int64_t number = num_mini_batches - 1; number >= 0; --number) {
+  for (int number = num_mini_batches - 1; number >= 0; --number) {
+    begin_phase();
     restore_hidden();
     slice_barrier(at);
+    begin_phase();
     restore_output();
     __syncthreads();
+    begin_phase();
     output_rows();
     __syncthreads();
+    begin_phase();
     hidden_gradients();
     slice_barrier(at);
+    begin_phase();
     send_step_gradient();
     __syncthreads();
+    begin_phase();
     inner_rows();
     __syncthreads();
-    Fragment packed_d_z1;
-    state_gradients(packed_d_z1);
+    begin_phase();
+    state_gradients();
     slice_barrier(at);
-    hidden_state_gradients(packed_d_z1);
+    begin_phase();
+    hidden_state_gradients();
     slice_barrier(at);
+    begin_phase();
     send_input_gradients();
     __syncthreads();
     const std::int64_t row = owned_row();

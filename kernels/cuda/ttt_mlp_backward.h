@@ -119,7 +119,8 @@ struct BackwardLayout {
   static constexpr int kB2 = kSlice + kSlices * kSliceBytes;
   static constexpr int kDB2 = kB2 + kFeatures * 4;
   static constexpr int kShortSteps = kDB2 + kFeatures * 4;
-  static constexpr int kBytes = kShortSteps + 16 * 4;
+  static constexpr int kLoss = kShortSteps + 16 * 4;  // three means of every token's inner loss
+  static constexpr int kBytes = kLoss + 16 * 3 * 4;
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -130,38 +131,37 @@ struct Backward {
   const BackwardArguments& arguments;
   const Inputs& in;
   std::byte* const shared;
-  const Place at;
+  Place at;
   const Pair pair;
-  const LaneNorm norm;
-  const RowScales scales;
   // The mini-batch.
-  std::int64_t begin = 0;
+  int begin = 0;
   int count = 0;
   float step = 0;  // token_scale of its last token
   // State and sums over the mini-batches.
   StateTile w1, w2;  // transposed
-  float b1[2][2], d_b1[2][2];
+  float biases;  // of the warp's 16 hidden units: lane c has b1's entry c, lane 16 + c that of d_b1
   float d_scale[2] = {};  // of this lane's two rows, in the first warp of each slice
   float d_step = 0;
   float d_weight[2] = {}, d_bias[2] = {};  // of the owner's features
   // From one phase to the next: hidden units.
   Fragment slope, bend, slope_bar;  // phi'(Z1), phi''(Z1), phi'(Z1')
   Fragment read1;                   // -(M / l * (scores + 1)) of the first layer
-  Fragment d_read2;                 // -dL / d of that of the second, causal
-  Square d_x2, d_z1, d_k;
+  Fragment d_z1;
+  Square d_k;
   // and the owner's token.
-  InnerLossRow loss;
+  float n[2];
   std::uint32_t d_out;
   float d_e[2];
 
   __device__ Backward(const BackwardArguments& all, std::byte* shared_bytes)
-      : arguments(all),
-        in(all.inputs),
-        shared(shared_bytes),
-        at(-1),
-        pair(blockIdx.x, in),
-        norm(in, pair.head, at),
-        scales(in.token_scale, at) {}
+      : arguments(all), in(all.inputs), shared(shared_bytes), at(-1), pair(blockIdx.x, in) {}
+
+  /// Nothing but the members is kept in registers from one phase to the next.
+  __device__ void begin_phase() {
+    at = Place(-1);
+    forget_packed(w1);
+    forget_packed(w2);
+  }
 
   __device__ std::byte* tile(int offset) const { return shared + offset; }
   __device__ std::byte* slice_tile(int offset) const {
@@ -179,6 +179,35 @@ struct Backward {
     return at.slice == 0 ? 1.0F : 0.0F;
   }  // of scores summed over slices
 
+  /// b2 or d_b2 += scale times the sums over tokens; `b` are B fragments of this warp's 16 outputs.
+  __device__ void add_column_sums(int offset, const Fragment& b, float scale) const {
+    float sums[2][2];
+    sum_over_tokens(sums, b);
+    if (at.g != 0) return;
+    for_each_bias(at, [&](int j, int e, int column) {
+      floats(offset)[at.first_output() + column] += scale * sums[j][e];
+    });
+  }
+  /// Starts a product over columns with a bias: `first` is 0 for b1, 16 for d_b1.
+  __device__ void fill_with_bias(Square& c, int first) const {
+    for (int j = 0; j < 2; ++j) {
+      for (int i = 0; i < 4; ++i) {
+        const int lane = first + 8 * j + 2 * at.t + (i & 1);
+        c[j][i] = __shfl_sync(kAllLanes, biases, lane);
+      }
+    }
+  }
+  /// The column sums that `sum_over_tokens` left, at the lanes where `biases` has these columns.
+  __device__ float at_bias_lane(const float (&sums)[2][2]) const {
+    float own = 0;
+    for (int j = 0; j < 2; ++j) {
+      for (int e = 0; e < 2; ++e) {
+        const float sum = __shfl_sync(kAllLanes, sums[j][e], (at.lane & 7) >> 1);
+        if ((at.lane & 15) >> 3 == j && (at.lane & 1) == e) own = sum;
+      }
+    }
+    return own;
+  }
   /// This slice's part of a sum goes to the tokens' owners.
   __device__ void send(int offset, const Square& c) const {
     auto* const to = reinterpret_cast<float*>(slice_tile(offset));
@@ -198,12 +227,21 @@ struct Backward {
       z[1] += from[1];
     }
   }
-  /// Where the owner's pair of features lies in tensors [B, T, H, F].
-  __device__ std::int64_t owned_row() const {
-    return pair.first_row + (begin + at.token) * pair.stride + 2 * at.lane;
+  /// f(index in W1, index in W2, place) for this thread's rows of d_W1 and d_W2; indices from this warp's first element.
+  template <typename F>
+  __device__ void for_each_own_gradient(F&& f) const {
+#pragma unroll 1
+    for (int i = 0; i < 32; ++i) {
+      const int row = at.g + 8 * (i >> 4);
+      const int column = 4 * (i & 15) + at.t;
+      f(column * kHidden + row, column * kFeatures + row,
+        wide_index(16 * at.quarter + row, column));
+    }
   }
+  /// Where the owner's pair of features lies in tensors [B, T, H, F].
+  __device__ std::int64_t owned_row() const { return pair.row(begin + at.token) + 2 * at.lane; }
 
-  __device__ void begin_mini_batch(std::int64_t number);
+  __device__ void begin_mini_batch(int number);
   __device__ void load_stage() const;
   __device__ void load_state();
   __device__ void store_state() const;
@@ -211,11 +249,11 @@ struct Backward {
   __device__ void restore_output();
   __device__ void output_rows();
   __device__ void hidden_gradients();
-  __device__ void through_hidden_step(const Square& u, const Square& d_z1_bar);
+  __device__ void through_hidden_step(const Fragment& packed_d_z1_bar);
   __device__ void send_step_gradient();
   __device__ void inner_rows();
-  __device__ void state_gradients(Fragment& packed_d_z1);
-  __device__ void hidden_state_gradients(const Fragment& packed_d_z1);
+  __device__ void state_gradients();
+  __device__ void hidden_state_gradients();
   __device__ void send_input_gradients();
   __device__ void input_rows(std::int64_t row, bool is_token) const;
   __device__ void store_sums();

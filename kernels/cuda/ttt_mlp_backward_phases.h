@@ -33,39 +33,37 @@ __device__ __forceinline__ void Backward::restore_hidden() {
   update_state(w1, a, tile(Layout::kK), step, at);
   float sums[2][2];
   sum_over_tokens(sums, b);
+  const float change = step * at_bias_lane(sums);
+  biases += at.lane < 16 ? change : 0.0F;
   Square z, z_bar, scores = {};
+  fill_with_bias(z, 0);
   for (int j = 0; j < 2; ++j) {
-    for (int e = 0; e < 2; ++e) b1[j][e] += step * sums[j][e];
-    for (int i = 0; i < 4; ++i) z[j][i] = z_bar[j][i] = b1[j][i & 1];
+    for (int i = 0; i < 4; ++i) z_bar[j][i] = z[j][i];
   }
   read_layer(z, z_bar, scores, tile(Layout::kK), tile(Layout::kQ), w1, at);
-  read_weights(read1, scores, 1.0F, scales, at);
+  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at), at);
   for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read1, b[2 * j], b[2 * j + 1]);
 
-  Square value, first, second;
-  Fragment packed;
+  Fragment value;
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      const Gelu phi = gelu(z[j][i]);
-      value[j][i] = phi.value;
-      first[j][i] = phi.slope;
-      second[j][i] = phi.bend;
+    for (int k = 0; k < 2; ++k) {
+      const Gelu low = gelu(z[j][2 * k]);
+      const Gelu high = gelu(z[j][2 * k + 1]);
+      value[2 * j + k] = pack_bf16(low.value, high.value);
+      slope[2 * j + k] = pack_bf16(low.slope, high.slope);
+      bend[2 * j + k] = pack_bf16(low.bend, high.bend);
     }
   }
-  pack(slope, first);
-  pack(bend, second);
-  pack(packed, value);
-  store_fragment(slice_tile(Layout::kX2), packed, at);
+  store_fragment(slice_tile(Layout::kX2), value, at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      const Gelu phi = gelu(z_bar[j][i]);
-      value[j][i] = phi.value;
-      first[j][i] = phi.slope;
+    for (int k = 0; k < 2; ++k) {
+      const Gelu low = gelu(z_bar[j][2 * k]);
+      const Gelu high = gelu(z_bar[j][2 * k + 1]);
+      value[2 * j + k] = pack_bf16(low.value, high.value);
+      slope_bar[2 * j + k] = pack_bf16(low.slope, high.slope);
     }
   }
-  pack(slope_bar, first);
-  pack(packed, value);
-  store_fragment(slice_tile(Layout::kX2Bar), packed, at);
+  store_fragment(slice_tile(Layout::kX2Bar), value, at);
 }
 
 __device__ __forceinline__ void Backward::restore_output() {
@@ -73,19 +71,11 @@ __device__ __forceinline__ void Backward::restore_output() {
   load_transposed(b, tile(Layout::kG2), at.quarter, at);
   reorder(a, b);
   update_state(w2, a, slice_tile(Layout::kX2), step, at);
-  if (at.slice == 0) {
-    float sums[2][2];
-    sum_over_tokens(sums, b);
-    if (at.g == 0) {
-      for_each_bias(at, [&](int j, int e, int column) {
-        floats(Layout::kB2)[at.first_output() + column] += step * sums[j][e];
-      });
-    }
-  }
+  if (at.slice == 0) add_column_sums(Layout::kB2, b, step);
   Square z = {}, z_bar = {}, scores = {};
   read_layer(z, z_bar, scores, slice_tile(Layout::kX2), slice_tile(Layout::kX2Bar), w2, at);
   Fragment read2;
-  read_weights(read2, scores, one(), scales, at);
+  read_weights(read2, scores, one(), RowScales(in.token_scale, at), at);
   for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read2, b[2 * j], b[2 * j + 1]);
   send(Layout::kPartial, z);
   send(Layout::kDZ1Bar, z_bar);
@@ -101,9 +91,17 @@ __device__ __forceinline__ void Backward::output_rows() {
   add_partials(z_bar, Layout::kDZ1Bar);
   const std::uint32_t k = pair_at(tile(Layout::kK), at.token, 2 * at.lane);
   const std::uint32_t v = pair_at(tile(Layout::kV), at.token, 2 * at.lane);
-  const float gap[2] = {norm.bias[0] - low_bf16(v) + low_bf16(k),
-                        norm.bias[1] - high_bf16(v) + high_bf16(k)};
-  loss = inner_loss_row(z, gap, norm);
+  const LaneNorm norm(in, pair.head, at);
+  float gap[2];
+  inner_loss_gap(gap, k, v, norm);
+  const InnerLossRow loss = inner_loss_row(z, gap, norm, norm.mean_square());
+  for (int e = 0; e < 2; ++e) n[e] = loss.n[e];
+  if (at.lane == 0) {
+    float* const kept = floats(Layout::kLoss) + 3 * at.token;
+    kept[0] = loss.rstd;
+    kept[1] = loss.mean_u;
+    kept[2] = loss.mean_un;
+  }
   const NormalizedRow row = normalize_row(z_bar);
   std::uint32_t& place = pair_at(tile(Layout::kDOut), at.token, 2 * at.lane);
   d_out = place;
@@ -121,52 +119,61 @@ __device__ __forceinline__ void Backward::output_rows() {
 
 __device__ __forceinline__ void Backward::hidden_gradients() {
   const std::byte* const d_z2_bar = tile(Layout::kDOut);
-  const std::byte* const g2 = tile(Layout::kG2);
-  // Z2' = X2' W2 + b2 - c (S + 1) g2 with the causal scores S = X2' X2^T.
-  Fragment d_scores, d_scores_transposed;
-  Square d = {};
-  add_rows_by_rows(d, d_z2_bar, g2, at);
-  causal_scores(d, d_read2, d_scores, scales, at);
-  transpose(d_scores_transposed, d_scores);
-
-  Square u = {}, d_x2_bar = {};
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
-    Fragment left, right;
-    load_transposed(right, matrix(), at.quarter, at, 16 * part);
-    load_fragment(left, g2, part, at);
-    mma_m16n8k16(u[0], left, right[0], right[1]);
-    mma_m16n8k16(u[1], left, right[2], right[3]);
-    load_fragment(left, d_z2_bar, part, at);
-    mma_m16n8k16(d_x2_bar[0], left, right[0], right[1]);
-    mma_m16n8k16(d_x2_bar[1], left, right[2], right[3]);
-  }
-  // X2 takes part in the scores and, through the step, in the next state.
-  Square stepped = {};
-  add_times_wide_columns(stepped, g2, wide(Layout::kDW2), at);
-  Fragment x2, x2_bar;
-  load_transposed(x2, slice_tile(Layout::kX2), at.quarter, at);
-  load_transposed(x2_bar, slice_tile(Layout::kX2Bar), at.quarter, at);
+  const std::byte* const x2 = slice_tile(Layout::kX2);
+  const std::byte* const x2_bar = slice_tile(Layout::kX2Bar);
+  Square u = {};  // g2 W2^T
+  add_times_matrix(u, tile(Layout::kG2), matrix(), at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) d_x2[j][i] = -step * stepped[j][i];
-    mma_m16n8k16(d_x2[j], d_scores_transposed, x2_bar[2 * j], x2_bar[2 * j + 1]);
-    mma_m16n8k16(d_x2_bar[j], d_scores, x2[2 * j], x2[2 * j + 1]);
-    for (int i = 0; i < 4; ++i) d_x2_bar[j][i] *= element(slope_bar, j, i);
+    for (int i = 0; i < 4; ++i) u[j][i] *= element(bend, j, i);
   }
-  through_hidden_step(u, d_x2_bar);
-}
+  pack(bend, u);
 
-/// From u = g2 W2^T and d_Z1': to g1 = u phi'(Z1), by the first layer's read and by its step, and through g1.
-__device__ __forceinline__ void Backward::through_hidden_step(const Square& u,
-                                                              const Square& d_z1_bar) {
-  Fragment packed, b, a;
+  // Z2' = X2' W2 + b2 - c (S + 1) g2 with the causal scores S = X2' X2^T.
+  Fragment d_scores;
+  {
+    Fragment d_read2;
+    Square d = {};
+    add_rows_by_rows(d, d_z2_bar, tile(Layout::kG2), at);
+    causal_scores(d, d_read2, d_scores, RowScales(in.token_scale, at), at);
+    if (at.quarter == 0) {
+      Square scores = {};
+      add_rows_by_rows(scores, x2_bar, x2, at);
+      add_scale_gradients(d_scale, d_read2, scores, one());
+    }
+  }
+  Fragment b, packed;
+  Square d_z1_bar = {};
+  add_times_matrix(d_z1_bar, d_z2_bar, matrix(), at);
+  load_transposed(b, x2, at.quarter, at);
+  for (int j = 0; j < 2; ++j) {
+    mma_m16n8k16(d_z1_bar[j], d_scores, b[2 * j], b[2 * j + 1]);
+    for (int i = 0; i < 4; ++i) d_z1_bar[j][i] *= element(slope_bar, j, i);
+  }
   pack(packed, d_z1_bar);
   store_fragment(slice_tile(Layout::kDZ1Bar), packed, at);
-  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(packed[i]);
-  Square d_g1;  // first of the step: what W1 and b1 were changed by
+  through_hidden_step(packed);
+
+  // X2 takes part in the scores and, through the step, in the next state.
+  Square d_x2 = {};
+  add_times_wide_columns(d_x2, tile(Layout::kG2), wide(Layout::kDW2), at);
+  transpose(packed, d_scores);
+  load_transposed(b, x2_bar, at.quarter, at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) d_g1[j][i] = d_b1[j][i & 1];
+    for (int i = 0; i < 4; ++i) d_x2[j][i] *= -step;
+    mma_m16n8k16(d_x2[j], packed, b[2 * j], b[2 * j + 1]);
+    for (int i = 0; i < 4; ++i) {
+      d_x2[j][i] = element(d_z1, j, i) + d_x2[j][i] * element(slope, j, i);
+    }
   }
+  pack(d_z1, d_x2);
+}
+
+/// To g1 = u phi'(Z1), by the first layer's read and by its step; through g1 to u, and to Z1 in its slope.
+__device__ __forceinline__ void Backward::through_hidden_step(const Fragment& packed_d_z1_bar) {
+  Fragment a, b;
+  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(packed_d_z1_bar[i]);
+  Square d_g1;  // first of the step: what W1 and b1 were changed by
+  fill_with_bias(d_g1, 16);
   add_times_wide_rows(d_g1, tile(Layout::kK), wide(Layout::kDW1), at);
   Fragment g1;
   load_fragment(g1, g1_tile(), at.quarter, at);
@@ -182,9 +189,11 @@ __device__ __forceinline__ void Backward::through_hidden_step(const Square& u,
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
       d_u[j][i] = d_g1[j][i] * element(slope, j, i);
-      d_z1[j][i] = d_g1[j][i] * u[j][i] * element(bend, j, i);
+      d_g1[j][i] *= element(bend, j, i);  // which by now is u phi''(Z1)
     }
   }
+  pack(d_z1, d_g1);
+  Fragment packed;
   pack(packed, d_u);
   store_fragment(slice_tile(Layout::kDU), packed, at);
 }
@@ -204,9 +213,8 @@ __device__ __forceinline__ void Backward::send_step_gradient() {
   add_times_state(d_g2, slice_tile(Layout::kDU), w2, at);
   Square scores = {};
   add_rows_by_rows(scores, slice_tile(Layout::kX2Bar), x2, at);
-  if (at.quarter == 0) add_scale_gradients(d_scale, d_read2, scores, one());
   Fragment read2, a, b;
-  read_weights(read2, scores, one(), scales, at);
+  read_weights(read2, scores, one(), RowScales(in.token_scale, at), at);
   transpose(a, read2);
   load_transposed(b, tile(Layout::kDOut), at.quarter, at);
   for (int j = 0; j < 2; ++j) mma_m16n8k16(d_g2[j], a, b[2 * j], b[2 * j + 1]);
@@ -221,6 +229,16 @@ __device__ __forceinline__ void Backward::inner_rows() {
   const std::uint32_t g2 = pair_at(tile(Layout::kG2), at.token, 2 * at.lane);
   d_step -= low_bf16(g2) * d_b2[0] + high_bf16(g2) * d_b2[1];
 
+  const LaneNorm norm(in, pair.head, at);
+  float gap[2];
+  inner_loss_gap(gap, pair_at(tile(Layout::kK), at.token, 2 * at.lane),
+                 pair_at(tile(Layout::kV), at.token, 2 * at.lane), norm);
+  const float* const kept = floats(Layout::kLoss) + 3 * at.token;
+  const InnerLossRow loss = {{n[0], n[1]},
+                             {norm.weight[0] * n[0] + gap[0], norm.weight[1] * n[1] + gap[1]},
+                             kept[0],
+                             kept[1],
+                             kept[2]};
   const float rate = floats(Layout::kRates)[at.token];
   const float d_g[2] = {rate * d_g2[0], rate * d_g2[1]};
   float mean[3] = {};  // of d_g, d_g n and d_g2 G2
@@ -253,29 +271,26 @@ __device__ __forceinline__ void Backward::inner_rows() {
   }
 }
 
-__device__ __forceinline__ void Backward::state_gradients(Fragment& packed_d_z1) {
+__device__ __forceinline__ void Backward::state_gradients() {
+  Square d_x2 = {};
   add_times_matrix(d_x2, tile(Layout::kV), matrix(), at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) d_z1[j][i] += d_x2[j][i] * element(slope, j, i);
+    for (int i = 0; i < 4; ++i) {
+      d_x2[j][i] = element(d_z1, j, i) + d_x2[j][i] * element(slope, j, i);
+    }
   }
-  pack(packed_d_z1, d_z1);
+  pack(d_z1, d_x2);
 
   // W2 is read at X2' (d_Z2'), at X2 (d_Z2) and, transposed, by u = g2 W2^T.
   Fragment d_z2_bar, d_z2, g2, b;
   load_transposed(b, tile(Layout::kDOut), at.quarter, at);
   reorder(d_z2_bar, b);
-  float sums[2][2], more_sums[2][2];
-  sum_over_tokens(sums, b);
+  if (at.slice == 0) add_column_sums(Layout::kDB2, b, 1.0F);
   load_transposed(b, tile(Layout::kV), at.quarter, at);
   reorder(d_z2, b);
-  sum_over_tokens(more_sums, b);
+  if (at.slice == 0) add_column_sums(Layout::kDB2, b, 1.0F);
   load_transposed(b, tile(Layout::kG2), at.quarter, at);
   reorder(g2, b);
-  if (at.slice == 0 && at.g == 0) {
-    for_each_bias(at, [&](int j, int e, int column) {
-      floats(Layout::kDB2)[at.first_output() + column] += sums[j][e] + more_sums[j][e];
-    });
-  }
 #pragma unroll
   for (int part = 0; part < 4; ++part) {
     Square sum = {};
@@ -292,20 +307,20 @@ __device__ __forceinline__ void Backward::state_gradients(Fragment& packed_d_z1)
   }
 }
 
-__device__ __forceinline__ void Backward::hidden_state_gradients(const Fragment& packed_d_z1) {
-  store_fragment(slice_tile(Layout::kDU), packed_d_z1, at);
+__device__ __forceinline__ void Backward::hidden_state_gradients() {
+  store_fragment(slice_tile(Layout::kDU), d_z1, at);
   publish(matrix(), w1, at);
   Fragment d_z1_bar, d_z1_now, b;
-  float sums[2][2], more_sums[2][2];
+  float sums[2][2];
   load_transposed(b, slice_tile(Layout::kDZ1Bar), at.quarter, at);
   reorder(d_z1_bar, b);
   sum_over_tokens(sums, b);
-  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(packed_d_z1[i]);
+  float change = at_bias_lane(sums);
+  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(d_z1[i]);
   reorder(d_z1_now, b);
-  sum_over_tokens(more_sums, b);
-  for (int j = 0; j < 2; ++j) {
-    for (int e = 0; e < 2; ++e) d_b1[j][e] += sums[j][e] + more_sums[j][e];
-  }
+  sum_over_tokens(sums, b);
+  change += at_bias_lane(sums);
+  biases += at.lane >= 16 ? change : 0.0F;
 #pragma unroll
   for (int part = 0; part < 4; ++part) {
     Square sum = {};
@@ -320,7 +335,7 @@ __device__ __forceinline__ void Backward::send_input_gradients() {
   Square d = {};
   add_rows_by_rows(d, d_z1_bar, g1_tile(), at);
   Fragment d_read1, d_scores, d_scores_transposed;
-  causal_scores(d, d_read1, d_scores, scales, at);
+  causal_scores(d, d_read1, d_scores, RowScales(in.token_scale, at), at);
   transpose(d_scores_transposed, d_scores);
   if (at.quarter == 0) {
     Square scores = {};

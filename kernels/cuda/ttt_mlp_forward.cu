@@ -7,7 +7,8 @@ namespace mlp {
 template <bool kCluster>
 __device__ __forceinline__ void Forward<kCluster>::load_state() {
   const StatePointers& from = arguments.initial;
-  const float* const pair_w2 = from.w2 + (pair.index * kHidden + at.slice * 64) * kFeatures;
+  const float* const pair_w2 =
+      from.w2 + (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures;
   float* const row_means = floats(Layout::kRowMeans) + at.local_slice * kFeatures;
   for (int i = 0; i < 16; ++i) {
     const int row = 16 * at.quarter + i;
@@ -24,7 +25,8 @@ __device__ __forceinline__ void Forward<kCluster>::load_state() {
     if (at.lane == 0) floats(Layout::kB2Mean)[0] = mean[0];
   }
   slice_barrier(at);
-  const float* const pair_w1 = from.w1 + pair.index * kFeatures * kHidden + at.first_hidden();
+  const float* const pair_w1 =
+      from.w1 + std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
     w1[tile][i] = pair_w1[column * kHidden + row];
     w2[tile][i] = pair_w2[column * kFeatures + at.first_output() + row] - row_means[column];
@@ -38,9 +40,9 @@ template <bool kCluster>
 __device__ __forceinline__ void Forward<kCluster>::store_state(const StatePointers& to,
                                                                bool with_means) const {
   if (to.w1 == nullptr) return;
-  float* const pair_w1 = to.w1 + pair.index * kFeatures * kHidden + at.first_hidden();
+  float* const pair_w1 = to.w1 + std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
   float* const pair_w2 =
-      to.w2 + (pair.index * kHidden + at.slice * 64) * kFeatures + at.first_output();
+      to.w2 + (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
   const float* const row_means = floats(Layout::kRowMeans) + at.local_slice * kFeatures;
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
     pair_w1[column * kHidden + row] = w1[tile][i];
@@ -65,26 +67,31 @@ __device__ __forceinline__ void Forward<kCluster>::run() {
   publish(w2_matrix(), w2, at);
   copy_async_wait<Layout::kStages - 2>();
   pair_barrier();  // in a cluster also: every block has started before anyone stores into it
-  const std::int64_t count = (in.num_tokens + kTokens - 1) / kTokens;
+  const int count = (in.num_tokens + kTokens - 1) / kTokens;
 #pragma unroll 1
-  for (std::int64_t mini_batch = 0; mini_batch <= count; ++mini_batch) {
+  for (int mini_batch = 0; mini_batch <= count; ++mini_batch) {
     const ForwardStage s = stage(mini_batch);
     const bool is_live = mini_batch < count;  // the last round only writes outputs
     std::byte* const x2 = x2_tile(mini_batch);
     if (is_live) {
+      begin_phase();
       hidden_layer(s, x2);
       slice_barrier(at);
+      begin_phase();
       send_output(x2);
     }
     copy_async_wait<Layout::kStages - 3>();
     pair_barrier();  // partial sums; also the next stage is there, and the one before is free
     load_stage(mini_batch + Layout::kStages - 1);
+    begin_phase();
     finish_tokens(s, mini_batch > 0, is_live);
     if (!is_live) break;
     pair_barrier();
     const float step = in.token_scale[s.count - 1];
+    begin_phase();
     step_hidden(s, step);
     slice_barrier(at);
+    begin_phase();
     read_and_step(x2, step);
   }
   store_state(arguments.checkpoint, false);

@@ -46,8 +46,8 @@ struct ForwardLayout {
 struct ForwardStage {
   std::byte *k, *q, *v;
   const float* rates;
-  std::int64_t begin;  // its first token
-  int count;           // of tokens, fewer than 16 in the last one
+  int begin;  // its first token
+  int count;  // of tokens, fewer than 16 in the last one
 };
 
 /// One thread's part of a pair.
@@ -58,11 +58,10 @@ struct Forward {
   const ForwardArguments& arguments;
   const Inputs& in;
   std::byte* const shared;
-  const Place at;
+  Place at;
   const Pair pair;
-  const LaneNorm norm;
-  const RowScales scales;
-  StateTile w1, w2;  // transposed
+  const float mean_square;  // of gamma
+  StateTile w1, w2;         // transposed
   float b1[2][2];
   // From one phase to the next.
   Square z1_bar;
@@ -73,11 +72,17 @@ struct Forward {
       : arguments(all),
         in(all.inputs),
         shared(shared_bytes),
-        at(kCluster ? cluster_rank() : -1),
+        at(place()),
         pair(kCluster ? blockIdx.x / kSlices : blockIdx.x, in),
-        norm(in, pair.head, at),
-        scales(in.token_scale, at) {}
+        mean_square(LaneNorm(in, pair.head, at).mean_square()) {}
 
+  __device__ static Place place() { return Place(kCluster ? cluster_rank() : -1); }
+  /// Nothing but the members is kept in registers from one phase to the next.
+  __device__ void begin_phase() {
+    at = place();
+    forget_packed(w1);
+    forget_packed(w2);
+  }
   __device__ static void pair_barrier() {
     if constexpr (kCluster) {
       cluster_barrier();
@@ -89,8 +94,8 @@ struct Forward {
   __device__ std::byte* slice_tile(int offset) const {
     return shared + offset + at.local_slice * kTileBytes;
   }
-  __device__ std::byte* x2_tile(std::int64_t mini_batch) const {
-    const int buffer = static_cast<int>(mini_batch & 1);
+  __device__ std::byte* x2_tile(int mini_batch) const {
+    const int buffer = mini_batch & 1;
     return slice_tile(Layout::kX2 + buffer * Layout::kLocalSlices * kTileBytes);
   }
   __device__ std::byte* w2_matrix() const {
@@ -98,23 +103,23 @@ struct Forward {
   }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
 
-  __device__ ForwardStage stage(std::int64_t mini_batch) const {
+  __device__ ForwardStage stage(int mini_batch) const {
     std::byte* const bytes = shared + mini_batch % Layout::kStages * Layout::kStageBytes;
-    const std::int64_t begin = mini_batch * kTokens;
-    const std::int64_t left = in.num_tokens - begin;
+    const int begin = mini_batch * kTokens;
+    const int left = in.num_tokens - begin;
     return {bytes,
             bytes + kTileBytes,
             bytes + 2 * kTileBytes,
             reinterpret_cast<const float*>(bytes + 3 * kTileBytes),
             begin,
-            static_cast<int>(left < kTokens ? left : kTokens)};
+            left < kTokens ? left : kTokens};
   }
 
   /// Queues the copies; beyond the sequence an empty group, so that every mini-batch is one group.
-  __device__ void load_stage(std::int64_t mini_batch) const {
+  __device__ void load_stage(int mini_batch) const {
     if (mini_batch * kTokens < in.num_tokens) {
       const ForwardStage s = stage(mini_batch);
-      const std::int64_t row = pair.first_row + s.begin * pair.stride;
+      const std::int64_t row = pair.row(s.begin);
       const int thread = static_cast<int>(threadIdx.x);
       const int copier = thread % kSliceThreads;
       // With four slices, each of the first three loads one tensor and the last one the rates.
@@ -176,7 +181,7 @@ __device__ __forceinline__ void Forward<kCluster>::hidden_layer(const ForwardSta
     for (int i = 0; i < 4; ++i) z1[j][i] = z1_bar[j][i] = b1[j][i & 1];
   }
   read_layer(z1, z1_bar, scores, s.k, s.q, w1, at);
-  read_weights(weights, scores, 1.0F, scales, at);
+  read_weights(weights, scores, 1.0F, RowScales(in.token_scale, at), at);
   Square value, derivative;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -202,14 +207,14 @@ __device__ __forceinline__ void Forward<kCluster>::send_output(const std::byte* 
 template <bool kCluster>
 __device__ __forceinline__ void Forward<kCluster>::finish_tokens(const ForwardStage& s,
                                                                  bool has_previous, bool is_live) {
-  const std::int64_t row = pair.first_row + (s.begin + at.token) * pair.stride + 2 * at.lane;
+  const std::int64_t row = pair.row(s.begin + at.token) + 2 * at.lane;
+  const LaneNorm norm(in, pair.head, at);
   if (has_previous) {
     float z[2] = {};
     add_partials(z, floats(Layout::kZ2Bar));
     const NormalizedRow normalized = normalize_row(z);
-    const std::int64_t token = s.begin - kTokens + at.token;
-    if (token < in.num_tokens) {
-      *reinterpret_cast<std::uint32_t*>(arguments.out + row - kTokens * pair.stride) =
+    if (s.begin - kTokens + at.token < in.num_tokens) {
+      *reinterpret_cast<std::uint32_t*>(arguments.out + row - std::int64_t{kTokens} * pair.stride) =
           pack_bf16(low_bf16(previous_q) + norm.weight[0] * normalized.n[0] + norm.bias[0],
                     high_bf16(previous_q) + norm.weight[1] * normalized.n[1] + norm.bias[1]);
     }
@@ -219,9 +224,9 @@ __device__ __forceinline__ void Forward<kCluster>::finish_tokens(const ForwardSt
   add_partials(z, floats(Layout::kZ2));
   const std::uint32_t k = pair_at(s.k, at.token, 2 * at.lane);
   const std::uint32_t v = pair_at(s.v, at.token, 2 * at.lane);
-  const float gap[2] = {norm.bias[0] - low_bf16(v) + low_bf16(k),
-                        norm.bias[1] - high_bf16(v) + high_bf16(k)};
-  const InnerLossRow loss = inner_loss_row(z, gap, norm);
+  float gap[2];
+  inner_loss_gap(gap, k, v, norm);
+  const InnerLossRow loss = inner_loss_row(z, gap, norm, mean_square);
   const float rate = s.rates[at.token];
   const std::uint32_t g2 =
       pack_bf16(rate * loss.gradient(0, norm.weight[0]), rate * loss.gradient(1, norm.weight[1]));
@@ -247,8 +252,7 @@ __device__ __forceinline__ void Forward<kCluster>::step_hidden(const ForwardStag
   Fragment g1;
   pack(g1, u);
   if (arguments.hidden_step_gradients != nullptr) {
-    const std::int64_t first =
-        (pair.first_row + s.begin * pair.stride) * kSlices + at.first_hidden();
+    const std::int64_t first = (pair.row(s.begin)) * kSlices + at.first_hidden();
     for (int j = 0; j < 2; ++j) {
       for (int k = 0; k < 2; ++k) {
         const int token = at.g + 8 * k;
@@ -300,7 +304,7 @@ __device__ __forceinline__ void Forward<kCluster>::read_and_step(const std::byte
     mma_m16n8k16(scores[1], query, key[1], key[3]);
     add_times_state(z2, query, w2, part);
   }
-  read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, scales, at);
+  read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, RowScales(in.token_scale, at), at);
   Fragment b, a;
   load_transposed(b, shared + Layout::kG2, at.quarter, at);
   for (int j = 0; j < 2; ++j) mma_m16n8k16(z2[j], weights, b[2 * j], b[2 * j + 1]);

@@ -38,17 +38,18 @@ constexpr float kEpsilon = 1e-6F;
 /// gamma and beta of this lane's features 2 lane and 2 lane + 1.
 struct LaneNorm {
   float weight[2], bias[2];
-  float mean_square;  // of gamma over all features
 
   __device__ LaneNorm(const Inputs& in, int head, const Place& at) {
-    float sum[1] = {};
     for (int e = 0; e < 2; ++e) {
       weight[e] = in.norm_weight[head * kFeatures + 2 * at.lane + e];
       bias[e] = in.norm_bias[head * kFeatures + 2 * at.lane + e];
-      sum[0] += weight[e] * weight[e];
     }
-    mean_over_features(sum);
-    mean_square = sum[0];
+  }
+  /// Of gamma over all features.
+  [[nodiscard]] __device__ float mean_square() const {
+    float mean[1] = {weight[0] * weight[0] + weight[1] * weight[1]};
+    mean_over_features(mean);
+    return mean[0];
   }
 };
 
@@ -72,17 +73,23 @@ struct InnerLossRow {
     return (weight * e[i] - mean_u - n[i] * mean_un) * rstd;
   }
 };
-/// `gap` is beta - target. All means come from sums of one pass, since u = gamma^2 n + gamma gap is linear in z.
+/// beta - target; k and v are pairs.
+__device__ __forceinline__ void inner_loss_gap(float (&gap)[2], std::uint32_t k, std::uint32_t v,
+                                               const LaneNorm& norm) {
+  gap[0] = norm.bias[0] - low_bf16(v) + low_bf16(k);
+  gap[1] = norm.bias[1] - high_bf16(v) + high_bf16(k);
+}
+/// All means come from sums of one pass, since u = gamma^2 n + gamma gap is linear in z. `square` is the mean of gamma^2.
 __device__ __forceinline__ InnerLossRow inner_loss_row(const float (&z)[2], const float (&gap)[2],
-                                                       const LaneNorm& norm) {
+                                                       const LaneNorm& norm, float square) {
   float mean[6] = {};
   for (int i = 0; i < 2; ++i) {
-    const float square = norm.weight[i] * norm.weight[i];
+    const float slope = norm.weight[i] * norm.weight[i];
     const float offset = norm.weight[i] * gap[i];
     mean[0] += z[i];
     mean[1] += z[i] * z[i];
-    mean[2] += square * z[i];
-    mean[3] += square * z[i] * z[i];
+    mean[2] += slope * z[i];
+    mean[3] += slope * z[i] * z[i];
     mean[4] += offset * z[i];
     mean[5] += offset;
   }
@@ -90,10 +97,10 @@ __device__ __forceinline__ InnerLossRow inner_loss_row(const float (&z)[2], cons
   InnerLossRow row;
   const float mu = mean[0];
   row.rstd = rsqrtf(mean[1] - mu * mu + kEpsilon);
-  row.mean_u = (mean[2] - mu * norm.mean_square) * row.rstd + mean[5];
-  row.mean_un = ((mean[3] - 2.0F * mu * mean[2] + mu * mu * norm.mean_square) * row.rstd +
-                 (mean[4] - mu * mean[5])) *
-                row.rstd;
+  row.mean_u = (mean[2] - mu * square) * row.rstd + mean[5];
+  row.mean_un =
+      ((mean[3] - 2.0F * mu * mean[2] + mu * mu * square) * row.rstd + (mean[4] - mu * mean[5])) *
+      row.rstd;
   for (int i = 0; i < 2; ++i) {
     row.n[i] = (z[i] - mu) * row.rstd;
     row.e[i] = norm.weight[i] * row.n[i] + gap[i];
