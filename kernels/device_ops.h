@@ -1,10 +1,7 @@
 #pragma once
 // How an op reaches its CUDA implementation: the function that kernels/<op>.h declares checks shapes, then asks
-// `device_ops(stream)`; null means the CPU, which is the rest of that function.
-//
-//   void add(TensorView x, TensorView y, Stream& stream) {
-//     expect_shape("y", y, x.shape());
-//     if (const DeviceOps* ops = device_ops(stream)) return ops->add(x, y, stream);
+// `device_ops(stream)`; null means the CPU, which is the rest of that function, and else it returns what the table's
+// entry of its name returns.
 //
 // Dims: none.
 // Numerics: on a CUDA device activations are F32 or BF16 with arithmetic and statistics in fp32; parameters, their
@@ -30,18 +27,46 @@
 
 // Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
 // ttt::kernels::cuda.
-#define TTT_DEVICE_OPS(X)                                                                       \
-  X(activation_forward)                                                                         \
-  X(activation_backward) X(gated_forward) X(gated_backward) X(add) X(adamw) X(sum_of_squares)   \
-      X(attention_forward) X(attention_backward) X(causal_conv_forward) X(causal_conv_backward) \
-          X(copy) X(fill) X(embedding_forward) X(embedding_backward) X(head_cross_entropy)      \
-              X(inner_learning_rate_forward) X(inner_learning_rate_backward)                    \
-                  X(token_scale_forward) X(token_scale_backward) X(linear_attention_forward)    \
-                      X(linear_attention_backward) X(linear_forward) X(linear_backward_input)   \
-                          X(linear_backward_weight) X(rms_norm_forward) X(rms_norm_backward)    \
-                              X(layer_norm_forward) X(layer_norm_backward) X(random_normal)     \
-                                  X(random_truncated_normal) X(rope_forward) X(rope_backward)   \
-                                      X(ttt_forward) X(ttt_backward) X(ttt_step) X(ttt_inner_loss)
+// clang-format off
+#define TTT_DEVICE_OPS(X) \
+  X(activation_forward) \
+  X(activation_backward) \
+  X(gated_forward) \
+  X(gated_backward) \
+  X(add) \
+  X(adamw) \
+  X(sum_of_squares) \
+  X(attention_forward) \
+  X(attention_backward) \
+  X(causal_conv_forward) \
+  X(causal_conv_backward) \
+  X(copy) \
+  X(fill) \
+  X(embedding_forward) \
+  X(embedding_backward) \
+  X(head_cross_entropy) \
+  X(inner_learning_rate_forward) \
+  X(inner_learning_rate_backward) \
+  X(token_scale_forward) \
+  X(token_scale_backward) \
+  X(linear_attention_forward) \
+  X(linear_attention_backward) \
+  X(linear_forward) \
+  X(linear_backward_input) \
+  X(linear_backward_weight) \
+  X(rms_norm_forward) \
+  X(rms_norm_backward) \
+  X(layer_norm_forward) \
+  X(layer_norm_backward) \
+  X(random_normal) \
+  X(random_truncated_normal) \
+  X(rope_forward) \
+  X(rope_backward) \
+  X(ttt_forward) \
+  X(ttt_backward) \
+  X(ttt_step) \
+  X(ttt_inner_loss)
+// clang-format on
 
 namespace ttt::kernels {
 

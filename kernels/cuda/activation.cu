@@ -1,5 +1,4 @@
 #include "kernels/activation.h"
-
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/simt.h"

@@ -1,5 +1,4 @@
 #include "kernels/copy.h"
-
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/simt.h"
@@ -20,7 +19,8 @@ __device__ __forceinline__ void store_double(BFloat16* to, double value) {
 }
 
 template <typename From, typename To>
-__global__ void __launch_bounds__(256) convert_kernel(const From* from, To* to, std::int64_t count) {
+__global__ void __launch_bounds__(256)
+    convert_kernel(const From* from, To* to, std::int64_t count) {
   for_each_element(count, [&](std::int64_t i) { store_double(&to[i], load_double(from[i])); });
 }
 

@@ -6,8 +6,7 @@
 
 namespace ttt::kernels::cuda {
 
-// Weak while some are still to be written.
-#define TTT_DECLARE(op) __attribute__((weak)) decltype(kernels::op) op;
+#define TTT_DECLARE(op) decltype(kernels::op) op;
 TTT_DEVICE_OPS(TTT_DECLARE)
 #undef TTT_DECLARE
 

@@ -2,7 +2,7 @@
 // What CUDA kernels are written in, beside plain CUDA C++ (threadIdx, __syncthreads, __syncwarp, __shfl_*_sync,
 // __shared__): names for the instructions that C++ has no words for. compute capability 8.0 and later.
 //
-// The tests compile the same kernels for the CPU with tests/support/simt_emulator.h included first, which defines all
+// The tests compile the same kernels for the CPU with tests/support/simt/emulator.h included first, which defines all
 // of this and the few CUDA names that kernels use; so kernels use nothing else of CUDA's.
 //
 // Fragments of mma.m16n8k16 (PTX ISA 9.7.14): lane = 4 g + t, g < 8, t < 4.

@@ -1,8 +1,7 @@
-#include "kernels/ttt.h"
-
 #include "core/base/log.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ttt_paths.h"
+#include "kernels/ttt.h"
 
 namespace ttt::kernels::cuda {
 namespace {
@@ -13,7 +12,8 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
   if (is_told || inputs.q.dtype() != DType::kBF16) return;
   is_told = true;
   log::warning(
-      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve head dims 64 and, of TTT-Linear, 96 with "
+      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve head dims 64 and, of "
+      "TTT-Linear, 96 with "
       "mini-batches of 16, inner norm and biases; this one is much slower",
       inputs.q.size(3), options.mini_batch_size);
 }

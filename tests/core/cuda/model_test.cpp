@@ -84,9 +84,7 @@ TEST_P(CudaModel, Float32MatchesTheOracle) {
 }
 
 // Every activation is rounded to 2^-9 relative; two blocks of ten roundings each, at random.
-TEST_P(CudaModel, BFloat16MatchesTheOracle) {
-  expect_close(kernels::Precision::kBF16, 1e-2, 5e-2);
-}
+TEST_P(CudaModel, BFloat16MatchesTheOracle) { expect_close(kernels::Precision::kBF16, 1e-2, 5e-2); }
 
 TEST_P(CudaModel, GenerationContinuesThePrompt) {
   Stream stream = test::stream();
@@ -116,12 +114,13 @@ TEST_P(CudaModel, RecomputeIsBitwiseEqual) {
   EXPECT_TRUE(test::same_bits(runs[0], runs[2])) << "a second run";
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Mixers, CudaModel,
-    testing::Values(Case{"TTT_LINEAR", true}, Case{"TTT_LINEAR", false}, Case{"TTT_MLP", true},
-                    Case{"TTT_MLP", false}, Case{"ATTENTION", false},
-                    Case{"LINEAR_ATTENTION", false}),
-    [](const auto& test) { return test.param.mixer + (test.param.is_mamba ? "Mamba" : ""); });
+INSTANTIATE_TEST_SUITE_P(Mixers, CudaModel,
+                         testing::Values(Case{"TTT_LINEAR", true}, Case{"TTT_LINEAR", false},
+                                         Case{"TTT_MLP", true}, Case{"TTT_MLP", false},
+                                         Case{"ATTENTION", false}, Case{"LINEAR_ATTENTION", false}),
+                         [](const auto& test) {
+                           return test.param.mixer + (test.param.is_mamba ? "Mamba" : "");
+                         });
 
 }  // namespace
 }  // namespace ttt

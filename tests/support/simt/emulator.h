@@ -149,7 +149,8 @@ inline float bits_to_float(std::uint32_t bits) { return std::bit_cast<float>(bit
 inline std::uint32_t float_to_bits(float value) { return std::bit_cast<std::uint32_t>(value); }
 
 inline void store_16(void* global, const uint4& words) {
-  if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0) simt::fail_kernel("store_16: address not 16-byte aligned");
+  if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
+    simt::fail_kernel("store_16: address not 16-byte aligned");
   std::memcpy(global, &words, sizeof(words));
 }
 
