@@ -34,8 +34,11 @@ template <int F>
 struct Layout {
   static constexpr int kWarps = F / 16;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTileBytes = kTokens * F * 2;
+  static constexpr int kRowBytes = 2 * F + 16;
+  static constexpr int kTileBytes = kTokens * kRowBytes;
+  static_assert(kRowBytes / 16 % 2 == 1);
   static constexpr int kRateBytes = kTokens * 4;
+  static constexpr int kScalesBytes = kTokens * 4;
   static constexpr int kMeansBytes = F * 4 + 16;  // of F rows of W, and of b
   static constexpr std::int64_t kStateFloats = F * F + F;
 };
@@ -72,13 +75,11 @@ __device__ __forceinline__ Lane this_lane() {
 
 /// The rows of this block's pair in [B, T, H, ...].
 struct PairRows {
-  std::int64_t first;  // of token 0
-  int heads;           // rows from one token to the next
+  int first;  // of token 0
+  int heads;  // rows from one token to the next
   int tokens;
 
-  __device__ std::int64_t row(int token) const {
-    return first + static_cast<std::int64_t>(token) * heads;
-  }
+  __device__ std::int64_t row(int token) const { return first + token * heads; }
   __device__ int num_mini_batches() const { return (tokens + kTokens - 1) / kTokens; }
   /// Tokens of mini-batch m: 16, or fewer in the last.
   __device__ int count(int m) const {
@@ -87,19 +88,22 @@ struct PairRows {
 };
 
 __device__ __forceinline__ PairRows rows_of_pair(int tokens, int heads) {
-  const std::int64_t sequence = blockIdx.x / static_cast<unsigned>(heads);
-  const std::int64_t head = blockIdx.x % static_cast<unsigned>(heads);
+  const int sequence = static_cast<int>(blockIdx.x) / heads;
+  const int head = static_cast<int>(blockIdx.x) % heads;
   return {sequence * tokens * heads + head, heads, tokens};
 }
 
-/// The byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of F bf16: eight rows at one chunk, which
-/// ldmatrix reads and fragments store, meet no bank conflict.
+/// The byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of F bf16. Rows are an odd number of chunks
+/// apart, so that eight rows at one chunk, which ldmatrix reads and fragments store, meet no bank conflict; a swizzle
+/// would too, but its addresses would not be one register and constants.
 template <int F>
 __device__ __forceinline__ int tile_offset(int row, int chunk) {
-  static_assert(F == 64 || F == 96);
-  if constexpr (F == 64) return swizzled(row, chunk);
-  // Rows of 192 bytes alternate between the two halves of the banks.
-  return row * 192 + (chunk >> 2) * 64 + (((chunk ^ (row >> 1)) & 3) << 4);
+  return row * Layout<F>::kRowBytes + chunk * 16;
+}
+
+/// The scales c to shared memory: fewer registers, and c_r is another one in a short last mini-batch.
+__device__ __forceinline__ void copy_scales(float* scales, const float* token_scale) {
+  if (threadIdx.x < kTokens) scales[threadIdx.x] = token_scale[threadIdx.x];
 }
 
 /// Asks for the rows of a tile, 16 bytes a thread; rows from `count` on become zeros.
@@ -147,15 +151,21 @@ __device__ __forceinline__ float unpacked(const std::uint32_t (&x)[4], int j, in
   return (i & 1) != 0 ? high_bf16(x[2 * j + (i >> 1)]) : low_bf16(x[2 * j + (i >> 1)]);
 }
 
-/// Rows scaled and packed: an A fragment of 16 tokens by 16.
-__device__ __forceinline__ void pack_rows(std::uint32_t (&a)[4], const float (&x)[2][4],
-                                          const float (&scale)[2]) {
+__device__ __forceinline__ void pack(std::uint32_t (&packed)[4], const float (&x)[2][4]) {
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
+  for (int i = 0; i < 4; ++i) {
+    packed[i] = pack_bf16(x[i >> 1][2 * (i & 1)], x[i >> 1][2 * (i & 1) + 1]);
+  }
+}
+
+/// The rows of a matrix of tokens by tokens times -c: an A fragment.
+__device__ __forceinline__ void pack_steps(std::uint32_t (&a)[4], const float (&x)[2][4],
+                                           const float* scales) {
+  const int g = this_lane().g;
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      a[2 * j + k] = pack_bf16(scale[k] * x[j][2 * k], scale[k] * x[j][2 * k + 1]);
-    }
+  for (int i = 0; i < 4; ++i) {
+    const float factor = -scales[g + 8 * (i & 1)];
+    a[i] = pack_bf16(factor * x[i >> 1][2 * (i & 1)], factor * x[i >> 1][2 * (i & 1) + 1]);
   }
 }
 
@@ -163,6 +173,13 @@ __device__ __forceinline__ void transpose_blocks(std::uint32_t (&x_t)[4],
                                                  const std::uint32_t (&x)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) x_t[i] = movmatrix_transposed(x[i]);
+}
+
+/// The A fragment of the transpose: its blocks trade places too.
+__device__ __forceinline__ void transpose_matrix(std::uint32_t (&x_t)[4],
+                                                 const std::uint32_t (&x)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x_t[i] = movmatrix_transposed(x[2 * (i & 1) + (i >> 1)]);
 }
 
 /// The warp's own 16 features of a mini-batch's rows to [B, T, H, F]. Lanes exchange words in pairs, so that every row's

@@ -26,33 +26,22 @@ using namespace fused;
 using namespace fused::linear_backward;
 // NOLINTEND(google-build-using-namespace)
 
-// The pair's place in the tensors of whole states: checkpoints, d_final, d_initial.
-template <int F>
-__device__ __forceinline__ const float* checkpoint_of(const BackwardArguments& a,
-                                                      int num_mini_batches, int slot) {
-  const int slots = (num_mini_batches - 1) / kCheckpointEvery + 1;
-  return a.checkpoints +
-         (static_cast<std::int64_t>(blockIdx.x) * slots + slot) * Layout<F>::kStateFloats;
-}
-
 template <int F>
 __device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::byte* shared,
-                                              int num_mini_batches) {
+                                              const PairRows& rows) {
   using Memory = BackwardMemory<F>;
   const std::int64_t pair = blockIdx.x;
   const std::int64_t head = pair % a.heads;
-  const Lane at = this_lane();
   Walk<F> walk{};
-  load_checkpoint(walk.state,
-                  checkpoint_of<F>(a, num_mini_batches, (num_mini_batches - 1) / kCheckpointEvery));
+  const int last_slot = (rows.num_mini_batches() - 1) / kCheckpointEvery;
+  load_checkpoint(walk.state, a.checkpoints + checkpoint_offset<F>(rows, last_slot));
   if (a.d_final_w != nullptr) {
     load_state(walk.d_state, a.d_final_w + pair * F * F, a.d_final_b + pair * F);
   }
   centre(walk.d_state, reinterpret_cast<float*>(shared + Memory::kSums),
          reinterpret_cast<float*>(shared + Memory::kMeans));
   walk.norm = load_norm<F>(a.norm_weight + head * F, a.norm_bias + head * F);
-  walk.scale[0] = a.token_scale[at.g];
-  walk.scale[1] = a.token_scale[at.g + 8];
+
   return walk;
 }
 
@@ -103,16 +92,18 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
   std::byte* const shared = dynamic_shared_memory();
   float* const sums = reinterpret_cast<float*>(shared + Memory::kSums);
   float* const step_sums = reinterpret_cast<float*>(shared + Memory::kStepSumsAt);
+  float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
   float* const scale_sums = reinterpret_cast<float*>(shared + Memory::kScaleSums);
   const PairRows rows = rows_of_pair(a.tokens, a.heads);
   const int num_mini_batches = rows.num_mini_batches();
-  const int last_count = rows.count(num_mini_batches - 1);
+
   for (int i = 0; i < kStages - 1; ++i) load_stage<F>(a, rows, shared, i);
-  Walk<F> walk = start_walk<F>(a, shared, num_mini_batches);
+  Walk<F> walk = start_walk<F>(a, shared, rows);
   const Lane at = this_lane();
   if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = 0;
+  copy_scales(scales, a.token_scale);
   copy_async_wait<kStages - 2>();
-  __syncthreads();  // stage 0 is there
+  __syncthreads();  // stage 0 and the scales are there
 
 #pragma unroll 1
   for (int i = 0; i < num_mini_batches; ++i) {
@@ -120,7 +111,7 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     const BackwardStage<F> stage(shared, i);
     std::byte* const w_copy = shared + Memory::kCopies + i % 2 * (2 * Memory::kCopyBytes);
     std::byte* const d_w_copy = w_copy + Memory::kCopyBytes;
-    const float last_scale = a.token_scale[rows.count(m) - 1];
+    const float last_scale = scales[rows.count(m) - 1];
     Values x;
     {
       std::uint32_t step_t[4];
@@ -128,10 +119,12 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
       step_state(walk.state, step_t, stage.k, last_scale);
       if (m > 0 && m % kCheckpointEvery == 0) {
         load_checkpoint(walk.state,
-                        checkpoint_of<F>(a, num_mini_batches, m / kCheckpointEvery - 1));
+                        a.checkpoints + checkpoint_offset<F>(rows, m / kCheckpointEvery - 1));
       }
-      products(stage, walk, w_copy, d_w_copy, x);
-      read_and_sum(stage, walk, step_t, sums, x);
+      float scores[2][4];
+      products(stage, walk, w_copy, d_w_copy, scores, x);
+      put_scores(reinterpret_cast<float4*>(shared + Memory::kScores), scores);
+      read_and_sum(stage, walk, scores, scales, step_t, sums, x);
     }
     copy_async_wait<kStages - 3>();
     __syncthreads();  // sums, copies of W and dW', stage i + 1 are there; stage i - 1 is free
@@ -162,11 +155,13 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     }
     store_own<F>(a.d_v, rows, m, x.d_target);
     add_to_state_gradient(stage, x.d_z_bar_t, d_z_t, walk.d_state);
+    std::uint32_t d_s[4], d_q[4], d_k[4];
+    scores_backward(stage, shared, scales, walk.d_scale, d_s);
+    query_backward(stage, shared, w_copy, d_s, d_q);
+    store_own<F>(a.d_q, rows, m, d_q);
     __syncthreads();  // dZ is there
 
-    std::uint32_t d_q[4], d_k[4];
-    query_key_backward(stage, shared, w_copy, d_w_copy, last_scale, walk, x, d_q, d_k);
-    store_own<F>(a.d_q, rows, m, d_q);
+    key_backward(stage, shared, w_copy, d_w_copy, last_scale, d_s, x.d_target, d_k);
     store_own<F>(a.d_k, rows, m, d_k);
     if (rows.count(m) < kTokens) {  // the last mini-batch: its step has its own c_r
       const float sum = warp_sum(walk.d_last_scale);
@@ -184,7 +179,8 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
   const float sum = warp_sum(walk.d_last_scale);
   if (at.lane == 0) scale_sums[at.warp] = sum;
   __syncthreads();
-  store_partials(walk, scale_sums, last_count, a.partials + pair * (kTokens + 2 * F));
+  store_partials(walk, scale_sums, rows.count(num_mini_batches - 1),
+                 a.partials + pair * (kTokens + 2 * F));
 }
 
 constexpr int kPartialThreads = 32 * kTokens;

@@ -30,15 +30,17 @@ template <int F>
 struct BackwardMemory {
   using L = Layout<F>;
   static constexpr int kStageBytes = 5 * L::kTileBytes + L::kRateBytes;
-  static constexpr int kCopyBytes = F * F * 2;
+  static constexpr int kCopyBytes = F * L::kRowBytes;
   static constexpr int kCopies =
       kStages * kStageBytes;  // W, dW'; twice: slow warps still read the others
   static constexpr int kDZBar = kCopies + 4 * kCopyBytes;
   static constexpr int kDZ = kDZBar + L::kTileBytes;
   static constexpr int kSums = kDZ + L::kTileBytes;
   static constexpr int kStepSumsAt = kSums + L::kWarps * kTokens * kBackwardSums * 4;
-  static constexpr int kMeans = kStepSumsAt + L::kWarps * kTokens * kStepSums * 4;
-  static constexpr int kScaleSums = kMeans + L::kMeansBytes;  // [2][warps]
+  static constexpr int kScales = kStepSumsAt + L::kWarps * kTokens * kStepSums * 4;
+  static constexpr int kMeans = kScales + L::kScalesBytes;
+  static constexpr int kScores = kMeans + L::kMeansBytes;   // [2][lane][4]
+  static constexpr int kScaleSums = kScores + 2 * 32 * 16;  // [2][warps]
   static constexpr int kBytes = kScaleSums + 2 * L::kWarps * 4;
   static_assert(kStepSumsAt - kSums >= (F + 1) * L::kWarps * 4, "centre uses them first");
 };
@@ -83,7 +85,7 @@ struct Walk {
   LinearState<F> state;    // at the mini-batch's start
   LinearState<F> d_state;  // of the state at its end, then at its start
   HeadNorm norm;
-  float scale[2];             // c of the lane's tokens
+
   float d_norm_weight[2][2];  // [j][e], of the lane's tokens
   float d_norm_bias[2][2];
   float d_scale[2];    // from Z', of the lane's columns of scores; warp 0
@@ -92,7 +94,6 @@ struct Walk {
 
 // What lives from one phase of a mini-batch to the next, at the warp's own features.
 struct Values {
-  float scores[2][4];        // q_i k_j + 1 for j <= i, else 0
   float z[2][4];             // then x, normalised
   float z_bar[2][4];         // Z'
   float offset[2][4];        // beta - (v - k)
@@ -112,13 +113,14 @@ __device__ __forceinline__ void put_word(std::byte* tile, int row, int chunk, st
 // Z, Z' without its step, U, scores; and the operands' copies.
 template <int F>
 __device__ __forceinline__ void products(const BackwardStage<F>& stage, const Walk<F>& walk,
-                                         std::byte* w_copy, std::byte* d_w_copy, Values& x) {
+                                         std::byte* w_copy, std::byte* d_w_copy,
+                                         float (&scores)[2][4], Values& x) {
   const Lane at = this_lane();
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      x.scores[j][r] = 0;
+      scores[j][r] = 0;
       x.z[j][r] = x.z_bar[j][r] = walk.state.b[j][r & 1];
       x.update_read[j][r] = walk.d_state.b[j][r & 1];
     }
@@ -128,8 +130,8 @@ __device__ __forceinline__ void products(const BackwardStage<F>& stage, const Wa
     std::uint32_t k[4], q[4];
     load_rows<F>(k, stage.k, i);
     load_rows<F>(q, stage.q, i);
-    mma_m16n8k16(x.scores[0], q, k[0], k[2]);
-    mma_m16n8k16(x.scores[1], q, k[1], k[3]);
+    mma_m16n8k16(scores[0], q, k[0], k[2]);
+    mma_m16n8k16(scores[1], q, k[1], k[3]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = 16 * at.warp + 8 * j + at.g;
@@ -144,26 +146,22 @@ __device__ __forceinline__ void products(const BackwardStage<F>& stage, const Wa
       put_word<F>(d_w_copy, row, 2 * i + 1, d_w.y);
     }
   }
-  mask_scores(x.scores);
+  mask_scores(scores);
 }
 
 // Completes Z' and sends off the sums of both LayerNorms.
 template <int F>
 __device__ __forceinline__ void read_and_sum(const BackwardStage<F>& stage, const Walk<F>& walk,
+                                             const float (&scores)[2][4], const float* scales,
                                              const std::uint32_t (&step_t)[4], float* buffer,
                                              Values& x) {
   std::uint32_t steps[4];
-  const float minus_scale[2] = {-walk.scale[0], -walk.scale[1]};
-  pack_rows(steps, x.scores, minus_scale);
+  pack_steps(steps, scores, scales);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     mma_m16n8k16(x.z_bar[j], steps, step_t[2 * j], step_t[2 * j + 1]);
   }
-  // The blocks of the transpose trade places too.
-  x.steps_t[0] = movmatrix_transposed(steps[0]);
-  x.steps_t[1] = movmatrix_transposed(steps[2]);
-  x.steps_t[2] = movmatrix_transposed(steps[1]);
-  x.steps_t[3] = movmatrix_transposed(steps[3]);
+  transpose_matrix(x.steps_t, steps);
 
   target_offset<F>(x.offset, stage.k, stage.v, walk.norm);
   load_rows<F>(x.d_out, stage.d_out, this_lane().warp);
@@ -316,64 +314,117 @@ __device__ __forceinline__ void add_to_state_gradient(const BackwardStage<F>& st
   }
 }
 
-// dq = d_out + dZ' W^T + dS k;  dk = -d_target + dZ W^T + dS^T q - c_r l G dW'^T;  dS = -c (dZ' (l G)^T), j <= i.
-template <int F>
-__device__ __forceinline__ void query_key_backward(const BackwardStage<F>& stage,
-                                                   const std::byte* shared, const std::byte* w_copy,
-                                                   const std::byte* d_w_copy, float last_scale,
-                                                   Walk<F>& walk, const Values& x,
-                                                   std::uint32_t (&d_q_out)[4],
-                                                   std::uint32_t (&d_k_out)[4]) {
+// Warp 0's scores wait for phase 3 in shared memory, where each lane finds its own.
+__device__ __forceinline__ void put_scores(float4* slots, const float (&scores)[2][4]) {
   const Lane at = this_lane();
-  float d_scores[2][4] = {}, d_q[2][4], d_k[2][4], stepped[2][4] = {};
+  if (at.warp != 0) return;
+  slots[at.lane] = float4{scores[0][0], scores[0][1], scores[0][2], scores[0][3]};
+  slots[32 + at.lane] = float4{scores[1][0], scores[1][1], scores[1][2], scores[1][3]};
+}
+
+// dc_i = -sum_j dA_ij (q_i k_j + 1), with l_j in dA: the lane's columns.
+__device__ __forceinline__ void add_scale_gradient(float (&d_scale)[2], const float4* slots,
+                                                   const float (&d_scores)[2][4]) {
+  const Lane at = this_lane();
+  if (at.warp != 0) return;
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const float4 scores = slots[32 * j + at.lane];
+    d_scale[0] -= d_scores[j][0] * scores.x + d_scores[j][1] * scores.y;
+    d_scale[1] -= d_scores[j][2] * scores.z + d_scores[j][3] * scores.w;
+  }
+}
+
+// dS = -c dZ' (l G)^T at j <= i, as an A fragment.
+template <int F>
+__device__ __forceinline__ void scores_backward(const BackwardStage<F>& stage,
+                                                const std::byte* shared, const float* scales,
+                                                float (&d_scale)[2], std::uint32_t (&d_s)[4]) {
+  const Lane at = this_lane();
+  float d_scores[2][4] = {};
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t d_z_bar[4], step[4];
+    load_rows<F>(d_z_bar, shared + BackwardMemory<F>::kDZBar, i);
+    load_rows<F>(step, stage.step, i);
+    mma_m16n8k16(d_scores[0], d_z_bar, step[0], step[2]);
+    mma_m16n8k16(d_scores[1], d_z_bar, step[1], step[3]);
+  }
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      d_q[j][r] = unpacked(x.d_out, j, r);
-      d_k[j][r] = -unpacked(x.d_target, j, r);
+      if (8 * j + 2 * at.t + (r & 1) > at.g + 8 * (r >> 1)) d_scores[j][r] = 0;
     }
+  }
+  add_scale_gradient(d_scale, reinterpret_cast<const float4*>(shared + BackwardMemory<F>::kScores),
+                     d_scores);
+  pack_steps(d_s, d_scores, scales);
+}
+
+// dq = d_out + dZ' W^T + dS k.
+template <int F>
+__device__ __forceinline__ void query_backward(const BackwardStage<F>& stage,
+                                               const std::byte* shared, const std::byte* w_copy,
+                                               const std::uint32_t (&d_s)[4],
+                                               std::uint32_t (&packed)[4]) {
+  const int warp = this_lane().warp;
+  float d_q[2][4];
+  std::uint32_t d_out[4], k_t[4];
+  load_rows<F>(d_out, stage.d_out, warp);
+  load_transposed<F>(k_t, stage.k, warp);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) d_q[j][r] = unpacked(d_out, j, r);
+    mma_m16n8k16(d_q[j], d_s, k_t[2 * j], k_t[2 * j + 1]);
   }
 #pragma unroll
   for (int i = 0; i < F / 16; ++i) {
-    std::uint32_t d_z_bar[4], d_z[4], step[4], w[4], d_w[4];
+    std::uint32_t d_z_bar[4], w_t[4];
     load_rows<F>(d_z_bar, shared + BackwardMemory<F>::kDZBar, i);
-    load_rows<F>(d_z, shared + BackwardMemory<F>::kDZ, i);
+    load_transposed<F>(w_t, w_copy, warp, 16 * i);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) mma_m16n8k16(d_q[j], d_z_bar, w_t[2 * j], w_t[2 * j + 1]);
+  }
+  pack(packed, d_q);
+}
+
+// dk = -d_target + dZ W^T + dS^T q - c_r l G dW'^T.
+template <int F>
+__device__ __forceinline__ void key_backward(const BackwardStage<F>& stage, const std::byte* shared,
+                                             const std::byte* w_copy, const std::byte* d_w_copy,
+                                             float last_scale, const std::uint32_t (&d_s)[4],
+                                             const std::uint32_t (&d_target)[4],
+                                             std::uint32_t (&packed)[4]) {
+  const int warp = this_lane().warp;
+  float d_k[2][4] = {};
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t step[4], d_w_t[4];
     load_rows<F>(step, stage.step, i);
-    load_transposed<F>(w, w_copy, at.warp, 16 * i);
-    load_transposed<F>(d_w, d_w_copy, at.warp, 16 * i);
+    load_transposed<F>(d_w_t, d_w_copy, warp, 16 * i);
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      mma_m16n8k16(d_scores[j], d_z_bar, step[j], step[j + 2]);
-      mma_m16n8k16(d_q[j], d_z_bar, w[2 * j], w[2 * j + 1]);
-      mma_m16n8k16(d_k[j], d_z, w[2 * j], w[2 * j + 1]);
-      mma_m16n8k16(stepped[j], step, d_w[2 * j], d_w[2 * j + 1]);
-    }
+    for (int j = 0; j < 2; ++j) mma_m16n8k16(d_k[j], step, d_w_t[2 * j], d_w_t[2 * j + 1]);
   }
+  std::uint32_t q_t[4], d_s_t[4];
+  load_transposed<F>(q_t, stage.q, warp);
+  transpose_matrix(d_s_t, d_s);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const bool is_past = 8 * j + 2 * at.t + (r & 1) <= at.g + 8 * (r >> 1);
-      d_scores[j][r] = is_past ? -d_scores[j][r] : 0.0F;
-      if (at.warp == 0) walk.d_scale[r >> 1] += d_scores[j][r] * x.scores[j][r];
-      d_k[j][r] -= last_scale * stepped[j][r];
-    }
-  }
-  std::uint32_t d_s[4], k_t[4], q_t[4];
-  pack_rows(d_s, d_scores, walk.scale);
-  const std::uint32_t d_s_t[4] = {movmatrix_transposed(d_s[0]), movmatrix_transposed(d_s[2]),
-                                  movmatrix_transposed(d_s[1]), movmatrix_transposed(d_s[3])};
-  load_transposed<F>(k_t, stage.k, at.warp);
-  load_transposed<F>(q_t, stage.q, at.warp);
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    mma_m16n8k16(d_q[j], d_s, k_t[2 * j], k_t[2 * j + 1]);
+    for (int r = 0; r < 4; ++r) d_k[j][r] = -last_scale * d_k[j][r] - unpacked(d_target, j, r);
     mma_m16n8k16(d_k[j], d_s_t, q_t[2 * j], q_t[2 * j + 1]);
   }
-  const float one[2] = {1, 1};
-  pack_rows(d_q_out, d_q, one);
-  pack_rows(d_k_out, d_k, one);
+#pragma unroll
+  for (int i = 0; i < F / 16; ++i) {
+    std::uint32_t d_z[4], w_t[4];
+    load_rows<F>(d_z, shared + BackwardMemory<F>::kDZ, i);
+    load_transposed<F>(w_t, w_copy, warp, 16 * i);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) mma_m16n8k16(d_k[j], d_z, w_t[2 * j], w_t[2 * j + 1]);
+  }
+  pack(packed, d_k);
 }
 
 #endif

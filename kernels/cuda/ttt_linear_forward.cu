@@ -13,7 +13,8 @@ namespace {
 
 using namespace fused;  // NOLINT(google-build-using-namespace): its own device code
 
-constexpr int kStages = 4;
+constexpr int kStages = 5;  // m - 1, whose q its output still needs, to m + 3
+constexpr int kAhead = 3;
 
 struct ForwardArguments {
   const BFloat16 *q, *k, *v;             // [B, T, H, F]
@@ -34,7 +35,8 @@ struct ForwardMemory {
   static constexpr int kSumsBytes = L::kWarps * kTokens * kForwardSums * 4;
   static constexpr int kSums =
       kStages * kStageBytes;  // two buffers: slow warps still read the other
-  static constexpr int kMeans = kSums + 2 * kSumsBytes;
+  static constexpr int kScales = kSums + 2 * kSumsBytes;
+  static constexpr int kMeans = kScales + L::kScalesBytes;
   static constexpr int kBytes = kMeans + L::kMeansBytes;
   static_assert(kSumsBytes >= (F + 1) * L::kWarps * 4, "centre uses them first");
 };
@@ -50,6 +52,12 @@ struct ForwardStage {
         v(q + Layout<F>::kTileBytes),
         rates(reinterpret_cast<float*>(v + Layout<F>::kTileBytes)) {}
 };
+
+template <int F>
+__device__ __forceinline__ float* sums_buffer(std::byte* shared, int m) {
+  return reinterpret_cast<float*>(shared + ForwardMemory<F>::kSums +
+                                  m % 2 * ForwardMemory<F>::kSumsBytes);
+}
 
 // Asks for mini-batch m's rows. Past the end too it ends a group: waits count groups.
 template <int F>
@@ -68,16 +76,10 @@ __device__ __forceinline__ void load_stage(const ForwardArguments& a, const Pair
   copy_async_commit();
 }
 
-// What waits for its LayerNorm's statistics: Z' of a mini-batch and its q, at the warp's own features.
-struct Read {
-  float z_bar[2][4];
-  std::uint32_t q[4];
-};
-
 // Z = k W + b, the part q W + b of Z', and the step matrix -(c_i (q_i k_j + 1)), j <= i, whose rates l are in l G.
 template <int F>
 __device__ __forceinline__ void products(const ForwardStage<F>& stage, const LinearState<F>& state,
-                                         const float (&scale)[2], float (&z)[2][4],
+                                         const float* scales, float (&z)[2][4],
                                          float (&z_bar)[2][4], std::uint32_t (&steps)[4]) {
   float scores[2][4] = {};
 #pragma unroll
@@ -100,41 +102,60 @@ __device__ __forceinline__ void products(const ForwardStage<F>& stage, const Lin
     }
   }
   mask_scores(scores);
-  const float minus_scale[2] = {-scale[0], -scale[1]};
-  pack_rows(steps, scores, minus_scale);
+  pack_steps(steps, scores, scales);
 }
 
 // l G at the warp's own features: with x = (z - mean) rstd and e = a x + p, G = (e - mean(e) - x mean(e x)) rstd.
-__device__ __forceinline__ void scaled_gradient(std::uint32_t (&step)[4], const float (&z)[2][4],
-                                                const float (&offset)[2][4], const HeadNorm& norm,
-                                                const TokenNorm& token, int k, float rate) {
-  const float outer = token.rstd * rate;
+template <int F>
+__device__ __forceinline__ void scaled_gradients(std::uint32_t (&step)[4], const float* sums,
+                                                 const float* rates, const float (&z)[2][4],
+                                                 const float (&offset)[2][4],
+                                                 const HeadNorm& norm) {
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    float g[2];
+  for (int k = 0; k < 2; ++k) {
+    float mean[kForwardSums];
+    mean_over_features<F>(mean, sums, k);
+    const TokenNorm token = token_norm(mean, norm);
+    const float outer = token.rstd * rates[this_lane().g + 8 * k];
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float x = (z[j][2 * k + e] - token.mean) * token.rstd;
-      const float p = norm.weight[j][e] * offset[j][2 * k + e];
-      g[e] = ((norm.square(j, e) - token.mean_ex) * x + p - token.mean_e) * outer;
+    for (int j = 0; j < 2; ++j) {
+      float g[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float x = (z[j][2 * k + e] - token.mean) * token.rstd;
+        const float p = norm.weight[j][e] * offset[j][2 * k + e];
+        g[e] = ((norm.square(j, e) - token.mean_ex) * x + p - token.mean_e) * outer;
+      }
+      step[2 * j + k] = pack_bf16(g[0], g[1]);
     }
-    step[2 * j + k] = pack_bf16(g[0], g[1]);
   }
 }
 
-// out = q + LN(Z').
-__device__ __forceinline__ void output(std::uint32_t (&out)[4], const Read& read,
-                                       const HeadNorm& norm, int k, float mean, float rstd) {
+// out = q + LN(Z') of mini-batch m, whose tiles are still there.
+template <int F>
+__device__ __forceinline__ void write_output(const ForwardArguments& a, const PairRows& rows,
+                                             std::byte* shared, const float* sums, int m,
+                                             const float (&z_bar)[2][4], const HeadNorm& norm) {
+  std::uint32_t q[4], out[4];
+  load_rows<F>(q, ForwardStage<F>(shared, m).q, this_lane().warp);
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    float y[2];
+  for (int k = 0; k < 2; ++k) {
+    float mean[kForwardSums];
+    mean_over_features<F>(mean, sums, k);
+    const float rstd = rsqrtf(mean[kBarBar] - mean[kBar] * mean[kBar] + kNormEpsilon);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      y[e] = unpacked(read.q, j, 2 * k + e) + norm.bias[j][e] +
-             norm.weight[j][e] * (read.z_bar[j][2 * k + e] - mean) * rstd;
+    for (int j = 0; j < 2; ++j) {
+      float y[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int i = 2 * k + e;
+        y[e] = unpacked(q, j, i) + norm.bias[j][e] +
+               norm.weight[j][e] * (z_bar[j][i] - mean[kBar]) * rstd;
+      }
+      out[2 * j + k] = pack_bf16(y[0], y[1]);
     }
-    out[2 * j + k] = pack_bf16(y[0], y[1]);
   }
+  store_own<F>(a.out, rows, m, out);
 }
 
 template <int F>
@@ -142,82 +163,66 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
     linear_forward_kernel(ForwardArguments a) {
   using Memory = ForwardMemory<F>;
   std::byte* const shared = dynamic_shared_memory();
+  float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
   float* const means = reinterpret_cast<float*>(shared + Memory::kMeans);
   const PairRows rows = rows_of_pair(a.tokens, a.heads);
   const int num_mini_batches = rows.num_mini_batches();
-  for (int m = 0; m < kStages - 1; ++m) load_stage<F>(a, rows, shared, m);
+  for (int m = 0; m < kAhead; ++m) load_stage<F>(a, rows, shared, m);
 
   const std::int64_t pair = blockIdx.x;
   const std::int64_t head = pair % a.heads;
-  float* const checkpoints =
-      a.checkpoints == nullptr
-          ? nullptr
-          : a.checkpoints +
-                pair * ((num_mini_batches - 1) / kCheckpointEvery + 1) * Layout<F>::kStateFloats;
   LinearState<F> state;
   load_state(state, a.initial_w + pair * F * F, a.initial_b + pair * F);
   centre(state, reinterpret_cast<float*>(shared + Memory::kSums), means);
   const HeadNorm norm = load_norm<F>(a.norm_weight + head * F, a.norm_bias + head * F);
-  const Lane at = this_lane();
-  const float scale[2] = {a.token_scale[at.g], a.token_scale[at.g + 8]};
-  const float whole_scale = a.token_scale[kTokens - 1];
-  const float last_scale = a.token_scale[rows.count(num_mini_batches - 1) - 1];
-  Read read{};
-  copy_async_wait<kStages - 2>();
-  __syncthreads();  // stage 0 is there
+  copy_scales(scales, a.token_scale);
+  copy_async_wait<kAhead - 1>();
+  __syncthreads();  // stage 0 and the scales are there
 
+  float last_z_bar[2][4] = {};  // of the mini-batch before
 #pragma unroll 1
-  for (int m = 0; m <= num_mini_batches; ++m) {
+  for (int m = 0; m < num_mini_batches; ++m) {
+    if (a.checkpoints != nullptr && m > 0 && m % kCheckpointEvery == 0) {
+      const int slot = m / kCheckpointEvery - 1;
+      store_checkpoint(state, a.checkpoints + checkpoint_offset<F>(rows, slot));
+    }
     const ForwardStage<F> stage(shared, m);
-    const bool is_live = m < num_mini_batches;  // else only the last output is left
+    float* const buffer = sums_buffer<F>(shared, m);
     float z[2][4], z_bar[2][4], offset[2][4];
-    std::uint32_t steps[4] = {};
+    std::uint32_t steps[4];
+    products(stage, state, scales, z, z_bar, steps);
+    target_offset<F>(offset, stage.k, stage.v, norm);
     float sums[2][kForwardSums] = {};
-    if (is_live) {
-      if (checkpoints != nullptr && m > 0 && m % kCheckpointEvery == 0) {
-        store_checkpoint(state, checkpoints + (m / kCheckpointEvery - 1) * Layout<F>::kStateFloats);
-      }
-      products(stage, state, scale, z, z_bar, steps);
-      target_offset<F>(offset, stage.k, stage.v, norm);
-      add_z_sums(sums, z, offset, norm);
-    }
-    add_bar_sums(sums, read.z_bar);
-    float* const buffer =
-        reinterpret_cast<float*>(shared + Memory::kSums + m % 2 * Memory::kSumsBytes);
+    add_z_sums(sums, z, offset, norm);
+    add_bar_sums(sums, last_z_bar);
     put_sums(sums, buffer);
-    copy_async_wait<kStages - 3>();
-    __syncthreads();  // the sums and stage m + 1 are there; stage m - 1 is free
-    load_stage<F>(a, rows, shared, m + kStages - 1);
+    copy_async_wait<kAhead - 2>();
+    __syncthreads();  // the sums and stage m + 1 are there; stage m - 2 is free
+    load_stage<F>(a, rows, shared, m + kAhead);
 
-    std::uint32_t out[4], step[4], step_t[4];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float mean[kForwardSums];
-      mean_over_features<F>(mean, buffer, k);
-      output(out, read, norm, k, mean[kBar],
-             rsqrtf(mean[kBarBar] - mean[kBar] * mean[kBar] + kNormEpsilon));
-      if (is_live) {
-        scaled_gradient(step, z, offset, norm, token_norm(mean, norm), k,
-                        stage.rates[at.g + 8 * k]);
-      }
-    }
-    if (m > 0) store_own<F>(a.out, rows, m - 1, out);
-    if (!is_live) break;
+    if (m > 0) write_output<F>(a, rows, shared, buffer, m - 1, last_z_bar, norm);
+    std::uint32_t step[4], step_t[4];
+    scaled_gradients<F>(step, buffer, stage.rates, z, offset, norm);
     if (a.step_gradients != nullptr) store_own<F>(a.step_gradients, rows, m, step);
     transpose_blocks(step_t, step);
-    step_state(state, step_t, stage.k, m + 1 < num_mini_batches ? -whole_scale : -last_scale);
+    step_state(state, step_t, stage.k, -scales[rows.count(m) - 1]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       mma_m16n8k16(z_bar[j], steps, step_t[2 * j], step_t[2 * j + 1]);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) read.z_bar[j][r] = z_bar[j][r];
+      for (int r = 0; r < 4; ++r) last_z_bar[j][r] = z_bar[j][r];
     }
-    load_rows<F>(read.q, stage.q, at.warp);
   }
 
-  if (checkpoints != nullptr) {
-    store_checkpoint(
-        state, checkpoints + (num_mini_batches - 1) / kCheckpointEvery * Layout<F>::kStateFloats);
+  float sums[2][kForwardSums] = {};
+  add_bar_sums(sums, last_z_bar);
+  float* const buffer = sums_buffer<F>(shared, num_mini_batches);
+  put_sums(sums, buffer);
+  __syncthreads();
+  write_output<F>(a, rows, shared, buffer, num_mini_batches - 1, last_z_bar, norm);
+  if (a.checkpoints != nullptr) {
+    const int slot = (num_mini_batches - 1) / kCheckpointEvery;
+    store_checkpoint(state, a.checkpoints + checkpoint_offset<F>(rows, slot));
   }
   if (a.final_w != nullptr) {
     store_state(state, means, a.final_w + pair * F * F, a.final_b + pair * F);

@@ -100,6 +100,13 @@ __device__ __forceinline__ void store_checkpoint(const LinearState<F>& state, fl
   }
 }
 
+/// Where this pair's checkpoint `slot` begins: those of the starts of mini-batches 128, 256, ..., then the final one.
+template <int F>
+__device__ __forceinline__ std::int64_t checkpoint_offset(const PairRows& rows, int slot) {
+  const int slots = (rows.num_mini_batches() - 1) / kCheckpointEvery + 1;
+  return (static_cast<std::int64_t>(blockIdx.x) * slots + slot) * Layout<F>::kStateFloats;
+}
+
 template <int F>
 __device__ __forceinline__ void load_checkpoint(LinearState<F>& state, const float* checkpoint) {
   const Lane at = this_lane();
