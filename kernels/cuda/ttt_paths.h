@@ -5,38 +5,30 @@
 
 namespace ttt::kernels::cuda {
 
-
 /// Whether the fused kernels serve this call: BF16 activations, mini-batches of 16, head dim 64 or 96, inner norm and
 /// biases, and for the MLP a hidden width of four head dims. Any number of tokens.
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial);
 
-void fused_linear_forward(const TttInputs& inputs, const TttState& initial,
-                                                TensorView out, const TttState& final_state,
-                                                TttSaved* saved, Stream& stream);
-void fused_linear_backward(const TttInputs& inputs, const TttState& initial,
-                                                 const TttSaved& saved, TensorView d_out,
-                                                 const TttState& d_final,
-                                                 const TttInputGradients& gradients,
-                                                 const TttState& d_initial, Stream& stream);
+void fused_linear_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
+                          const TttState& final_state, TttSaved* saved, Stream& stream);
+void fused_linear_backward(const TttInputs& inputs, const TttState& initial, const TttSaved& saved,
+                           TensorView d_out, const TttState& d_final,
+                           const TttInputGradients& gradients, const TttState& d_initial,
+                           Stream& stream);
 
-void fused_mlp_forward(const TttInputs& inputs, const TttState& initial,
-                                             TensorView out, const TttState& final_state,
-                                             TttSaved* saved, Stream& stream);
-void fused_mlp_backward(const TttInputs& inputs, const TttState& initial,
-                                              const TttSaved& saved, TensorView d_out,
-                                              const TttState& d_final,
-                                              const TttInputGradients& gradients,
-                                              const TttState& d_initial, Stream& stream);
+void fused_mlp_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
+                       const TttState& final_state, TttSaved* saved, Stream& stream);
+void fused_mlp_backward(const TttInputs& inputs, const TttState& initial, const TttSaved& saved,
+                        TensorView d_out, const TttState& d_final,
+                        const TttInputGradients& gradients, const TttState& d_initial,
+                        Stream& stream);
 
 /// Any shape and options; F32 or BF16 activations, all arithmetic in fp32. For correctness, not for speed.
-void generic_forward(const TttInputs& inputs, const TttOptions& options,
-                                           const TttState& initial, TensorView out,
-                                           const TttState& final_state, TttSaved* saved,
-                                           Stream& stream);
-void generic_backward(const TttInputs& inputs, const TttOptions& options,
-                                            const TttState& initial, const TttSaved& saved,
-                                            TensorView d_out, const TttState& d_final,
-                                            const TttInputGradients& gradients,
-                                            const TttState& d_initial, Stream& stream);
+void generic_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
+                     TensorView out, const TttState& final_state, TttSaved* saved, Stream& stream);
+void generic_backward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
+                      const TttSaved& saved, TensorView d_out, const TttState& d_final,
+                      const TttInputGradients& gradients, const TttState& d_initial,
+                      Stream& stream);
 
 }  // namespace ttt::kernels::cuda
