@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 // partial [gridDim.x, C], or [gridDim.x, 2 C] with the bias after the weight. d_x may be d_y: a row's sums are complete
 // at the barrier of block_sum, and after it a thread touches its own channels only.
 template <bool kIsLayer, int kWidth, typename T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(const T* x, const float* w, const float* mean_in, const float* rstd_in,
                     const T* d_y, T* d_x, float* partial, std::int64_t rows, int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
