@@ -6,7 +6,7 @@
 //   gated: h = act(a) * b   (SwiGLU: silu(gate) * up; the TTT output gate: gelu_tanh(gate) * y)
 //
 // Dims: any shape, the same for all arguments of a call.
-// Numerics: F32 and F64, element-wise.
+// Numerics: F32 and F64, on CUDA F32 and BF16 with arithmetic in fp32; element-wise.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:1606.08415 (GELU), arXiv:2002.05202 (GLU variants).
 

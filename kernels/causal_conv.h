@@ -6,7 +6,8 @@
 // Tokens before the first come from `history`, the last W-1 inputs of what went before, or are zero.
 //
 // Dims: B batch, T tokens, C channels, W window. T may be smaller than W - 1.
-// Numerics: F32 and F64; d_w and d_bias are summed in an order that does not depend on the number of threads.
+// Numerics: F32 and F64; d_w and d_bias are summed in an order that does not depend on the number of threads. On CUDA
+//   F32 and BF16, with F32 for w, bias and their gradients.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:2407.04620, figure 13 (Mamba backbone); ttt-lm-pytorch.
 

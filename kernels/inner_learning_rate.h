@@ -5,7 +5,7 @@
 //   token_scale[i] = max(0, 1/(i+1) + offset[i]);  the gradient passes where the sum is >= 0
 //
 // Dims: N tokens, H heads, K places of the mini-batch.
-// Numerics: F32 and F64; d_bias sums over tokens in a fixed order.
+// Numerics: F32 and F64 (F32 on CUDA, beside BF16 activations too); d_bias sums over tokens in a fixed order.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:2407.04620 section 2.7; ttt-lm-pytorch (`learnable_ttt_lr`, `learnable_token_idx`).
 

@@ -5,7 +5,7 @@
 //   phi = identity, or elu(x) + 1
 //
 // Dims: B batch, T tokens, H heads, F head dim. Computed in chunks with a carried state [F, F] (and [F]).
-// Numerics: F32 and F64. The chunk length depends on shapes alone.
+// Numerics: F32 and F64; on CUDA F32 and BF16, with F32 for the state. The chunk length depends on shapes alone.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:2006.16236 (feature map and normaliser); arXiv:2407.04620 table 1 (without both).
 

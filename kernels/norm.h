@@ -7,6 +7,7 @@
 // Dims: N rows, C channels.
 // Numerics: F32 and F64; statistics of F32 in fp32 or wider. Rows are independent; d_w and d_b sum over rows in a
 //   fixed order that does not depend on the number of threads.
+//   On CUDA x, y and their gradients are F32 or BF16, all else F32.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:1910.07467 (RMSNorm), arXiv:1607.06450 (LayerNorm).
 

@@ -6,7 +6,7 @@
 //   p = (first_position + t) mod period, or first_position + t when period is 0.
 //
 // Dims: B batch, T tokens, H heads, F head dim (even).
-// Numerics: F32 and F64; angles, sines and cosines are computed in fp64.
+// Numerics: F32 and F64, on CUDA F32 and BF16; angles, sines and cosines are computed in fp64.
 // Errors: kInternal when F is odd or shapes do not fit.
 // Source: arXiv:2104.09864; arXiv:2407.04620 uses kInterleaved with period = mini-batch size.
 
