@@ -5,7 +5,8 @@
 //   backward: delta_i = d_out_i . out_i, ds = p (d_out v^T - delta), d_q = scale ds k, d_k = scale ds^T q, d_v = p^T d_out
 //
 // Dims: B batch, T tokens, H query heads, G key heads (G divides H; query head h uses key head h*G/H), F head dim.
-// Numerics: F32 and F64; softmax statistics in fp32 or wider. On CUDA F32 and BF16, with F32 for lse. Query i of T sits at position i + S - T of the S keys.
+// Numerics: F32 and F64; softmax statistics in fp32 or wider. On CUDA F32 and BF16, with F32 for lse. Query i of T sits
+//   at position i + S - T of the S keys.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:2205.14135 and arXiv:2307.08691 (FlashAttention), arXiv:2305.13245 (GQA).
 

@@ -9,11 +9,10 @@
 namespace ttt::kernels {
 namespace {
 
-// Cosines and sines [2, P, F/2] of the P positions that occur: the period's, or one a token.
+// Cosines and sines [2, P, F/2] of the first P tokens, after which positions repeat.
 template <typename T>
 Tensor rotation_table(std::int64_t tokens, std::int64_t half, const RopeOptions& options) {
-  const std::int64_t positions = options.period == 0 ? tokens : options.period;
-  const std::int64_t first = options.period == 0 ? options.first_position : 0;
+  const std::int64_t positions = options.period == 0 ? tokens : std::min(tokens, options.period);
   Tensor table(Shape{2, positions, half}, kDType<T>);
   T* const cosine = table.data<T>();
   T* const sine = cosine + positions * half;
@@ -25,8 +24,10 @@ Tensor rotation_table(std::int64_t tokens, std::int64_t half, const RopeOptions&
   constexpr std::int64_t kStepsPerAngle = 50;
   for_each_block(positions, half * kStepsPerAngle, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t p = begin; p < end; ++p) {
+      const std::int64_t unwrapped = options.first_position + p;
+      const std::int64_t position = options.period == 0 ? unwrapped : unwrapped % options.period;
       for (std::int64_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(first + p) * frequency[i];
+        const double angle = static_cast<double>(position) * frequency[i];
         cosine[p * half + i] = static_cast<T>(std::cos(angle));
         sine[p * half + i] = static_cast<T>(std::sin(angle));
       }
@@ -87,8 +88,7 @@ void rotate(const TensorView& x, const TensorView& y, const RopeOptions& options
     const T* const sine = cosine + table.numel() / 2;
     for_each_block(batch * tokens, heads * head_dim, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
-        const auto t = row % tokens;
-        const auto p = options.period == 0 ? t : (options.first_position + t) % options.period;
+        const auto p = row % tokens % table.size(1);
         for (std::int64_t h = 0; h < heads; ++h) {
           const auto at = (row * heads + h) * head_dim;
           rotate_head(x_data + at, y_data + at, cosine + p * half, sine + p * half,
