@@ -248,7 +248,7 @@ __device__ __forceinline__ void scores_backward(const BackwardStage<F>& stage,
                                                 const std::byte* shared, const float* scales,
                                                 float (&d_scale)[2], std::uint32_t (&d_s)[4]) {
   const Lane at = this_lane();
-  constexpr int kUnroll = kBlocksAtOnce<F>;
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_scores[2][4] = {};
 #pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
@@ -277,7 +277,7 @@ __device__ __forceinline__ void query_backward(const BackwardStage<F>& stage,
                                                const std::uint32_t (&d_s)[4],
                                                std::uint32_t (&packed)[4]) {
   const int warp = this_lane().warp;
-  constexpr int kUnroll = kBlocksAtOnce<F>;
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_q[2][4];
   std::uint32_t d_out[4], k_t[4];
   load_rows<F>(d_out, stage.d_out, warp);
@@ -307,7 +307,7 @@ __device__ __forceinline__ void key_backward(const BackwardStage<F>& stage, cons
                                              const std::uint32_t (&d_target)[4],
                                              std::uint32_t (&packed)[4]) {
   const int warp = this_lane().warp;
-  constexpr int kUnroll = kBlocksAtOnce<F>;
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_k[2][4] = {};
 #pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
