@@ -17,8 +17,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
+#include "core/base/tensor.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/simt.h"
 
@@ -48,6 +50,13 @@ struct Layout {
 inline std::int64_t num_checkpoints(std::int64_t tokens) {
   const std::int64_t mini_batches = (tokens + kTokens - 1) / kTokens;
   return (mini_batches - 1) / kCheckpointEvery + 1;
+}
+
+/// PairRows counts rows of [B, T, H] in int; elements are 64-bit.
+inline void expect_countable_rows(const TensorView& q) {
+  const std::int64_t rows = q.size(0) * q.size(1) * q.size(2);
+  TTT_CHECK(rows <= std::numeric_limits<int>::max(), "{} rows of q are too many for one call",
+            rows);
 }
 
 /// f(std::integral_constant<int, F>) for the head dims that the kernels are compiled for.

@@ -255,6 +255,7 @@ void restoring_linear_backward(const TttInputs& inputs, const TttSaved& saved, T
                                const TttState& d_initial, TensorView restored, Stream& stream) {
   const std::int64_t batch = inputs.q.size(0);
   const std::int64_t heads = inputs.q.size(2);
+  expect_countable_rows(inputs.q);
   visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
     expect_shape("saved.step_gradients", saved.step_gradients, inputs.q.shape());

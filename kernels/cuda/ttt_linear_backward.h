@@ -2,108 +2,11 @@
 // The phases of one mini-batch in the fused backward of TTT-Linear; kernels/cuda/ttt_linear_backward.cu puts them
 // together and has the story, kernels/cuda/ttt_fused.h the layouts, docs/numerics.md, "TTT" the equations.
 
-#include "kernels/cuda/ttt_linear_state.h"
+#include "kernels/cuda/ttt_linear_walk.h"
 
 namespace ttt::kernels::cuda::fused::linear_backward {
 
 #if defined(__CUDACC__) || defined(TTT_SIMT_EMULATOR)
-
-constexpr int kStages = 3;
-enum BackwardSum { kH = kForwardSums, kHBar, kBackwardSums };  // h = gamma d_out
-enum StepSum { kD, kDx, kDe, kAd, kAdx, kNoSum, kStepSums };   // d = d(l G); an even number
-
-struct BackwardArguments {
-  const BFloat16 *q, *k, *v, *step_gradients, *d_out;  // [B, T, H, F]
-  const float *token_lr, *token_scale;                 // [B, T, H], [16]
-  const float *norm_weight, *norm_bias;                // [H, F]
-  const float* checkpoints;                            // [B, H, num_checkpoints, F F + F]
-  const float *d_final_w, *d_final_b;                  // [B, H, F, F], [B, H, 1, F], or null: zero
-  BFloat16 *d_q, *d_k, *d_v;                           // [B, T, H, F]
-  float* d_token_lr;                                   // [B, T, H]
-  float *d_initial_w, *d_initial_b;                    // as d_final
-  float* partials;  // [B, H, 16 + F + F]: of the gradients that pairs share
-  float* restored;  // [B, H, F F + F]: where the walk ended; or null
-  int tokens, heads;
-};
-
-template <int F>
-struct BackwardMemory {
-  using L = Layout<F>;
-  static constexpr int kStageBytes = 5 * L::kTileBytes + L::kRateBytes;
-  static constexpr int kCopyBytes = F * L::kRowBytes;
-  static constexpr int kCopies =
-      kStages * kStageBytes;  // W, dW'; twice: slow warps still read the others
-  static constexpr int kDZBar = kCopies + 4 * kCopyBytes;
-  static constexpr int kDZ = kDZBar + L::kTileBytes;
-  static constexpr int kSums = kDZ + L::kTileBytes;
-  static constexpr int kStepSumsAt = kSums + L::kWarps * kTokens * kBackwardSums * 4;
-  static constexpr int kScales = kStepSumsAt + L::kWarps * kTokens * kStepSums * 4;
-  static constexpr int kMeans = kScales + L::kScalesBytes;
-  static constexpr int kScores = kMeans + L::kMeansBytes;   // [2][lane][4]
-  static constexpr int kScaleSums = kScores + 2 * 32 * 16;  // [2][warps]
-  static constexpr int kBytes = kScaleSums + 2 * L::kWarps * 4;
-  static_assert(kStepSumsAt - kSums >= (F + 1) * L::kWarps * 4, "centre uses them first");
-};
-
-template <int F>
-struct BackwardStage {
-  std::byte *k, *q, *v, *step, *d_out;
-  float* rates;
-
-  __device__ BackwardStage(std::byte* shared, int iteration)
-      : k(shared + iteration % kStages * BackwardMemory<F>::kStageBytes),
-        q(k + Layout<F>::kTileBytes),
-        v(q + Layout<F>::kTileBytes),
-        step(v + Layout<F>::kTileBytes),
-        d_out(step + Layout<F>::kTileBytes),
-        rates(reinterpret_cast<float*>(d_out + Layout<F>::kTileBytes)) {}
-};
-
-// Asks for the rows of iteration i, which is mini-batch n - 1 - i.
-template <int F>
-__device__ __forceinline__ void load_stage(const BackwardArguments& a, const PairRows& rows,
-                                           std::byte* shared, int iteration) {
-  const int m = rows.num_mini_batches() - 1 - iteration;
-  if (m >= 0) {
-    const BackwardStage<F> stage(shared, iteration);
-    const std::int64_t first = rows.row(m * kTokens) * F;
-    const std::int64_t stride = static_cast<std::int64_t>(a.heads) * F;
-    const int count = rows.count(m);
-    copy_tile_async<F>(stage.k, a.k + first, stride, count);
-    copy_tile_async<F>(stage.q, a.q + first, stride, count);
-    copy_tile_async<F>(stage.v, a.v + first, stride, count);
-    copy_tile_async<F>(stage.step, a.step_gradients + first, stride, count);
-    copy_tile_async<F>(stage.d_out, a.d_out + first, stride, count);
-    copy_rates_async(stage.rates, a.token_lr, rows, m);
-  }
-  copy_async_commit();
-}
-
-// What lives from the last mini-batch to the first.
-template <int F>
-struct Walk {
-  LinearState<F> state;    // at the mini-batch's start
-  LinearState<F> d_state;  // of the state at its end, then at its start
-  HeadNorm norm;
-
-  float d_norm_weight[2][2];  // [j][e], of the lane's tokens
-  float d_norm_bias[2][2];
-  float d_scale[2];    // from Z', of the lane's columns of scores; warp 0
-  float d_last_scale;  // from the step of the state, of all the lane's elements
-};
-
-// What lives from one phase of a mini-batch to the next, at the warp's own features.
-struct Values {
-  float z[2][4];             // then x, normalised
-  float z_bar[2][4];         // Z'
-  float offset[2][4];        // beta - (v - k)
-  float update_read[2][4];   // U = k dW' + db'
-  float d_step[2][4];        // d(l G)
-  std::uint32_t steps_t[4];  // (-c (q k^T + 1))^T, an A fragment
-  std::uint32_t d_out[4];
-  std::uint32_t d_z_bar_t[4];
-  std::uint32_t d_target[4];
-};
 
 template <int F>
 __device__ __forceinline__ void put_word(std::byte* tile, int row, int chunk, std::uint32_t word) {
@@ -335,14 +238,19 @@ __device__ __forceinline__ void add_scale_gradient(float (&d_scale)[2], const fl
   }
 }
 
+// Of the loops over 16 features below: at head dim 96 loads of all at once leave no registers.
+template <int F>
+constexpr int kBlocksAtOnce = F == 64 ? 4 : 2;
+
 // dS = -c dZ' (l G)^T at j <= i, as an A fragment.
 template <int F>
 __device__ __forceinline__ void scores_backward(const BackwardStage<F>& stage,
                                                 const std::byte* shared, const float* scales,
                                                 float (&d_scale)[2], std::uint32_t (&d_s)[4]) {
   const Lane at = this_lane();
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_scores[2][4] = {};
-#pragma unroll
+#pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
     std::uint32_t d_z_bar[4], step[4];
     load_rows<F>(d_z_bar, shared + BackwardMemory<F>::kDZBar, i);
@@ -369,6 +277,7 @@ __device__ __forceinline__ void query_backward(const BackwardStage<F>& stage,
                                                const std::uint32_t (&d_s)[4],
                                                std::uint32_t (&packed)[4]) {
   const int warp = this_lane().warp;
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_q[2][4];
   std::uint32_t d_out[4], k_t[4];
   load_rows<F>(d_out, stage.d_out, warp);
@@ -379,7 +288,7 @@ __device__ __forceinline__ void query_backward(const BackwardStage<F>& stage,
     for (int r = 0; r < 4; ++r) d_q[j][r] = unpacked(d_out, j, r);
     mma_m16n8k16(d_q[j], d_s, k_t[2 * j], k_t[2 * j + 1]);
   }
-#pragma unroll
+#pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
     std::uint32_t d_z_bar[4], w_t[4];
     load_rows<F>(d_z_bar, shared + BackwardMemory<F>::kDZBar, i);
@@ -398,8 +307,9 @@ __device__ __forceinline__ void key_backward(const BackwardStage<F>& stage, cons
                                              const std::uint32_t (&d_target)[4],
                                              std::uint32_t (&packed)[4]) {
   const int warp = this_lane().warp;
+  [[maybe_unused]] constexpr int kUnroll = kBlocksAtOnce<F>;  // the emulator knows no pragmas
   float d_k[2][4] = {};
-#pragma unroll
+#pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
     std::uint32_t step[4], d_w_t[4];
     load_rows<F>(step, stage.step, i);
@@ -416,7 +326,7 @@ __device__ __forceinline__ void key_backward(const BackwardStage<F>& stage, cons
     for (int r = 0; r < 4; ++r) d_k[j][r] = -last_scale * d_k[j][r] - unpacked(d_target, j, r);
     mma_m16n8k16(d_k[j], d_s_t, q_t[2 * j], q_t[2 * j + 1]);
   }
-#pragma unroll
+#pragma unroll kUnroll
   for (int i = 0; i < F / 16; ++i) {
     std::uint32_t d_z[4], w_t[4];
     load_rows<F>(d_z, shared + BackwardMemory<F>::kDZ, i);

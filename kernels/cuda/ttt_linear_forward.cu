@@ -241,6 +241,7 @@ void fused_linear_forward(const TttInputs& inputs, const TttState& initial, Tens
   const std::int64_t tokens = inputs.q.size(1);
   const std::int64_t heads = inputs.q.size(2);
   const std::int64_t pairs = inputs.q.size(0) * heads;
+  expect_countable_rows(inputs.q);
   visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
     if (saved != nullptr) {

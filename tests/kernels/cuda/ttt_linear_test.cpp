@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -181,7 +180,7 @@ void expect_norm_close(const std::string& name, const Values& actual, const Valu
   Values difference(expected.size());
   for (std::size_t i = 0; i < expected.size(); ++i) difference[i] = actual[i] - expected[i];
   const double error = norm_of(difference) / norm_of(expected);
-  if (std::getenv("TTT_SHOW_ERRORS") != nullptr) printf("%-12s %.1e\n", name.c_str(), error);
+
   if (!(error <= tolerance)) ADD_FAILURE() << name << " has error " << error;
 }
 
@@ -198,12 +197,17 @@ void expect_outputs(const Problem& p, TttOutputs<double> actual) {
   expect_norm_close("out", actual.out, expected.out, 5e-3);
   const TttWeights<double>& initial = p.x.initial;
   expect_norm_close("step of w1", change(actual.final_state.w1, initial.w1),
-                    change(expected.final_state.w1, initial.w1), 1e-2);
+                    change(expected.final_state.w1, initial.w1), 4e-3);
   expect_norm_close("step of b1", change(actual.final_state.b1, initial.b1),
-                    change(expected.final_state.b1, initial.b1), 1e-2);
+                    change(expected.final_state.b1, initial.b1), 4e-3);
 }
 
-// c_16's gradient is one number, a sum over all tokens of terms of both signs: twice that.
+// Gradients that are sums over tokens average their terms' roundings; those of l and c are differences of large terms.
+double gradient_tolerance(const std::string& name) {
+  if (name == "token_scale") return 2e-2;
+  if (name == "w1" || name == "b1" || name == "norm_weight" || name == "norm_bias") return 3e-3;
+  return 1e-2;
+}
 void expect_gradients(const Problem& p, TttTensors<double> actual) {
   TttTensors<double> expected =
       kernels::reference::ttt_backward(p.c.sizes, p.c.options, p.x, p.loss.d_out, p.loss.d_final);
@@ -217,7 +221,7 @@ void expect_gradients(const Problem& p, TttTensors<double> actual) {
     const std::string& name = actual_members[i].first;
     if (actual_members[i].second->empty()) continue;
     expect_norm_close("d_" + name, *actual_members[i].second, *expected_members[i].second,
-                      name == "token_scale" ? 2e-2 : 1e-2);
+                      gradient_tolerance(name));
   }
 }
 
