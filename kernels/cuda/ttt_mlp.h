@@ -238,7 +238,20 @@ __device__ __forceinline__ void add_times_state(Square& c, const std::byte* a, c
     add_times_state(c, left, w, step);
   }
 }
-/// One pass over x and x_bar for what a layer needs of both: z += x w, z_bar += x_bar w, scores += x_bar x^T.
+/// What the read step needs: z_bar += x_bar w, scores += x_bar x^T; the second one also z += x w.
+__device__ __forceinline__ void read_outputs(Square& z_bar, Square& scores, const std::byte* x,
+                                             const std::byte* x_bar, const StateTile& w,
+                                             const Place& at) {
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    Fragment key, query;
+    load_fragment(key, x, step, at);
+    load_fragment(query, x_bar, step, at);
+    mma_m16n8k16(scores[0], query, key[0], key[2]);
+    mma_m16n8k16(scores[1], query, key[1], key[3]);
+    add_times_state(z_bar, query, w, step);
+  }
+}
 __device__ __forceinline__ void read_layer(Square& z, Square& z_bar, Square& scores,
                                            const std::byte* x, const std::byte* x_bar,
                                            const StateTile& w, const Place& at) {

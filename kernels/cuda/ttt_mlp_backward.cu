@@ -6,28 +6,22 @@
 namespace ttt::kernels::cuda {
 namespace mlp {
 
-__device__ __forceinline__ void Backward::begin_mini_batch(int number) {
-  begin = number * kTokens;
-  count = in.num_tokens - begin < kTokens ? in.num_tokens - begin : kTokens;
-  step = in.token_scale[count - 1];
-}
-
 __device__ __forceinline__ void Backward::load_stage() const {
   const std::int64_t row = pair.row(begin);
   const int thread = static_cast<int>(threadIdx.x) % kSliceThreads;
   // Each slice loads its tile of g1 and one or two of the others.
   load_tile(g1_tile(), arguments.hidden_step_gradients + row * kSlices + at.slice * kFeatures,
-            pair.stride * kSlices, count, thread);
-  if (at.slice == 0) load_tile(tile(Layout::kK), in.k + row, pair.stride, count, thread);
-  if (at.slice == 1) load_tile(tile(Layout::kQ), in.q + row, pair.stride, count, thread);
+            pair.stride * kSlices, count(), thread);
+  if (at.slice == 0) load_tile(tile(Layout::kK), in.k + row, pair.stride, count(), thread);
+  if (at.slice == 1) load_tile(tile(Layout::kQ), in.q + row, pair.stride, count(), thread);
   if (at.slice == 2) {
-    load_tile(tile(Layout::kG2), arguments.step_gradients + row, pair.stride, count, thread);
-    load_tile(tile(Layout::kV), in.v + row, pair.stride, count, thread);
+    load_tile(tile(Layout::kG2), arguments.step_gradients + row, pair.stride, count(), thread);
+    load_tile(tile(Layout::kV), in.v + row, pair.stride, count(), thread);
   }
   if (at.slice == 3) {
-    load_tile(tile(Layout::kDOut), arguments.d_out + row, pair.stride, count, thread);
+    load_tile(tile(Layout::kDOut), arguments.d_out + row, pair.stride, count(), thread);
     if (thread < kTokens) {
-      load_rates(floats(Layout::kRates), in.token_lr + row / kFeatures, in.num_heads, count,
+      load_rates(floats(Layout::kRates), in.token_lr + row / kFeatures, in.num_heads, count(),
                  thread);
     }
   }
@@ -117,14 +111,13 @@ __device__ __forceinline__ void Backward::store_sums() {
 }
 
 __device__ __forceinline__ void Backward::run() {
-  const int num_mini_batches = (in.num_tokens + kTokens - 1) / kTokens;
-  begin_mini_batch(num_mini_batches - 1);
+  begin = (in.num_tokens - 1) / kTokens * kTokens;
   load_stage();
   load_state();
   copy_async_wait<0>();
   __syncthreads();
 #pragma unroll 1
-  for (int number = num_mini_batches - 1; number >= 0; --number) {
+  while (begin >= 0) {
     begin_phase();
     restore_hidden();
     slice_barrier(at);
@@ -153,17 +146,15 @@ __device__ __forceinline__ void Backward::run() {
     send_input_gradients();
     __syncthreads();
     const std::int64_t row = owned_row();
-    const bool is_token = at.token < count;
-    if (count < kTokens) {  // only the sequence's end: its step has another scale than all others
+    const bool is_token = at.token < count();
+    if (count() < kTokens) {  // only the sequence's end: its step has another scale than all others
       float sum[1] = {d_step};
       sum_over_warp(sum);
       if (at.lane == 0) floats(Layout::kShortSteps)[at.token] = sum[0];
       d_step = 0;
     }
-    if (number > 0) {
-      begin_mini_batch(number - 1);
-      load_stage();
-    }
+    begin -= kTokens;
+    if (begin >= 0) load_stage();
     input_rows(row, is_token);
     copy_async_wait<0>();
     __syncthreads();

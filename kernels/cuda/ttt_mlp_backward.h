@@ -133,10 +133,7 @@ struct Backward {
   std::byte* const shared;
   Place at;
   const Pair pair;
-  // The mini-batch.
-  int begin = 0;
-  int count = 0;
-  float step = 0;  // token_scale of its last token
+  int begin = 0;  // the mini-batch's first token
   // State and sums over the mini-batches.
   StateTile w1, w2;  // transposed
   float biases;  // of the warp's 16 hidden units: lane c has b1's entry c, lane 16 + c that of d_b1
@@ -163,6 +160,11 @@ struct Backward {
     forget_packed(w2);
   }
 
+  __device__ int count() const {
+    return in.num_tokens - begin < kTokens ? in.num_tokens - begin : kTokens;
+  }
+  /// The scale of the state's step: that of the mini-batch's last token.
+  __device__ float step_scale() const { return in.token_scale[count() - 1]; }
   __device__ std::byte* tile(int offset) const { return shared + offset; }
   __device__ std::byte* slice_tile(int offset) const {
     return shared + Layout::kSlice + at.slice * Layout::kSliceBytes + offset;
@@ -241,7 +243,6 @@ struct Backward {
   /// Where the owner's pair of features lies in tensors [B, T, H, F].
   __device__ std::int64_t owned_row() const { return pair.row(begin + at.token) + 2 * at.lane; }
 
-  __device__ void begin_mini_batch(int number);
   __device__ void load_stage() const;
   __device__ void load_state();
   __device__ void store_state() const;

@@ -27,6 +27,7 @@ __device__ __forceinline__ void add_scale_gradients(float (&d_scale)[2], const F
 }
 
 __device__ __forceinline__ void Backward::restore_hidden() {
+  const float step = step_scale();
   Fragment a, b;
   load_transposed(b, g1_tile(), at.quarter, at);
   reorder(a, b);
@@ -35,16 +36,10 @@ __device__ __forceinline__ void Backward::restore_hidden() {
   sum_over_tokens(sums, b);
   const float change = step * at_bias_lane(sums);
   biases += at.lane < 16 ? change : 0.0F;
-  Square z, z_bar, scores = {};
-  fill_with_bias(z, 0);
-  for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) z_bar[j][i] = z[j][i];
-  }
-  read_layer(z, z_bar, scores, tile(Layout::kK), tile(Layout::kQ), w1, at);
-  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at), at);
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read1, b[2 * j], b[2 * j + 1]);
-
   Fragment value;
+  Square z;
+  fill_with_bias(z, 0);
+  add_times_state(z, tile(Layout::kK), w1, at);
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z[j][2 * k]);
@@ -55,6 +50,12 @@ __device__ __forceinline__ void Backward::restore_hidden() {
     }
   }
   store_fragment(slice_tile(Layout::kX2), value, at);
+
+  Square z_bar, scores = {};
+  fill_with_bias(z_bar, 0);
+  read_outputs(z_bar, scores, tile(Layout::kK), tile(Layout::kQ), w1, at);
+  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at), at);
+  for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read1, b[2 * j], b[2 * j + 1]);
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z_bar[j][2 * k]);
@@ -67,17 +68,20 @@ __device__ __forceinline__ void Backward::restore_hidden() {
 }
 
 __device__ __forceinline__ void Backward::restore_output() {
+  const float step = step_scale();
   Fragment a, b;
   load_transposed(b, tile(Layout::kG2), at.quarter, at);
   reorder(a, b);
   update_state(w2, a, slice_tile(Layout::kX2), step, at);
   if (at.slice == 0) add_column_sums(Layout::kB2, b, step);
-  Square z = {}, z_bar = {}, scores = {};
-  read_layer(z, z_bar, scores, slice_tile(Layout::kX2), slice_tile(Layout::kX2Bar), w2, at);
+  Square z = {};
+  add_times_state(z, slice_tile(Layout::kX2), w2, at);
+  send(Layout::kPartial, z);
+  Square z_bar = {}, scores = {};
+  read_outputs(z_bar, scores, slice_tile(Layout::kX2), slice_tile(Layout::kX2Bar), w2, at);
   Fragment read2;
   read_weights(read2, scores, one(), RowScales(in.token_scale, at), at);
   for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read2, b[2 * j], b[2 * j + 1]);
-  send(Layout::kPartial, z);
   send(Layout::kDZ1Bar, z_bar);
   publish(matrix(), w2, at);
 }
@@ -118,6 +122,7 @@ __device__ __forceinline__ void Backward::output_rows() {
 }
 
 __device__ __forceinline__ void Backward::hidden_gradients() {
+  const float step = step_scale();
   const std::byte* const d_z2_bar = tile(Layout::kDOut);
   const std::byte* const x2 = slice_tile(Layout::kX2);
   const std::byte* const x2_bar = slice_tile(Layout::kX2Bar);
@@ -170,6 +175,7 @@ __device__ __forceinline__ void Backward::hidden_gradients() {
 
 /// To g1 = u phi'(Z1), by the first layer's read and by its step; through g1 to u, and to Z1 in its slope.
 __device__ __forceinline__ void Backward::through_hidden_step(const Fragment& packed_d_z1_bar) {
+  const float step = step_scale();
   Fragment a, b;
   for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(packed_d_z1_bar[i]);
   Square d_g1;  // first of the step: what W1 and b1 were changed by
@@ -199,6 +205,7 @@ __device__ __forceinline__ void Backward::through_hidden_step(const Fragment& pa
 }
 
 __device__ __forceinline__ void Backward::send_step_gradient() {
+  const float step = step_scale();
   const std::byte* const x2 = slice_tile(Layout::kX2);
   Square d_g2 = {};  // first of the step; b2's part, and that of d_b2, are the owners'
   add_times_wide_rows(d_g2, x2, wide(Layout::kDW2), at);
@@ -223,6 +230,7 @@ __device__ __forceinline__ void Backward::send_step_gradient() {
 
 /// Through G2, the gradient of the inner loss, to Z2 and the target v - k.
 __device__ __forceinline__ void Backward::inner_rows() {
+  const float step = step_scale();
   const float* const d_b2 = floats(Layout::kDB2) + 2 * at.lane;
   float d_g2[2] = {-step * d_b2[0], -step * d_b2[1]};
   add_partials(d_g2, Layout::kPartial);
@@ -265,13 +273,14 @@ __device__ __forceinline__ void Backward::inner_rows() {
   pair_at(tile(Layout::kV), at.token, 2 * at.lane) =
       pack_bf16((d_n[0] - mean_d_n[0] - loss.n[0] * along_n) * loss.rstd,
                 (d_n[1] - mean_d_n[0] - loss.n[1] * along_n) * loss.rstd);
-  if (at.token < count) {
+  if (at.token < count()) {
     *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row()) = pack_bf16(-d_e[0], -d_e[1]);
     if (at.lane == 0) arguments.d_token_lr[owned_row() / kFeatures] = kFeatures * mean[2];
   }
 }
 
 __device__ __forceinline__ void Backward::state_gradients() {
+  const float step = step_scale();
   Square d_x2 = {};
   add_times_matrix(d_x2, tile(Layout::kV), matrix(), at);
   for (int j = 0; j < 2; ++j) {

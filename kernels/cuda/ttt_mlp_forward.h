@@ -295,15 +295,7 @@ __device__ __forceinline__ void Forward<kCluster>::read_and_step(const std::byte
     }
   }
   Square scores = {};
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
-    Fragment query, key;
-    load_fragment(query, x2_bar, part, at);
-    load_fragment(key, x2, part, at);
-    mma_m16n8k16(scores[0], query, key[0], key[2]);
-    mma_m16n8k16(scores[1], query, key[1], key[3]);
-    add_times_state(z2, query, w2, part);
-  }
+  read_outputs(z2, scores, x2, x2_bar, w2, at);
   read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, RowScales(in.token_scale, at), at);
   Fragment b, a;
   load_transposed(b, shared + Layout::kG2, at.quarter, at);
