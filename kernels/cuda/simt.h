@@ -158,17 +158,11 @@ __device__ __forceinline__ float tanh_approximate(float x) {
 
 namespace ttt::kernels::cuda {
 
-/// `value`, which the compiler then takes for unknown: what is computed from it is computed here, not where it was
-/// computed before and then kept, or ahead of a loop, where it would take up registers.
+/// `value`, which the compiler then takes for unknown: what is computed from it is computed after this, not
+/// before and kept, as loop invariants are, where it would take up registers.
 __device__ __forceinline__ int opaque(int value) {
 #ifndef TTT_SIMT_EMULATOR
   asm volatile("" : "+r"(value));
-#endif
-  return value;
-}
-__device__ __forceinline__ float opaque(float value) {
-#ifndef TTT_SIMT_EMULATOR
-  asm volatile("" : "+f"(value));
 #endif
   return value;
 }

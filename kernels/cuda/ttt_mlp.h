@@ -183,13 +183,6 @@ __device__ __forceinline__ void store_fragment(std::byte* tile, const Fragment& 
     }
   }
 }
-/// One phase's packed state must not be kept for the next one: it would not fit the registers.
-__device__ __forceinline__ void forget_packed(StateTile& w) {
-#pragma unroll
-  for (int tile = 0; tile < 8; ++tile) {
-    for (int i = 0; i < 4; ++i) w[tile][i] = opaque(w[tile][i]);
-  }
-}
 /// Rounds this warp's state into rows 16 quarter.. of a [64 x 64] matrix for the other warps of the slice.
 __device__ __forceinline__ void publish(std::byte* matrix, const StateTile& w, const Place& at) {
 #pragma unroll

@@ -109,16 +109,17 @@ struct BackwardLayout {
   static constexpr int kRates = kG1 + kSlices * kTileBytes;
   // Each slice's own area.
   static constexpr int kSlice = kRates + 128;
-  static constexpr int kX2 = 0;  // this and the next: at the end the slice's part of d_k
+  // This and the next: at the end the slice's part of d_k.
+  static constexpr int kX2 = 0;
   static constexpr int kX2Bar = kX2 + kTileBytes;
-  static constexpr int kDZ1Bar =
-      kX2Bar + kTileBytes;  // this and the next: at first the slice's part of Z2'
+  // This and the next: at first the slice's part of Z2'.
+  static constexpr int kDZ1Bar = kX2Bar + kTileBytes;
   static constexpr int kDU = kDZ1Bar + kTileBytes;   // from hidden_state_gradients on d_Z1
   static constexpr int kPartial = kDU + kTileBytes;  // of Z2, d_g2, d_q in turn
   static constexpr int kSliceBytes = kPartial + kPartialBytes;
   static constexpr int kB2 = kSlice + kSlices * kSliceBytes;
   static constexpr int kDB2 = kB2 + kFeatures * 4;
-  static constexpr int kShortSteps = kDB2 + kFeatures * 4;
+  static constexpr int kShortSteps = kDB2 + kFeatures * 4;  // d_step of a short mini-batch, by warp
   static constexpr int kLoss = kShortSteps + 16 * 4;  // three means of every token's inner loss
   static constexpr int kBytes = kLoss + 16 * 3 * 4;
   static_assert(kBytes <= 227 * 1024);
@@ -136,9 +137,9 @@ struct Backward {
   int begin = 0;  // the mini-batch's first token
   // State and sums over the mini-batches.
   StateTile w1, w2;  // transposed
-  float biases;  // of the warp's 16 hidden units: lane c has b1's entry c, lane 16 + c that of d_b1
+  float biases;      // of the warp's 16 hidden units: b1's entry c in lane c, d_b1's in lane 16 + c
   float d_scale[2] = {};  // of this lane's two rows, in the first warp of each slice
-  float d_step = 0;
+  float d_step = 0;       // this lane's part of dL/dc_r by way of the state's step
   float d_weight[2] = {}, d_bias[2] = {};  // of the owner's features
   // From one phase to the next: hidden units.
   Fragment slope, bend, slope_bar;  // phi'(Z1), phi''(Z1), phi'(Z1')
@@ -153,12 +154,8 @@ struct Backward {
   __device__ Backward(const BackwardArguments& all, std::byte* shared_bytes)
       : arguments(all), in(all.inputs), shared(shared_bytes), at(-1), pair(blockIdx.x, in) {}
 
-  /// Nothing but the members is kept in registers from one phase to the next.
-  __device__ void begin_phase() {
-    at = Place(-1);
-    forget_packed(w1);
-    forget_packed(w2);
-  }
+  /// Addresses of one phase are not kept for the next one.
+  __device__ void begin_phase() { at = Place(-1); }
 
   __device__ int count() const {
     return in.num_tokens - begin < kTokens ? in.num_tokens - begin : kTokens;
@@ -177,9 +174,8 @@ struct Backward {
   __device__ float* wide(int offset) const {
     return floats(offset + at.slice * Layout::kWideBytes);
   }
-  __device__ float one() const {
-    return at.slice == 0 ? 1.0F : 0.0F;
-  }  // of scores summed over slices
+  /// The "+1" of scores that are summed over slices.
+  __device__ float one() const { return at.slice == 0 ? 1.0F : 0.0F; }
 
   /// b2 or d_b2 += scale times the sums over tokens; `b` are B fragments of this warp's 16 outputs.
   __device__ void add_column_sums(int offset, const Fragment& b, float scale) const {

@@ -77,12 +77,8 @@ struct Forward {
         mean_square(LaneNorm(in, pair.head, at).mean_square()) {}
 
   __device__ static Place place() { return Place(kCluster ? cluster_rank() : -1); }
-  /// Nothing but the members is kept in registers from one phase to the next.
-  __device__ void begin_phase() {
-    at = place();
-    forget_packed(w1);
-    forget_packed(w2);
-  }
+  /// Addresses of one phase are not kept for the next one.
+  __device__ void begin_phase() { at = place(); }
   __device__ static void pair_barrier() {
     if constexpr (kCluster) {
       cluster_barrier();

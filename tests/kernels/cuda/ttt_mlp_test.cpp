@@ -212,17 +212,16 @@ TEST_P(CudaTttMlp, ForwardMatchesReferenceAndShapesGiveTheSameBits) {
   expect_same_bits(cluster.results(), one_block.results());
 }
 
-void expect_backward_matches(const TttCase& c, bool has_d_final) {
-  const TttTensors<double> x = mlp_tensors(c);
-  TttLoss loss = mlp_loss(c);
-  const MlpState d_final = state_of(c, loss.d_final);
-  if (!has_d_final) loss.d_final = {};
+/// An empty loss.d_final stands for none.
+void expect_backward_matches(const TttCase& c, const TttTensors<double>& x, const TttLoss& loss) {
+  const bool has_d_final = !loss.d_final.w1.empty();
+  const MlpState d_final = has_d_final ? state_of(c, loss.d_final) : MlpState{};
   const TttTensors<double> expected =
       ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final);
   Stream stream = test::stream();
   MlpRun run(c, x);
   run.forward(MlpShape::kOneBlock, stream);
-  const MlpGradients d(run, loss.d_out, has_d_final ? d_final.views() : TttState{}, 0, stream);
+  const MlpGradients d(run, loss.d_out, d_final.views(), 0, stream);
   expect_norm_close("d_q", values_of(d.d_q), expected.q, kGradientTolerance);
   expect_norm_close("d_k", values_of(d.d_k), expected.k, kGradientTolerance);
   expect_norm_close("d_v", values_of(d.d_v), expected.v, kGradientTolerance);
@@ -238,11 +237,25 @@ void expect_backward_matches(const TttCase& c, bool has_d_final) {
 }
 
 TEST_P(CudaTttMlp, BackwardMatchesReference) {
-  expect_backward_matches(mlp_case(GetParam()), true);
+  const TttCase c = mlp_case(GetParam());
+  expect_backward_matches(c, mlp_tensors(c), mlp_loss(c));
 }
 
 TEST_P(CudaTttMlp, BackwardWithoutFinalGradientMatchesReference) {
-  expect_backward_matches(mlp_case(GetParam()), false);
+  const TttCase c = mlp_case(GetParam());
+  TttLoss loss = mlp_loss(c);
+  loss.d_final = {};
+  expect_backward_matches(c, mlp_tensors(c), loss);
+}
+
+// Steps so large that what goes through those of W1 and b1 is not lost beside the rest.
+TEST(CudaTttMlpSteps, BackwardThroughLargeStepsMatchesReference) {
+  const TttCase c = mlp_case(37, 1, 2);
+  TttTensors<double> x = mlp_tensors(c);
+  TttLoss loss = mlp_loss(c);
+  for (double& value : x.token_lr) value *= 8;
+  for (double& value : loss.d_final.b1) value *= 16;
+  expect_backward_matches(c, x, loss);
 }
 
 INSTANTIATE_TEST_SUITE_P(CudaTokens, CudaTttMlp, ::testing::Values(1, 5, 16, 37));
