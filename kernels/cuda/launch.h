@@ -21,6 +21,9 @@ struct LaunchShape {
 /// Throws kOutOfMemory or kPeerLost (the device is lost), or kInternal with CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);
 
+/// Of the current device, 90 for 9.0.
+int compute_capability();
+
 /// Copies device memory to the host and waits for it: for the few ops that return a value.
 void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
 

@@ -20,6 +20,18 @@ void check_cuda(cudaError_t status, const char* what) {
   }
 }
 
+int compute_capability() {
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  check_cuda(cudaGetDevice(&device), "the current device");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+             "the compute capability");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
+             "the compute capability");
+  return 10 * major + minor;
+}
+
 void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream) {
   check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost,
                              static_cast<cudaStream_t>(stream.native())),

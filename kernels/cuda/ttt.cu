@@ -1,4 +1,5 @@
 #include "core/base/log.h"
+#include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/ttt.h"
@@ -12,9 +13,11 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
   if (is_told || inputs.q.dtype() != DType::kBF16) return;
   is_told = true;
   log::warning(
-      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve head dims 64 and, of "
-      "TTT-Linear, 96 with "
-      "mini-batches of 16, inner norm and biases; this one is much slower",
+      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve TTT-Linear with head "
+      "dims "
+      "64 and 96 and, on compute capability 9.0, TTT-MLP with 64; with mini-batches of 16, inner "
+      "norm "
+      "and biases. This one is much slower",
       inputs.q.size(3), options.mini_batch_size);
 }
 
@@ -22,9 +25,10 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
 
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial) {
   const std::int64_t features = inputs.q.size(3);
-  const bool size_fits = options.model == InnerModel::kLinear
-                             ? features == 64 || features == 96
-                             : features == 64 && initial.w1.size(3) == 4 * features;
+  const bool size_fits =
+      options.model == InnerModel::kLinear
+          ? features == 64 || features == 96
+          : features == 64 && initial.w1.size(3) == 4 * features && compute_capability() >= kHopper;
   return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && size_fits &&
          options.inner_norm && options.bias;
 }

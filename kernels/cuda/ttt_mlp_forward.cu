@@ -1,3 +1,4 @@
+#include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ttt_mlp_forward.h"
 #include "kernels/cuda/ttt_paths.h"
 
@@ -119,19 +120,6 @@ void launch_forward(const ForwardArguments& arguments, std::int64_t num_pairs, S
 /// From this many pairs on one block each fills the device: an H200 has 132 multiprocessors.
 constexpr std::int64_t kPairsThatFill = 132;
 
-bool device_has_clusters() {
-#ifdef TTT_SIMT_EMULATOR
-  return true;
-#else
-  int device = 0;
-  int major = 0;
-  check_cuda(cudaGetDevice(&device), "the current device");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "the compute capability");
-  return major >= 9;
-#endif
-}
-
 }  // namespace
 }  // namespace mlp
 
@@ -163,7 +151,7 @@ void fused_mlp_forward_as(MlpShape shape, const TttInputs& inputs, const TttStat
 void fused_mlp_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
                        const TttState& final_state, TttSaved* saved, Stream& stream) {
   const std::int64_t num_pairs = inputs.q.size(0) * inputs.q.size(2);
-  const bool use_cluster = num_pairs < mlp::kPairsThatFill && mlp::device_has_clusters();
+  const bool use_cluster = num_pairs < mlp::kPairsThatFill && compute_capability() >= kHopper;
   fused_mlp_forward_as(use_cluster ? MlpShape::kCluster : MlpShape::kOneBlock, inputs, initial, out,
                        final_state, saved, stream);
 }

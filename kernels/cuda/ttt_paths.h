@@ -5,8 +5,9 @@
 
 namespace ttt::kernels::cuda {
 
-/// Whether the fused kernels serve this call: BF16 activations, mini-batches of 16, head dim 64 or 96, inner norm and
-/// biases, and for the MLP a hidden width of four head dims. Any number of tokens.
+/// Whether the fused kernels serve this call: BF16 activations, mini-batches of 16, inner norm and biases, and head dim
+/// 64 or 96; for the MLP head dim 64, a hidden width of four head dims, and a device whose blocks may have as much
+/// shared memory as its backward takes (compute capability 9.0). Any number of tokens.
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial);
 
 void fused_linear_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
