@@ -9,19 +9,23 @@ namespace ttt::launch {
 
 std::string name_of(Device device) { return device == Device::kCpu ? "cpu" : "cuda"; }
 
-Device device_of(const std::string& name) {
+Device device_of(const std::string& name, DType dtype) {
   if (name == "cpu") return Device::kCpu;
-  if (name == "cuda") return Device::kCuda;
-  fail(ExitCode::kUsage, "--device {}: must be cpu or cuda", name);
+  if (name != "cuda") fail(ExitCode::kUsage, "--device {}: must be auto, cpu or cuda", name);
+  if (dtype == DType::kF64)
+    fail(ExitCode::kUsage, "--device cuda: fp64 is computed on the CPU only");
+  return Device::kCuda;
 }
 
 void add_device_option(CLI::App& command, std::string& device) {
   command.add_option("--device", device, "auto, cpu or cuda")->capture_default_str();
 }
 
-Stream open_stream(const std::string& device, const dist::Communicator& communicator) {
+Stream open_stream(const std::string& device, DType dtype, const dist::Communicator& communicator) {
   const int num_devices = kernels::num_cuda_devices();
-  if (device == "auto" ? num_devices == 0 : device_of(device) == Device::kCpu) return {};
+  const bool is_auto = device == "auto";
+  if (is_auto && (num_devices == 0 || dtype == DType::kF64)) return {};
+  if (!is_auto && device_of(device, dtype) == Device::kCpu) return {};
   if (num_devices > 0 && communicator.local_size() > num_devices) {
     log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices",
                  communicator.local_size(), num_devices);

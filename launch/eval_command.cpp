@@ -170,9 +170,9 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
     fail(ExitCode::kUsage, "--dtype {}: must be f32 or f64", options.dtype);
   }
   use_threads(0, communicator);
-  // fp64 is the oracle, which only the CPU has.
-  Stream stream = open_stream(options.dtype == "f64" ? "cpu" : options.device, communicator);
-  const auto model = load_model(source, options.dtype == "f64" ? DType::kF64 : DType::kF32);
+  const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
+  Stream stream = open_stream(options.device, dtype, communicator);
+  const auto model = load_model(source, dtype);
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
   std::vector<ContextLoss> by_context;

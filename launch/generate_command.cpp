@@ -48,7 +48,7 @@ void generate(const GenerateOptions& options, const dist::Communicator& communic
   const std::string prompt = options.prompt_file.empty()
                                  ? options.prompt
                                  : data::read_text_file(options.prompt_file, kMaxPromptBytes);
-  Stream stream = open_stream(options.device, communicator);
+  Stream stream = open_stream(options.device, DType::kF32, communicator);
   const auto model = load_model(source, DType::kF32);
   std::vector<std::int32_t> ids = tokenizer->encode(prompt);
   ids.insert(ids.begin(), tokenizer->bos_id());

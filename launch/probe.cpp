@@ -162,7 +162,7 @@ Tensor greedy(const Tensor& logits) {
 
 void probe_loss(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device), 0);
+  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
@@ -197,7 +197,7 @@ void probe_loss(const ProbeOptions& options) {
 
 void probe_layer(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device), 0);
+  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
   const config::ModelConfig config = data::read_hf_config(options.model);
   if (config.mixer() != config::TTT_LINEAR && config.mixer() != config::TTT_MLP) {
     fail(ExitCode::kUsage, "ttt probe layer needs a TTT layer; {} has another", options.model);
@@ -245,7 +245,7 @@ void probe_layer(const ProbeOptions& options) {
 
 void probe_generate(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device), 0);
+  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);
@@ -284,7 +284,7 @@ void probe_generate(const ProbeOptions& options) {
 
 void probe_train(const ProbeOptions& options) {
   const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device), 0);
+  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
   const ModelSource source = open_model_source(options.model);
   const auto model = load_model(source, arithmetic.dtype);
   const Inputs inputs(options.input);

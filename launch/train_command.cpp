@@ -67,6 +67,7 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
     if (communicator.rank() == 0) print_plan(config, communicator.size());
     return ExitCode::kOk;
   }
+  Stream stream = open_stream(options.device, dtype_of(config.train().precision()), communicator);
   install_stop_handlers();
   const std::string& run = config.output_directory();
   std::unique_ptr<data::RunLock> lock;
@@ -78,7 +79,6 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   log::configure(communicator.rank(),
                  fmt::format("{}/logs/rank_{:05d}.log", run, communicator.rank()));
   const int threads = use_threads(config.train().num_threads(), communicator);
-  Stream stream = open_stream(options.device, communicator);
   log::info("training config={} ranks={} device={} threads_per_rank={} output={}", options.config,
             communicator.size(), name_of(stream.device()), threads, run);
   Trainer trainer(config, options.resume, std::move(stream), communicator);

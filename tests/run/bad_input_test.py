@@ -57,6 +57,14 @@ class Configurations(BadInput):
                            'name: "x"\noptimizer {\n  learning_rte: 0.1\n}\n')
         self.refuse_run(USAGE, ['"warmup_step"', 'did you mean "warmup_steps"?'], "optimizer.warmup_step=1")
 
+    def test_a_device_that_is_not_there(self):
+        for device, words in (("gpu", ["--device gpu", "auto, cpu or cuda"]), ("cuda", ["--device cpu"])):
+            with self.subTest(device=device):
+                arguments = self.train_arguments(self.directory / "nowhere", *ONE_STEP)
+                self.refuse(USAGE, words, *arguments, "--device", device)
+        arguments = self.train_arguments(self.directory / "nowhere", *ONE_STEP, "train.precision=FP64")
+        self.refuse(USAGE, ["fp64", "CPU only"], *arguments, "--device", "cuda")
+
     def test_an_unknown_field(self):
         self.refuse_config([":1:", 'unknown field "zebra_crossing"'], "zebra_crossing: 1\n")
 
