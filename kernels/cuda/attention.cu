@@ -3,13 +3,15 @@
 #include <type_traits>
 
 #include "kernels/attention.h"
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/attention_mma_backward.h"
 #include "kernels/cuda/attention_mma_forward.h"
 #include "kernels/cuda/attention_plain.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 
-// BF16 of head dims 64, 96 and 128 goes to the tensor cores, everything else to fp32 arithmetic in shared memory.
+// BF16 of head dims 64, 96 and 128 goes to the tensor cores (or to the library that TTT_ATTENTION chooses), everything
+// else to fp32 arithmetic in shared memory.
 
 namespace ttt::kernels::cuda {
 namespace {
@@ -140,6 +142,10 @@ void mma_backward(const AttentionBackward<BFloat16>& call, Stream& stream) {
 
 void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                        double scale, Stream& stream) {
+  const AttentionLibrary* const library = attention_library();
+  if (library != nullptr && library->serves(q, k)) {
+    return library->forward(q, k, v, out, lse, scale, stream);
+  }
   visit_activation_type(q.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const AttentionForward<T> call{sizes_of(q, k),
@@ -159,6 +165,10 @@ void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out,
 void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                         TensorView d_out, TensorView d_q, TensorView d_k, TensorView d_v,
                         double scale, Stream& stream) {
+  const AttentionLibrary* const library = attention_library();
+  if (library != nullptr && library->serves(q, k)) {
+    return library->backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
+  }
   visit_activation_type(q.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const AttentionSizes n = sizes_of(q, k);

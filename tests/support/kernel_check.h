@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <omp.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <string>
@@ -25,7 +26,12 @@ namespace ttt::test {
 // returns, since tests read at once: on a device CUDA_LAUNCH_BLOCKING=1 (tests/gpu.sh sets it).
 inline const bool kCudaIsReady = [] {
   kernels::set_cuda_backend(kernels::cuda::backend());
-  (void)kernels::make_stream(Device::kCuda, 0);
+  try {
+    (void)kernels::make_stream(Device::kCuda, 0);
+  } catch (const Error& error) {  // nobody else is there yet to catch it
+    fmt::print(stderr, "{}\n", error.what());
+    std::_Exit(static_cast<int>(error.code()));
+  }
   return true;
 }();
 #endif

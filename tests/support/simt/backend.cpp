@@ -1,6 +1,7 @@
 // What of the CUDA backend is not kernels: on the emulator work is done when a call returns, and products are the
 // CPU's.
 
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/ops.h"
 
 namespace ttt::kernels::cuda {
@@ -19,6 +20,8 @@ bool is_mixed(TensorView a, TensorView b, TensorView c) {
 }  // namespace
 
 int num_devices() { return 1; }
+
+const AttentionLibrary* attention_library() { return nullptr; }
 
 Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
 

@@ -1,0 +1,21 @@
+#pragma once
+// Attention by a library in place of the kernels here.
+
+#include "kernels/attention.h"
+
+namespace ttt::kernels::cuda {
+
+/// Arguments are those of kernels/attention.h. lse means the same here and there, so that forward and backward may come
+/// from different implementations.
+struct AttentionLibrary {
+  /// Whether it computes attention of tensors like these.
+  bool (*serves)(TensorView q, TensorView k);
+  decltype(&kernels::attention_forward) forward;
+  decltype(&kernels::attention_backward) backward;
+};
+
+/// What the environment variable TTT_ATTENTION chooses: null for `own`, which is the default; cuDNN's fused attention
+/// for `cudnn`. Fails with kUsage for another value and where this program or this machine has no cuDNN.
+const AttentionLibrary* attention_library();
+
+}  // namespace ttt::kernels::cuda
