@@ -9,7 +9,7 @@
 # limit of time, and what is done is in the files when a later part runs out of it. The last line is
 # `N passed, N failed`.
 #
-# TTT_GPU_SECONDS: for all parts together (570). TTT_GPU_PARTS: only these, e.g. "suites kernels".
+# TTT_GPU_SECONDS: for all parts together (570). TTT_GPU_PARTS: only these, e.g. "kernels bench".
 # TTT_GPU_REHEARSAL=1: without a GPU, with the emulated programs of the release build and the CPU in the device's place,
 # on small sizes: proves this script. TTT_REFERENCE: a folder with the public reference's ttt.py, for the peers.
 set -uo pipefail
@@ -21,6 +21,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/logs"
 exec > >(tee "$out/results.txt") 2>&1
+tee_pid=$!
 
 # Where cuBLASLt, NCCL and cuDNN lie: the toolkit's folders, or those of Python's packages.
 cuda_libraries() {
@@ -114,7 +115,7 @@ if [[ $is_rehearsal != 1 ]]; then
   ours cudnn 40 "${blocking[@]}" TTT_ATTENTION=cudnn python3 tests/gpu_suites.py "$bin/cuda_tests" '*Attention*BFloat16*:CudaAttention*'
   ours bench_cudnn 40 env TTT_ATTENTION=cudnn "$bin/cuda_bench" "${bench[@]}" attention
 fi
-ours bench_steps 130 "$bin/${prefix}_bench" "${bench[@]}" steps
+ours bench_steps 160 "$bin/${prefix}_bench" "${bench[@]}" steps
 # The same steps on both devices: the curves of fp32 agree to the rounding of sums.
 ours training 120 python3 tests/gpu_training.py "$bin/ttt" "$work/training" --device "$device" --steps "$steps"
 if command -v compute-sanitizer >/dev/null; then
@@ -136,4 +137,6 @@ tar -C "$work" -czf "$out/logs.tar.gz" logs
 echo
 echo "$SECONDS s"
 echo "$passed passed, $failed failed"
+exec >&- 2>&-
+wait "$tee_pid"  # it writes the last lines
 [[ $failed -eq 0 ]]

@@ -32,8 +32,9 @@ def suites(program: str, pattern: str) -> dict[str, list[str]]:
 
 
 def run(program: str, tests: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run([program, f"--gtest_filter={':'.join(tests)}"], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, errors="replace")
+    threads = str(max(1, (os.cpu_count() or 1) // JOBS))
+    return subprocess.run([program, f"--gtest_filter={':'.join(tests)}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={"OMP_NUM_THREADS": threads, **os.environ}, text=True, errors="replace")
 
 
 def main() -> int:

@@ -4,23 +4,10 @@
 #include <cstring>
 
 #include "core/base/memory.h"
+#include "core/base/visit_float.h"
 
 namespace ttt {
 namespace {
-
-template <typename F>
-void visit_float(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kF64:
-      return f(double{});
-    case DType::kF32:
-      return f(float{});
-    case DType::kBF16:
-      return f(BFloat16{});
-    default:
-      TTT_CHECK(false, "a floating-point tensor is needed, not {}", name_of(dtype));
-  }
-}
 
 // bfloat16 converts through float only.
 template <typename To, typename From>

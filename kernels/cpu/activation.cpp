@@ -1,8 +1,8 @@
 #include "kernels/activation.h"
 
 #include <cmath>
-#include <numbers>
 
+#include "kernels/activation_jets.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
 #include "kernels/cpu/vector_math.h"
@@ -11,54 +11,20 @@
 namespace ttt::kernels {
 namespace {
 
-// A function's value and derivative at one point.
-template <typename T>
-struct Jet {
-  T value;
-  T slope;
-};
-
-struct Silu {
+struct CpuMath {
   template <typename T>
-  static Jet<T> at(T x) {
-    const T s = sigmoid(x);
-    return {x * s, s + x * s * (T{1} - s)};
+  static T sigmoid(T x) {
+    return kernels::sigmoid(x);
   }
-};
-
-// (1 + tanh(u)) / 2 = sigmoid(2u), which keeps its relative accuracy where tanh(u) is near -1.
-struct GeluTanh {
   template <typename T>
-  static Jet<T> at(T x) {
-    constexpr T kTwoRoot = static_cast<T>(1.5957691216057307117597842397375);  // 2 sqrt(2/pi)
-    constexpr T kCubic = static_cast<T>(0.044715);
-    const T s = sigmoid(kTwoRoot * (x + kCubic * x * x * x));
-    return {x * s, s + x * s * (T{1} - s) * (kTwoRoot * (T{1} + T{3} * kCubic * x * x))};
+  static T exponential(T x) {
+    return kernels::exponential(x);
   }
-};
-
-struct GeluErf {
   template <typename T>
-  static Jet<T> at(T x) {
-    const T cumulative = T{0.5} * std::erfc(x * static_cast<T>(-1.0 / std::numbers::sqrt2));
-    const T density = exponential(T{-0.5} * x * x) *
-                      static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
-    return {x * cumulative, cumulative + x * density};
+  static T erfc(T x) {
+    return std::erfc(x);
   }
 };
-
-template <typename F>
-void visit_activation(Activation kind, F&& f) {
-  switch (kind) {
-    case Activation::kSilu:
-      return f(Silu{});
-    case Activation::kGeluTanh:
-      return f(GeluTanh{});
-    case Activation::kGeluErf:
-      return f(GeluErf{});
-  }
-  TTT_CHECK(false, "unknown activation {}", static_cast<int>(kind));
-}
 
 constexpr std::int64_t kStepsPerValue = 4;  // of an exponential, beside a plain product
 
@@ -81,7 +47,7 @@ void activation_forward(Activation kind, TensorView x, TensorView y, Stream& str
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     T* const y_data = y.data<T>();
-    visit_activation(kind, [&](auto activation) {
+    visit_activation<CpuMath>(kind, [&](auto activation) {
       for_each_element(x.numel(),
                        [=](std::int64_t i) { y_data[i] = activation.at(x_data[i]).value; });
     });
@@ -100,7 +66,7 @@ void activation_backward(Activation kind, TensorView x, TensorView d_y, TensorVi
     const T* const x_data = x.data<T>();
     const T* const d_y_data = d_y.data<T>();
     T* const d_x_data = d_x.data<T>();
-    visit_activation(kind, [&](auto activation) {
+    visit_activation<CpuMath>(kind, [&](auto activation) {
       for_each_element(x.numel(), [=](std::int64_t i) {
         d_x_data[i] = d_y_data[i] * activation.at(x_data[i]).slope;
       });
@@ -118,7 +84,7 @@ void gated_forward(Activation kind, TensorView a, TensorView b, TensorView h, St
     const T* const a_data = a.data<T>();
     const T* const b_data = b.data<T>();
     T* const h_data = h.data<T>();
-    visit_activation(kind, [&](auto activation) {
+    visit_activation<CpuMath>(kind, [&](auto activation) {
       for_each_element(a.numel(), [=](std::int64_t i) {
         h_data[i] = activation.at(a_data[i]).value * b_data[i];
       });
@@ -142,7 +108,7 @@ void gated_backward(Activation kind, TensorView a, TensorView b, TensorView d_h,
     const T* const d_h_data = d_h.data<T>();
     T* const d_a_data = d_a.data<T>();
     T* const d_b_data = d_b.data<T>();
-    visit_activation(kind, [&](auto activation) {
+    visit_activation<CpuMath>(kind, [&](auto activation) {
       for_each_element(a.numel(), [=](std::int64_t i) {
         const auto jet = activation.at(a_data[i]);
         const T d = d_h_data[i];

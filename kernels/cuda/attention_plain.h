@@ -125,6 +125,12 @@ struct PairTiles {
   float *q, *d_out, *k, *v;  // q times scale
   float *p, *d_scores;       // may be the same
   float* terms;              // lse and delta of each query
+
+  __device__ __forceinline__ PairTiles(tiles::Shared& shared, int tile)
+      : q(shared.take(tile)),
+        d_out(shared.take(tile)),
+        k(shared.take(tile)),
+        v(shared.take(tile)) {}
 };
 
 // p = exp(score - lse) and d_scores = p (d_p - delta). Key j of the tile is seen by query i when j <= i + offset.
@@ -186,11 +192,7 @@ __global__ void __launch_bounds__(tiles::kThreads, 1)
   const int dim = static_cast<int>(n.dim);
   const int stride = tiles::stride_of(dim);
   tiles::Shared shared;
-  PairTiles t{};
-  t.q = shared.take(kSize * stride);
-  t.d_out = shared.take(kSize * stride);
-  t.k = shared.take(kSize * stride);
-  t.v = shared.take(kSize * stride);
+  PairTiles t(shared, kSize * stride);
   float* const d_k = shared.take(kSize * stride);
   float* const d_v = shared.take(kSize * stride);
   t.p = shared.take(kSize * kPairStride);
@@ -236,11 +238,7 @@ __global__ void __launch_bounds__(tiles::kThreads, 1)
   const int dim = static_cast<int>(n.dim);
   const int stride = tiles::stride_of(dim);
   tiles::Shared shared;
-  PairTiles t{};
-  t.q = shared.take(kSize * stride);
-  t.d_out = shared.take(kSize * stride);
-  t.k = shared.take(kSize * stride);
-  t.v = shared.take(kSize * stride);
+  PairTiles t(shared, kSize * stride);
   float* const d_q = shared.take(kSize * stride);
   t.p = shared.take(kSize * kPairStride);
   t.d_scores = t.p;

@@ -1,3 +1,4 @@
+#include "core/base/visit_float.h"
 #include "kernels/copy.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
@@ -32,20 +33,6 @@ __global__ void __launch_bounds__(256) copy_kernel(const T* from, T* to, std::in
 template <typename T>
 __global__ void __launch_bounds__(256) fill_kernel(T* y, double value, std::int64_t count) {
   for_each_element(count, [&](std::int64_t i) { store_double(&y[i], value); });
-}
-
-template <typename F>
-void visit_float(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kF64:
-      return f(double{});
-    case DType::kF32:
-      return f(float{});
-    case DType::kBF16:
-      return f(BFloat16{});
-    default:
-      TTT_CHECK(false, "a floating-point tensor is needed, not {}", name_of(dtype));
-  }
 }
 
 // Equal types: bytes, sixteen at a time where the addresses allow.

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "core/base/memory.h"
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
 
@@ -62,6 +63,7 @@ int num_devices() {
 }
 
 Stream make_stream(int device) {
+  static_cast<void>(attention_library());  // what is wrong with TTT_ATTENTION is said now, not in the first step
   if (const std::string problem = missing_device(device); !problem.empty()) {
     fail(ExitCode::kUsage, "{}; --device cpu needs none", problem);
   }

@@ -8,6 +8,7 @@ TTT-Linear kernels where the package is installed. bf16, medians of repeats betw
 missing or fails gets a line that says so."""
 
 import argparse
+import importlib
 import importlib.util
 import json
 import statistics
@@ -94,8 +95,12 @@ def attention(peers: Peers, batch: int, tokens: int, with_backward: bool) -> Cal
     return work
 
 
-def reference_layer(peers: Peers, ttt, model: str, batch: int, tokens: int, compiled: bool) -> Callable[[], None]:
+def reference_layer(peers: Peers, folder: str, model: str, batch: int, tokens: int, compiled: bool) -> Callable[[], None]:
     """The scan of ttt-lm-pytorch over mini-batches: q, k, v and learning rates in, outputs and their gradients out."""
+    transformers_stand_in.install()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    ttt = importlib.import_module("ttt")
     config = ttt.TTTConfig(hidden_size=HEADS * FEATURES, num_attention_heads=HEADS, ttt_layer_type=model,
                            mini_batch_size=MINI_BATCH, use_gate=True, share_qk=True, pre_conv=True, conv_kernel=4)
     layer = (ttt.TTTLinear if model == "linear" else ttt.TTTMLP)(config, layer_idx=0).to(peers.device, peers.dtype)
@@ -115,7 +120,8 @@ def reference_layer(peers: Peers, ttt, model: str, batch: int, tokens: int, comp
     return work
 
 
-def fla_layer(peers: Peers, function, batch: int, tokens: int) -> Callable[[], None]:
+def fla_layer(peers: Peers, name: str, batch: int, tokens: int) -> Callable[[], None]:
+    function = getattr(importlib.import_module("fla.ops.ttt"), name)
     q, k, v = (peers.random(batch, tokens, HEADS, FEATURES) for _ in range(3))
     weight = torch.ones(HEADS, FEATURES, device=peers.device, dtype=peers.dtype, requires_grad=True)
     bias = torch.zeros(HEADS, FEATURES, device=peers.device, dtype=peers.dtype, requires_grad=True)
@@ -144,22 +150,17 @@ def main() -> None:
         peers.measure("torch SDPA forward+backward", batch, tokens, lambda: attention(peers, batch, tokens, True))
     tokens = lengths[0]
     if importlib.util.find_spec("fla"):
-        from fla.ops.ttt import chunk_ttt_linear, fused_chunk_ttt_linear
-        for function in (chunk_ttt_linear, fused_chunk_ttt_linear):
-            peers.measure(f"fla {function.__name__} forward+backward", batch, tokens,
-                          lambda: fla_layer(peers, function, batch, tokens))
+        for name in ("chunk_ttt_linear", "fused_chunk_ttt_linear"):
+            peers.measure(f"fla {name} forward+backward", batch, tokens, lambda: fla_layer(peers, name, batch, tokens))
     else:
         print("flash-linear-attention: not on this machine, left out")
     if options.reference:
-        transformers_stand_in.install()
-        sys.path.insert(0, options.reference)
-        import ttt  # the reference
-
         for model in ("linear", "mlp"):
             rows = batch if model == "linear" else max(1, batch // 2)
             for compiled in (False, True):
                 name = f"reference ttt_{model} forward+backward {'compiled' if compiled else 'eager'}"
-                peers.measure(name, rows, tokens, lambda: reference_layer(peers, ttt, model, rows, tokens, compiled))
+                peers.measure(name, rows, tokens,
+                              lambda: reference_layer(peers, options.reference, model, rows, tokens, compiled))
     else:
         print("the public reference: no --reference, left out")
 

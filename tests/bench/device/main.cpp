@@ -17,7 +17,8 @@ void run(const std::string& device, const std::vector<std::string>& groups, bool
   const bench::Plan plan{stream, budget_ms, is_smoke, presets};
   bench::Report report(bench::device_facts(stream), json);
   const std::int64_t side = is_smoke ? 64 : 8192;
-  report.ceilings(bench::measure_ceilings(stream, budget_ms, side, side * side * 64));
+  const std::int64_t elements = is_smoke ? 4096 : std::int64_t{1} << 30;
+  report.ceilings(bench::measure_ceilings(stream, budget_ms, side, elements));
   for (const std::string& group : groups) {
     if (group == "ttt") bench::measure_ttt(plan, report);
     if (group == "attention") bench::measure_attention(plan, report);

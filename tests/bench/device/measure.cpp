@@ -134,7 +134,8 @@ DeviceFacts device_facts(const Stream& stream) {
   return facts;
 }
 
-Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size, std::int64_t bytes) {
+Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size,
+                          std::int64_t elements) {
   const CounterRng rng(1, "ceilings");
   const bool is_cpu = stream.device() == Device::kCpu;
   const auto random = [&](const Shape& shape) {
@@ -153,8 +154,8 @@ Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size, s
     const auto n = static_cast<double>(size);
     ceilings.flops = 2 * n * n * n / (1e-3 * times.median_ms);
   }
-  const Tensor from = random({bytes / 4});
-  const Tensor to = random({bytes / 4});
+  const Tensor from = random({elements});
+  const Tensor to = random({elements});
   const Times times = time_work(stream, budget_ms, [&] { kernels::copy(from, to, stream); });
   ceilings.bytes = 2 * static_cast<double>(from.view().num_bytes()) / (1e-3 * times.median_ms);
   return ceilings;

@@ -36,7 +36,8 @@ struct Ceilings {
   double flops = 0;  // a square product of bf16 matrices, a second
   double bytes = 0;  // a copy, bytes read and written a second
 };
-/// `size` of the square matrices and `bytes` of the copied tensor: larger than any cache, for figures that mean anything.
-Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size, std::int64_t bytes);
+/// `size` of the square matrices and `elements` of the copied tensor: beyond any cache, for figures that mean anything.
+Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size,
+                          std::int64_t elements);
 
 }  // namespace ttt::bench

@@ -7,6 +7,7 @@
 #include "core/model.h"
 #include "core/optimizer.h"
 #include "kernels/copy.h"
+#include "kernels/random.h"
 #include "tests/bench/device/cases.h"
 
 namespace ttt::bench {
@@ -40,10 +41,10 @@ struct Batch {
 /// A model with all that training keeps beside it.
 class TrainedModel {
  public:
-  TrainedModel(const config::RunConfig& config, std::int64_t longest)
+  TrainedModel(const config::RunConfig& config, std::int64_t longest, Stream& stream)
       : model_(config.model(), longest) {
     model_.parameters().allocate(DType::kF32);
-    model_.parameters().initialize(1);
+    for (const Parameter& parameter : model_.parameters().all()) draw(parameter, stream);
     gradients_ = Tensor::zeros({model_.parameters().num_elements()}, DType::kF32);
     model_.parameters().bind_gradients(gradients_);
     optimizer_ = std::make_unique<Optimizer>(config.optimizer(), config.train().steps(),
@@ -60,6 +61,17 @@ class TrainedModel {
   [[nodiscard]] const LanguageModel& model() const { return model_; }
 
  private:
+  // On the device: billions of numbers would take the host longer than all steps.
+  static void draw(const Parameter& parameter, Stream& stream) {
+    const Initializer& initializer = parameter.initializer;
+    if (initializer.kind == Initializer::Kind::kConstant) {
+      kernels::fill(parameter.value, initializer.value, stream);
+    } else {
+      kernels::random_normal(CounterRng(1, parameter.name), initializer.value, parameter.value,
+                             stream);
+    }
+  }
+
   LanguageModel model_;
   Tensor gradients_;
   std::unique_ptr<Optimizer> optimizer_;
@@ -75,17 +87,19 @@ struct StepCase {
   }
 };
 
-/// How many more bytes a step of `rows` rows needs than there are now, from one of one row: activations grow with rows.
+/// About how many more bytes a step needs than there are now: activations grow with tokens, as a short step shows.
 std::int64_t bytes_of_step(TrainedModel& trained, const StepCase& step, Stream& stream) {
-  const Batch batch(1, step.tokens, trained.model().config().vocab_size());
+  const std::int64_t tokens = std::min<std::int64_t>(step.tokens, 2048);
+  const Batch batch(1, tokens, trained.model().config().vocab_size());
   memory::release_free_blocks();
   memory::reset_peak();
   const std::int64_t before = memory::live_bytes();
   trained.step(batch, step.recompute_blocks, stream);
   stream.synchronize();
-  const std::int64_t bytes = (memory::peak_bytes() - before) * step.rows;
+  const std::int64_t bytes = memory::peak_bytes() - before;
   memory::release_free_blocks();
-  return bytes + bytes / 8;  // blocks of the pool are rounded up
+  return (bytes + bytes / 8) * step.rows *
+         (step.tokens / tokens);  // blocks of the pool are rounded up
 }
 
 void measure_step(const Plan& plan, Report& report, const std::string& name, TrainedModel& trained,
@@ -117,7 +131,7 @@ void measure_preset(const Plan& plan, Report& report, const std::string& name,
       fmt::format("{}/{}.textproto", plan.presets, name),
       {fmt::format("data.context_length={}", std::ranges::max(lengths)), "train.precision=BF16"},
       1);
-  TrainedModel trained(config, std::ranges::max(lengths));
+  TrainedModel trained(config, std::ranges::max(lengths), plan.stream);
   for (const std::int64_t tokens : lengths) {
     measure_step(plan, report, name, trained,
                  {std::max<std::int64_t>(1, tokens_of_step / tokens), tokens});
@@ -129,9 +143,8 @@ void measure_preset(const Plan& plan, Report& report, const std::string& name,
 
 void measure_steps(const Plan& plan, Report& report) {
   if (plan.is_smoke) return measure_preset(plan, report, "../tiny", 32, {16, 32});
-  for (const char* size : {"125m", "1_3b"}) {
-    const std::int64_t tokens = std::string(size) == "125m" ? 65536 : 32768;
-    for (const char* kind : {"ttt_linear_m", "llama", "ttt_mlp_m"}) {
+  for (const char* kind : {"ttt_linear_m", "llama", "ttt_mlp_m"}) {
+    for (const auto& [size, tokens] : {std::pair{"125m", 65536}, std::pair{"1_3b", 32768}}) {
       measure_preset(plan, report, fmt::format("{}_{}_2k", kind, size), tokens,
                      {2048, 8192, 32768});
     }
