@@ -97,8 +97,8 @@ def attention(peers: Peers, batch: int, tokens: int, with_backward: bool) -> Cal
 
 def reference_layer(peers: Peers, folder: str, model: str, batch: int, tokens: int, compiled: bool) -> Callable[[], None]:
     """The scan of ttt-lm-pytorch over mini-batches: q, k, v and learning rates in, outputs and their gradients out."""
-    transformers_stand_in.install()
     if folder not in sys.path:
+        transformers_stand_in.install()
         sys.path.insert(0, folder)
     ttt = importlib.import_module("ttt")
     config = ttt.TTTConfig(hidden_size=HEADS * FEATURES, num_attention_heads=HEADS, ttt_layer_type=model,
