@@ -33,7 +33,7 @@ print("\n".join(found for path in sys.path if path for found in sorted(glob.glob
 device=cuda
 prefix=cuda
 if [[ $is_rehearsal == 1 ]]; then
-  bin=$root/build/bin
+  bin=${TTT_GPU_BIN:-$root/build/bin}
   device=cpu
   prefix=cuda_emulated
 elif [[ $# -gt 0 ]]; then

@@ -1,0 +1,51 @@
+"""tests/gpu.sh without a GPU: emulated programs in the place of those for a device."""
+
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class GpuScript(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.out = Path(directory.name)
+
+    def run_script(self, **environment: str) -> subprocess.CompletedProcess:
+        settings = {"OUT": str(self.out), "TTT_GPU_REHEARSAL": "1", "TTT_GPU_BIN": str(Path(os.environ["TTT_BINARY"]).parent)}
+        return subprocess.run(["bash", str(ROOT / "tests/gpu.sh")], env={**os.environ, **settings, **environment},
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def test_parts_end_in_rows_and_a_count(self):
+        result = self.run_script(TTT_GPU_PARTS="kernels bench bench_steps")
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertEqual(result.stdout.splitlines()[-1], "3 passed, 0 failed")
+        self.assertEqual((self.out / "results.txt").read_text(), result.stdout)
+        rows = [json.loads(line) for line in (self.out / "bench.jsonl").read_text().splitlines()]
+        work = {row["work"] for row in rows}
+        for name in ("ttt_linear forward", "ttt_mlp forward+backward", "attention forward+backward", "../tiny step"):
+            self.assertIn(name, work)
+        for row in rows:
+            if row["work"] != "ceilings":
+                self.assertGreater(row["tokens_per_second"], 0, row)
+                self.assertLessEqual(row["least_ms"], row["median_ms"], row)
+
+    def test_a_part_without_time_is_a_failure(self):
+        result = self.run_script(TTT_GPU_PARTS="kernels", TTT_GPU_SECONDS="0")
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertIn("== kernels: NOT RUN, no time left", result.stdout)
+        self.assertEqual(result.stdout.splitlines()[-1], "0 passed, 1 failed")
+
+    def test_a_part_that_fails_is_a_failure(self):
+        result = self.run_script(TTT_GPU_PARTS="kernels", TTT_GPU_BIN="/nowhere")
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertEqual(result.stdout.splitlines()[-1], "0 passed, 1 failed")
+
+
+if __name__ == "__main__":
+    unittest.main()
