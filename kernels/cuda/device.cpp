@@ -63,7 +63,8 @@ int num_devices() {
 }
 
 Stream make_stream(int device) {
-  static_cast<void>(attention_library());  // what is wrong with TTT_ATTENTION is said now, not in the first step
+  // What is wrong with TTT_ATTENTION is said now, not in the first step.
+  static_cast<void>(attention_library());
   if (const std::string problem = missing_device(device); !problem.empty()) {
     fail(ExitCode::kUsage, "{}; --device cpu needs none", problem);
   }

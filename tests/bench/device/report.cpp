@@ -47,7 +47,7 @@ void Report::ceilings(const Ceilings& measured) {
       "measured ceilings: product of bf16 matrices {:.2f} TFLOP/s, copy {:.3f} TB/s read and "
       "written\n",
       measured.flops / 1e12, measured.bytes / 1e12));
-  print(fmt::format("{:<26} {:<30} {:>10} {:>9} {:>15} {:>16} {:>13} {:>8} {:>7}", "work", "shape",
+  print(fmt::format("{:<28} {:<30} {:>10} {:>9} {:>15} {:>16} {:>13} {:>8} {:>7}", "work", "shape",
                     "median ms", "+-", "tokens/s", "operations", "bytes", "roofline", "MFU"));
   write_line(json_, {{"work", "ceilings"},
                      {"device", device_.name},
@@ -65,7 +65,7 @@ void Report::add(const Row& row) {
   const double mfu = device_.sheet_flops > 0 ? row.model_flops / seconds / device_.sheet_flops : 0;
   const double flops = std::max(row.flops, row.model_flops) / seconds;
   std::string line = fmt::format(
-      "{:<26} {:<30} {:>10.3f} {:>7.1f} % {:>15.0f} {} {} {:>8} {:>7}", row.work, row.shape,
+      "{:<28} {:<30} {:>10.3f} {:>7.1f} % {:>15.0f} {} {} {:>8} {:>7}", row.work, row.shape,
       row.times.median_ms, 50 * (row.times.most_ms - row.times.least_ms) / row.times.median_ms,
       row.tokens / seconds, rate(flops, 1e12, "TFLOP/s"), rate(row.bytes / seconds, 1e12, "TB/s"),
       percent(floor / seconds), percent(mfu));
@@ -90,7 +90,7 @@ void Report::add(const Row& row) {
 }
 
 void Report::skip(const std::string& work, const std::string& shape, const std::string& reason) {
-  print(fmt::format("{:<26} {:<30} not measured: {}", work, shape, reason));
+  print(fmt::format("{:<28} {:<30} not measured: {}", work, shape, reason));
   write_line(json_, {{"work", work}, {"shape", shape}, {"not_measured", reason}});
 }
 
