@@ -36,6 +36,14 @@ bool serve_tensor_cores(std::int64_t dim, std::initializer_list<TensorView> tens
   });
 }
 
+// The library that computes attention of these tensors, or null. Decoding stays here.
+const AttentionLibrary* library_for(TensorView q, TensorView k,
+                                    std::initializer_list<TensorView> all) {
+  const std::int64_t tokens = q.size(1);
+  if (tokens == 1 || tokens != k.size(1) || !serve_tensor_cores(q.size(3), all)) return nullptr;
+  return attention_library();
+}
+
 // f(std::integral_constant<int, dim>) of a head dim that the tensor cores serve.
 template <typename F>
 void visit_head_dim(std::int64_t dim, F&& f) {
@@ -142,8 +150,7 @@ void mma_backward(const AttentionBackward<BFloat16>& call, Stream& stream) {
 
 void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                        double scale, Stream& stream) {
-  const AttentionLibrary* const library = attention_library();
-  if (library != nullptr && library->serves(q, k)) {
+  if (const AttentionLibrary* library = library_for(q, k, {q, k, v, out})) {
     return library->forward(q, k, v, out, lse, scale, stream);
   }
   visit_activation_type(q.dtype(), [&](auto zero) {
@@ -165,8 +172,7 @@ void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out,
 void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                         TensorView d_out, TensorView d_q, TensorView d_k, TensorView d_v,
                         double scale, Stream& stream) {
-  const AttentionLibrary* const library = attention_library();
-  if (library != nullptr && library->serves(q, k)) {
+  if (const AttentionLibrary* library = library_for(q, k, {q, k, v, out, d_out, d_q, d_k, d_v})) {
     return library->backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
   }
   visit_activation_type(q.dtype(), [&](auto zero) {

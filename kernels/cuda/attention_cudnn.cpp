@@ -139,13 +139,6 @@ Cudnn& cudnn() {
   return *instance;
 }
 
-// As many queries as keys: decoding stays with our kernels.
-bool serves(TensorView q, TensorView k) {
-  const std::int64_t dim = q.size(3);
-  return q.dtype() == DType::kBF16 && q.size(1) == k.size(1) && q.size(1) > 1 &&
-         (dim == 64 || dim == 96 || dim == 128);
-}
-
 void forward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse, double scale,
              Stream& stream) {
   std::unordered_map<std::int64_t, void*> tensors{
@@ -175,7 +168,7 @@ const AttentionLibrary* load_cudnn() {
   if (fe::cudnn_dlhandle == nullptr) {
     fail(ExitCode::kUsage, "TTT_ATTENTION=cudnn: cuDNN 9 cannot be loaded: {}", dlerror());
   }
-  static const AttentionLibrary library{&serves, &forward, &backward};
+  static const AttentionLibrary library{&forward, &backward};
   return &library;
 }
 

@@ -5,11 +5,10 @@
 
 namespace ttt::kernels::cuda {
 
-/// Arguments are those of kernels/attention.h. lse means the same here and there, so that forward and backward may come
-/// from different implementations.
+/// For BF16 of head dims 64, 96 and 128, 16-byte aligned, with as many queries as keys. Arguments are those of
+/// kernels/attention.h. lse means the same here and there, so that forward and backward may come from different
+/// implementations.
 struct AttentionLibrary {
-  /// Whether it computes attention of tensors like these.
-  bool (*serves)(TensorView q, TensorView k);
   decltype(&kernels::attention_forward) forward;
   decltype(&kernels::attention_backward) backward;
 };
