@@ -43,15 +43,17 @@ __device__ __forceinline__ void Backward<F>::load_state() {
     floats(L::kDW1)[place] = has_d_final ? d_from.w1[first_w1() + i1] : 0.0F;
     floats(L::kDW2)[place] = has_d_final ? d_from.w2[first_w2() + i2] : 0.0F;
   });
-  for_each_bias(at, [&](int j, int e, int column) {
-    const int i = pair * kHidden<F> + at.first_hidden() + column;
-    b1[j][e] = from.b1[i];
-    d_b1[j][e] = has_d_final ? d_from.b1[i] : 0.0F;
-  });
+  if (at.owns_token()) {
+    for (int e = 0; e < kLaneFeatures<F>; ++e) owned().d_weight[e] = owned().d_bias[e] = 0;
+  }
   if (threadIdx.x < F) {
-    const std::int64_t i = std::int64_t{pair} * F + static_cast<int>(threadIdx.x);
-    floats(L::kB2)[threadIdx.x] = from.b2[i];
-    floats(L::kDB2)[threadIdx.x] = has_d_final ? d_from.b2[i] : 0.0F;
+    const auto place = static_cast<int>(threadIdx.x);
+    const std::int64_t i1 = std::int64_t{pair} * kHidden<F> + at.slice * F + place;
+    const std::int64_t i2 = std::int64_t{pair} * F + place;
+    floats(L::kB1)[place] = from.b1[i1];
+    floats(L::kB2)[place] = from.b2[i2];
+    floats(L::kDB1)[place] = has_d_final ? d_from.b1[i1] : 0.0F;
+    floats(L::kDB2)[place] = has_d_final ? d_from.b2[i2] : 0.0F;
   }
 }
 
@@ -62,13 +64,10 @@ __device__ __forceinline__ void Backward<F>::store_state() const {
     to.w1[first_w1() + i1] = floats(L::kDW1)[place];
     to.w2[first_w2() + i2] = floats(L::kDW2)[place];
   });
-  if (at.g == 0) {
-    for_each_bias(at, [&](int j, int e, int column) {
-      to.b1[pair * kHidden<F> + at.first_hidden() + column] = d_b1[j][e];
-    });
-  }
-  if (at.slice == 0 && threadIdx.x < F) {
-    to.b2[std::int64_t{pair} * F + static_cast<int>(threadIdx.x)] = floats(L::kDB2)[threadIdx.x];
+  if (threadIdx.x < F) {
+    const auto place = static_cast<int>(threadIdx.x);
+    to.b1[std::int64_t{pair} * kHidden<F> + at.slice * F + place] = floats(L::kDB1)[place];
+    if (at.slice == 0) to.b2[std::int64_t{pair} * F + place] = floats(L::kDB2)[place];
   }
 }
 
@@ -81,8 +80,8 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
   if (at.owns_token()) {
     for_each_pair<F>(at.lane, [&](int i, int feature) {
       for (int e = 0; e < 2; ++e) {
-        norms[at.warp * 2 * F + feature + e] = d_weight[2 * i + e];
-        norms[(at.warp * 2 + 1) * F + feature + e] = d_bias[2 * i + e];
+        norms[at.warp * 2 * F + feature + e] = owned().d_weight[2 * i + e];
+        norms[(at.warp * 2 + 1) * F + feature + e] = owned().d_bias[2 * i + e];
       }
     });
   }
@@ -174,7 +173,7 @@ namespace {
 template <int F>
 __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     backward_kernel(BackwardArguments arguments) {
-  Backward<F>(arguments, dynamic_shared_memory()).run();
+  if constexpr (kHasClusters) Backward<F>(arguments, dynamic_shared_memory()).run();
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ namespace ttt::kernels::cuda::mlp {
 template <int F>
 __device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* a, const float* m,
                                                     const Place<F>& at) {
-#pragma unroll
+#pragma unroll 2
   for (int part = 0; part < F / 16; ++part) {
     Fragment left;
     load_rows<F>(left, a, part, at.lane);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* 
 template <int F>
 __device__ __forceinline__ void add_times_wide_columns(Square& c, const std::byte* a,
                                                        const float* m, const Place<F>& at) {
-#pragma unroll
+#pragma unroll 2
   for (int part = 0; part < F / 16; ++part) {
     Fragment left;
     load_rows<F>(left, a, part, at.lane);
@@ -98,6 +98,15 @@ struct BackwardArguments {
   float* partials;  // [pairs, slices, 16 + F + F]: fused::add_partials
 };
 
+/// What an owner's lane keeps: in shared memory, since W fills the registers, and no other thread's.
+template <int F>
+struct OwnedRow {
+  LaneRow<F> d_weight, d_bias;  // sums over the mini-batches
+  InnerLossRow<F> loss;         // of this mini-batch's token, from output_rows to inner_rows
+  std::uint32_t d_out[kLanePairs<F>];
+  LaneRow<F> d_e;
+};
+
 template <int F>
 struct BackwardLayout {
   static constexpr int kTileBytes = Layout<F>::kTileBytes;
@@ -119,7 +128,10 @@ struct BackwardLayout {
   static constexpr int kZ2Bar = kZ2 + kPartialBytes;
   static constexpr int kDQ = kZ2Bar + kPartialBytes;
   static constexpr int kDK = kDQ + kPartialBytes;
-  static constexpr int kB2 = kDK + kPartialBytes;
+  static constexpr int kOwned = kDK + kPartialBytes;
+  static constexpr int kB1 = kOwned + kOwnedTokens * 32 * static_cast<int>(sizeof(OwnedRow<F>));
+  static constexpr int kDB1 = kB1 + F * 4;
+  static constexpr int kB2 = kDB1 + F * 4;
   static constexpr int kDB2 = kB2 + F * 4;
   static constexpr int kBytes = kDB2 + F * 4;
   static_assert((F == 64 ? 2 : 1) * (kBytes + 1024) <= 228 * 1024);
@@ -148,20 +160,14 @@ struct Backward {
   int m = 0;  // mini-batch
   // State and sums over the mini-batches.
   StateTile<F> w1, w2;
-  float b1[2][2], d_b1[2][2];
   float d_scale[2] = {};   // of this lane's two rows, in the slice's first warp
   float d_step = 0;        // this lane's part of dL/dc_r by way of the state's step,
   float d_short_step = 0;  // and of a short last mini-batch
-  LaneRow<F> d_weight = {}, d_bias = {};
-  // From one phase to the next: hidden units.
+  // From one phase to the next.
   Fragment slope, bend, slope_bar;  // phi'(Z1), phi''(Z1), phi'(Z1')
   Fragment read1;                   // -(M / l * (scores + 1)) of the first layer
   Fragment d_z1;
   Square d_k;
-  // and the owner's token.
-  InnerLossRow<F> loss;
-  std::uint32_t d_out[kLanePairs<F>];
-  LaneRow<F> d_e;
 
   __device__ Backward(const BackwardArguments& all, std::byte* shared_bytes)
       : arguments(all),
@@ -186,20 +192,30 @@ struct Backward {
   __device__ std::byte* tile(int offset) const { return shared + offset; }
   __device__ std::byte* matrix() const { return shared + L::kMatrix; }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
+  __device__ OwnedRow<F>& owned() const {
+    return reinterpret_cast<OwnedRow<F>*>(shared + L::kOwned)[32 * at.warp + at.lane];
+  }
   /// The "+1" of scores that are summed over slices.
   __device__ float one() const { return at.slice == 0 ? 1.0F : 0.0F; }
   /// Where the owner's row lies in tensors [B, T, H, F].
   __device__ bool has_token() const { return at.owns_token() && at.token() < rows.count(m); }
   __device__ std::int64_t owned_row() const { return rows.row(m * kTokens + at.token()); }
 
-  /// b2 or d_b2 += scale times the sums over tokens of this warp's 16 outputs.
+  /// A bias or its gradient, where `offset` is, += scale times the sums over tokens at the own columns.
   __device__ void add_column_sums(int offset, const Fragment& x_t, float scale) const {
     float sums[2][2] = {};
     add_token_sums(sums, x_t, scale);
     if (at.g != 0) return;
-    for_each_bias(at, [&](int j, int e, int column) {
-      floats(offset)[at.first_output() + column] += sums[j][e];
-    });
+    for_each_bias(
+        at, [&](int j, int e, int column) { floats(offset)[16 * at.warp + column] += sums[j][e]; });
+  }
+  /// A product at the own columns begins with a bias.
+  __device__ void start_with(Square& c, int offset) const {
+    for (int j = 0; j < 2; ++j) {
+      for (int i = 0; i < 4; ++i) {
+        c[j][i] = floats(offset)[16 * at.warp + 8 * j + 2 * at.t + (i & 1)];
+      }
+    }
   }
   /// f(index in W1, index in W2, place) for this thread's rows of d_W1 and d_W2; indices from this warp's first element.
   template <typename Function>

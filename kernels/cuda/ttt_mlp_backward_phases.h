@@ -26,22 +26,17 @@ __device__ __forceinline__ void add_scale_gradients(float (&d_scale)[2], const F
     for (int i = 0; i < 4; ++i) d_scale[i >> 1] += unpacked(d_read, j, i) * (scores[j][i] + one);
   }
 }
-__device__ __forceinline__ void fill_with_bias(Square& c, const float (&b)[2][2]) {
-  for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) c[j][i] = b[j][i & 1];
-  }
-}
-
 template <int F>
 __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage& s) {
   const float step = step_scale();
   Fragment g1_t;
   load_transposed<F>(g1_t, s.g1, at.warp, 0, at.lane);
   add_outer_product<F>(w1, s.k, g1_t, step, at.lane);
-  add_token_sums(b1, g1_t, step);
+  add_column_sums(L::kB1, g1_t, step);
+  __syncwarp();
   Square z, z_bar, scores = {};
-  fill_with_bias(z, b1);
-  fill_with_bias(z_bar, b1);
+  start_with(z, L::kB1);
+  start_with(z_bar, L::kB1);
   read_layer<F, true>(z, z_bar, scores, s.k, s.q, w1, at);
   Fragment value;
   for (int j = 0; j < 2; ++j) {
@@ -89,6 +84,7 @@ __device__ __forceinline__ void Backward<F>::restore_output(const BackwardStage&
 template <int F>
 __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s) {
   if (!at.owns_token()) return;
+  OwnedRow<F>& own = owned();
   const LaneNorm<F> norm(in, head, at.lane);
   LaneRow<F> z, z_bar;
   load_row<F>(z, floats(L::kB2), at.lane);
@@ -98,19 +94,19 @@ __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s)
   std::uint32_t k[kLanePairs<F>], v[kLanePairs<F>];
   load_words<F>(k, s.k, at.token(), at.lane);
   load_words<F>(v, s.v, at.token(), at.lane);
-  inner_loss_row<F>(loss, z, k, v, norm, norm.mean_square());
+  inner_loss_row<F>(own.loss, z, k, v, norm, norm.mean_square());
 
   const NormalizedRow<F> row(z_bar);
-  load_words<F>(d_out, s.d_out, at.token(), at.lane);
+  load_words<F>(own.d_out, s.d_out, at.token(), at.lane);
   LaneRow<F> d_n;
   float mean[2] = {};  // of d_n and d_n n
   for (int e = 0; e < kLaneFeatures<F>; ++e) {
-    const float d = (e & 1) != 0 ? high_bf16(d_out[e / 2]) : low_bf16(d_out[e / 2]);
+    const float d = (e & 1) != 0 ? high_bf16(own.d_out[e / 2]) : low_bf16(own.d_out[e / 2]);
     d_n[e] = norm.weight[e] * d;
     mean[0] += d_n[e];
     mean[1] += d_n[e] * row.n[e];
-    d_weight[e] += d * row.n[e];
-    d_bias[e] += d;
+    own.d_weight[e] += d * row.n[e];
+    own.d_bias[e] += d;
   }
   mean_over_features<F>(mean);
   for_each_pair<F>(at.lane, [&](int i, int feature) {
@@ -181,7 +177,7 @@ __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardS
                                                                  const Fragment& packed_d_z1_bar) {
   const float step = step_scale();
   Square d_g1;  // first of the step: what W1 and b1 were changed by
-  fill_with_bias(d_g1, d_b1);
+  start_with(d_g1, L::kDB1);
   add_times_wide_rows(d_g1, s.k, floats(L::kDW1), at);
   Fragment g1, d_z1_bar_t, read1_t;
   load_rows<F>(g1, s.g1, at.warp, at.lane);
@@ -248,6 +244,8 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
   add_partials<F, true>(d_g2, floats(L::kZ2), at);
 
   const LaneNorm<F> norm(in, head, at.lane);
+  OwnedRow<F>& own = owned();
+  const InnerLossRow<F> loss = own.loss;
   const float rate = s.rates[at.token()];
   float mean[3] = {};  // of d_g, d_g n and d_g2 G2
   for (int e = 0; e < kLaneFeatures<F>; ++e) {
@@ -262,10 +260,11 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
     const float d_g = rate * d_g2[e];
     const float u = norm.weight[e] * loss.e[e];
     const float d_u = (d_g - mean[0] - loss.n[e] * mean[1]) * loss.rstd;
-    d_e[e] = norm.weight[e] * d_u;
-    d_n[e] = norm.weight[e] * d_e[e] - (d_g * loss.mean_un + u * mean[1]) * loss.rstd;
-    d_weight[e] += loss.e[e] * d_u + loss.n[e] * d_e[e];
-    d_bias[e] += d_e[e];
+    const float d_e = norm.weight[e] * d_u;
+    d_n[e] = norm.weight[e] * d_e - (d_g * loss.mean_un + u * mean[1]) * loss.rstd;
+    own.d_e[e] = d_e;
+    own.d_weight[e] += loss.e[e] * d_u + loss.n[e] * d_e;
+    own.d_bias[e] += d_e;
     mean_d_n[0] += d_n[e];
     mean_d_n[1] += d_n[e] * loss.n[e];
   }
@@ -278,7 +277,7 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
     send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
     if (!has_token()) return;
     *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row() * F + feature) =
-        pack_bf16(-d_e[2 * i], -d_e[2 * i + 1]);
+        pack_bf16(-own.d_e[2 * i], -own.d_e[2 * i + 1]);
   });
   if (has_token() && at.lane == 0) arguments.d_token_lr[owned_row()] = F * mean[2];
 }
@@ -302,7 +301,7 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
   load_transposed<F>(d_z2_t, s.v, at.warp, 0, at.lane);
   add_column_sums(L::kDB2, d_z2_t, 1.0F);
   load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
-#pragma unroll
+#pragma unroll 2
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z2_bar_t, tile(L::kX2Bar), part, at);
@@ -324,10 +323,10 @@ __device__ __forceinline__ void Backward<F>::hidden_state_gradients(const Backwa
   publish<F>(matrix(), w1, at);
   Fragment d_z1_bar_t, d_z1_t;
   load_transposed<F>(d_z1_bar_t, tile(L::kDZ1Bar), at.warp, 0, at.lane);
-  add_token_sums(d_b1, d_z1_bar_t, 1.0F);
+  add_column_sums(L::kDB1, d_z1_bar_t, 1.0F);
   transpose_blocks(d_z1_t, d_z1);
-  add_token_sums(d_b1, d_z1_t, 1.0F);
-#pragma unroll
+  add_column_sums(L::kDB1, d_z1_t, 1.0F);
+#pragma unroll 2
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z1_bar_t, s.q, part, at);
@@ -364,10 +363,11 @@ __device__ __forceinline__ void Backward<F>::send_input_gradients(const Backward
 template <int F>
 __device__ __forceinline__ void Backward<F>::input_rows() const {
   if (!has_token()) return;
+  const OwnedRow<F>& own = owned();
   LaneRow<F> d_query, d_key;
   for (int e = 0; e < kLaneFeatures<F>; ++e) {
-    d_query[e] = (e & 1) != 0 ? high_bf16(d_out[e / 2]) : low_bf16(d_out[e / 2]);
-    d_key[e] = d_e[e];
+    d_query[e] = (e & 1) != 0 ? high_bf16(own.d_out[e / 2]) : low_bf16(own.d_out[e / 2]);
+    d_key[e] = own.d_e[e];
   }
   add_partials<F, true>(d_query, floats(L::kDQ), at);
   add_partials<F, true>(d_key, floats(L::kDK), at);

@@ -94,7 +94,6 @@ __device__ __forceinline__ void Forward<F, kCluster>::run() {
   }
   store_state(arguments.checkpoint, false);
   store_state(arguments.final_state, true);
-  if constexpr (kCluster) cluster_barrier();  // nobody may end while others can still store into it
 }
 
 namespace {
@@ -102,7 +101,9 @@ namespace {
 template <int F, bool kCluster>
 __global__ void __launch_bounds__(ForwardLayout<F, kCluster>::kThreads, kCluster&& F == 64 ? 2 : 1)
     forward_kernel(ForwardArguments arguments) {
-  Forward<F, kCluster>(arguments, dynamic_shared_memory()).run();
+  if constexpr (kHasClusters || !kCluster) {
+    Forward<F, kCluster>(arguments, dynamic_shared_memory()).run();
+  }
 }
 
 template <int F, bool kCluster>
