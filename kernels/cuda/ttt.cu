@@ -13,11 +13,9 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
   if (is_told || inputs.q.dtype() != DType::kBF16) return;
   is_told = true;
   log::warning(
-      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve TTT-Linear with head "
-      "dims "
-      "64 and 96 and, on compute capability 9.0, TTT-MLP with 64; with mini-batches of 16, inner "
-      "norm "
-      "and biases. This one is much slower",
+      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve head dims 64 and 96, "
+      "TTT-MLP from compute capability 9.0 on, with mini-batches of 16, inner norm and biases. "
+      "This one is much slower",
       inputs.q.size(3), options.mini_batch_size);
 }
 
@@ -25,12 +23,11 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
 
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial) {
   const std::int64_t features = inputs.q.size(3);
-  const bool size_fits =
-      options.model == InnerModel::kLinear
-          ? features == 64 || features == 96
-          : features == 64 && initial.w1.size(3) == 4 * features && compute_capability() >= kHopper;
-  return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && size_fits &&
-         options.inner_norm && options.bias;
+  const bool has_fused_size = features == 64 || features == 96;
+  const bool is_served = options.model == InnerModel::kLinear ||
+                         (initial.w1.size(3) == 4 * features && compute_capability() >= kHopper);
+  return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && has_fused_size &&
+         is_served && options.inner_norm && options.bias;
 }
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,

@@ -1,49 +1,17 @@
 #pragma once
-// What the fused TTT-Linear kernels share: tiles in shared memory, the state in registers, sums over features.
-//
-// A block of F / 16 warps walks the mini-batches of one (batch, head) pair. Its 16 tokens are the M of mma.m16n8k16;
-// warp w owns the out-features [16 w, 16 w + 16), as two n8 tiles j = 0, 1. Lane 4 g + t then holds, of a matrix of
-// tokens by features, tokens g and g + 8 (k = 0, 1) at columns 2t and 2t + 1 of both tiles (e = 0, 1):
-//   float x[2][4]           x[j][2 k + e], the C fragments
-//   std::uint32_t x[4]      x[2 j + k], the same in packed bf16; from load_rows at the warp's own features too
-//   std::uint32_t x_t[4]    every 8x8 block transposed: at once the B fragments {x_t[2 j], x_t[2 j + 1]} of x (sums over
-//                           tokens) and, as {0, 2, 1, 3}, the A fragment of x^T
-// W lies as W^T in C fragments (16 own out-features by 8 in-features), so that two neighbours packed are a B fragment of
-// W: no data moves between a step of the state and its use.
+// What the fused TTT-Linear kernels share beside tiles and fragments (kernels/cuda/ttt_tiles.h): LayerNorm and its sums
+// over features. A block of F / 16 warps walks the mini-batches of one (batch, head) pair.
 //
 // Gradients G have no mean over the out-features, and LayerNorm ignores one: row means of W and the mean of b go
 // through unchanged. They are taken out at the start and put back at the end; without them the variance is
 // mean(z^2) - mean(z)^2 with nothing to cancel, and bf16 rounds what matters.
 
-#include <cstddef>
-#include <cstdint>
-#include <limits>
-#include <type_traits>
-
-#include "core/base/tensor.h"
-#include "kernels/cuda/launch.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/ttt_tiles.h"
 
 namespace ttt::kernels::cuda::fused {
 
-constexpr int kTokens = 16;  // of a mini-batch
-constexpr float kNormEpsilon = 1e-6F;
-constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr int kCheckpointEvery =
     128;  // mini-batches; between them the backward restores states (drift 5e-7)
-
-template <int F>
-struct Layout {
-  static constexpr int kWarps = F / 16;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kRowBytes = 2 * F + 16;
-  static constexpr int kTileBytes = kTokens * kRowBytes;
-  static_assert(kRowBytes / 16 % 2 == 1);
-  static constexpr int kRateBytes = kTokens * 4;
-  static constexpr int kScalesBytes = kTokens * 4;
-  static constexpr int kMeansBytes = F * 4 + 16;  // of F rows of W, and of b
-  static constexpr std::int64_t kStateFloats = F * F + F;
-};
 
 /// How many states TttSaved::checkpoints holds of each pair: those of the starts of mini-batches 128, 256, ..., and the
 /// final one. All without their means, in the order of the threads' registers.
@@ -52,119 +20,11 @@ inline std::int64_t num_checkpoints(std::int64_t tokens) {
   return (mini_batches - 1) / kCheckpointEvery + 1;
 }
 
-/// PairRows counts rows of [B, T, H] in int; elements are 64-bit.
-inline void expect_countable_rows(const TensorView& q) {
-  const std::int64_t rows = q.size(0) * q.size(1) * q.size(2);
-  TTT_CHECK(rows <= std::numeric_limits<int>::max(), "{} rows of q are too many for one call",
-            rows);
-}
-
-/// f(std::integral_constant<int, F>) for the head dims that the kernels are compiled for.
-template <typename Function>
-void visit_head_dim(std::int64_t features, Function&& f) {
-  TTT_CHECK(features == 64 || features == 96, "no fused TTT kernel for head dim {}", features);
-  if (features == 64) {
-    f(std::integral_constant<int, 64>{});
-  } else {
-    f(std::integral_constant<int, 96>{});
-  }
-}
-
 #if defined(__CUDACC__) || defined(TTT_SIMT_EMULATOR)
-
-struct Lane {
-  int lane, warp;
-  int g, t;  // lane = 4 g + t
-};
-
-__device__ __forceinline__ Lane this_lane() {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  return {lane, static_cast<int>(threadIdx.x) >> 5, lane >> 2, lane & 3};
-}
-
-/// The rows of this block's pair in [B, T, H, ...].
-struct PairRows {
-  int first;  // of token 0
-  int heads;  // rows from one token to the next
-  int tokens;
-
-  __device__ std::int64_t row(int token) const { return first + token * heads; }
-  __device__ int num_mini_batches() const { return (tokens + kTokens - 1) / kTokens; }
-  /// Tokens of mini-batch m: 16, or fewer in the last.
-  __device__ int count(int m) const {
-    return tokens - m * kTokens < kTokens ? tokens - m * kTokens : kTokens;
-  }
-};
-
-__device__ __forceinline__ PairRows rows_of_pair(int tokens, int heads) {
-  const int sequence = static_cast<int>(blockIdx.x) / heads;
-  const int head = static_cast<int>(blockIdx.x) % heads;
-  return {sequence * tokens * heads + head, heads, tokens};
-}
-
-/// The byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of F bf16. Rows are an odd number of chunks
-/// apart, so that eight rows at one chunk, which ldmatrix reads and fragments store, meet no bank conflict; a swizzle
-/// would too, but its addresses would not be one register and constants.
-template <int F>
-__device__ __forceinline__ int tile_offset(int row, int chunk) {
-  return row * Layout<F>::kRowBytes + chunk * 16;
-}
 
 /// The scales c to shared memory: fewer registers, and c_r is another one in a short last mini-batch.
 __device__ __forceinline__ void copy_scales(float* scales, const float* token_scale) {
   if (threadIdx.x < kTokens) scales[threadIdx.x] = token_scale[threadIdx.x];
-}
-
-/// Asks for the rows of a tile, 16 bytes a thread; rows from `count` on become zeros.
-template <int F>
-__device__ __forceinline__ void copy_tile_async(std::byte* tile, const BFloat16* first,
-                                                std::int64_t stride, int count) {
-  static_assert(kTokens * F / 8 == Layout<F>::kThreads);
-  const int row = static_cast<int>(threadIdx.x) / (F / 8);
-  const int chunk = static_cast<int>(threadIdx.x) % (F / 8);
-  std::byte* to = tile + tile_offset<F>(row, chunk);
-  if (row < count) {
-    copy_async_16(to, first + row * stride + 8 * chunk);
-  } else {
-    *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
-  }
-}
-
-/// The same for the rates l of a mini-batch: a token that is not there has rate 0 and so no effect on the state.
-__device__ __forceinline__ void copy_rates_async(float* rates, const float* token_lr,
-                                                 const PairRows& rows, int m) {
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= kTokens) return;
-  if (i < rows.count(m)) {
-    copy_async_4(rates + i, token_lr + rows.row(m * kTokens + i));
-  } else {
-    rates[i] = 0;
-  }
-}
-
-/// The tile's 16 rows by columns [16 i, 16 i + 16): the A fragment.
-template <int F>
-__device__ __forceinline__ void load_rows(std::uint32_t (&x)[4], const std::byte* tile, int i) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  ldmatrix_x4(x, tile + tile_offset<F>(lane & 15, 2 * i + (lane >> 4)));
-}
-/// The 16 rows from `row` on, with every 8x8 block transposed.
-template <int F>
-__device__ __forceinline__ void load_transposed(std::uint32_t (&x_t)[4], const std::byte* tile,
-                                                int i, int row = 0) {
-  const int lane = static_cast<int>(threadIdx.x) & 31;
-  ldmatrix_x4_transposed(x_t, tile + tile_offset<F>(row + (lane & 15), 2 * i + (lane >> 4)));
-}
-
-__device__ __forceinline__ float unpacked(const std::uint32_t (&x)[4], int j, int i) {
-  return (i & 1) != 0 ? high_bf16(x[2 * j + (i >> 1)]) : low_bf16(x[2 * j + (i >> 1)]);
-}
-
-__device__ __forceinline__ void pack(std::uint32_t (&packed)[4], const float (&x)[2][4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    packed[i] = pack_bf16(x[i >> 1][2 * (i & 1)], x[i >> 1][2 * (i & 1) + 1]);
-  }
 }
 
 /// The rows of a matrix of tokens by tokens times -c: an A fragment.
@@ -176,19 +36,6 @@ __device__ __forceinline__ void pack_steps(std::uint32_t (&a)[4], const float (&
     const float factor = -scales[g + 8 * (i & 1)];
     a[i] = pack_bf16(factor * x[i >> 1][2 * (i & 1)], factor * x[i >> 1][2 * (i & 1) + 1]);
   }
-}
-
-__device__ __forceinline__ void transpose_blocks(std::uint32_t (&x_t)[4],
-                                                 const std::uint32_t (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x_t[i] = movmatrix_transposed(x[i]);
-}
-
-/// The A fragment of the transpose: its blocks trade places too.
-__device__ __forceinline__ void transpose_matrix(std::uint32_t (&x_t)[4],
-                                                 const std::uint32_t (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x_t[i] = movmatrix_transposed(x[2 * (i & 1) + (i >> 1)]);
 }
 
 /// The warp's own 16 features of a mini-batch's rows to [B, T, H, F]. Lanes exchange words in pairs, so that every row's

@@ -16,6 +16,7 @@
 // through to d_initial, as the state's does from initial to final; all else that is added to dW has none.
 
 #include "kernels/cuda/ttt_linear_backward.h"
+#include "kernels/cuda/ttt_partials.h"
 #include "kernels/cuda/ttt_paths.h"
 
 namespace ttt::kernels::cuda {
@@ -31,7 +32,7 @@ __device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::b
                                               const PairRows& rows) {
   using Memory = BackwardMemory<F>;
   const std::int64_t pair = blockIdx.x;
-  const std::int64_t head = pair % a.heads;
+  const std::int64_t head = pair % a.in.heads;
   Walk<F> walk{};
   const int last_slot = (rows.num_mini_batches() - 1) / kCheckpointEvery;
   load_checkpoint(walk.state, a.checkpoints + checkpoint_offset<F>(rows, last_slot));
@@ -40,7 +41,7 @@ __device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::b
   }
   centre(walk.d_state, reinterpret_cast<float*>(shared + Memory::kSums),
          reinterpret_cast<float*>(shared + Memory::kMeans));
-  walk.norm = load_norm<F>(a.norm_weight + head * F, a.norm_bias + head * F);
+  walk.norm = load_norm<F>(a.in.norm_weight + head * F, a.in.norm_bias + head * F);
 
   return walk;
 }
@@ -94,14 +95,14 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
   float* const step_sums = reinterpret_cast<float*>(shared + Memory::kStepSumsAt);
   float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
   float* const scale_sums = reinterpret_cast<float*>(shared + Memory::kScaleSums);
-  const PairRows rows = rows_of_pair(a.tokens, a.heads);
+  const PairRows rows = rows_of_pair(blockIdx.x, a.in);
   const int num_mini_batches = rows.num_mini_batches();
 
   for (int i = 0; i < kStages - 1; ++i) load_stage<F>(a, rows, shared, i);
   Walk<F> walk = start_walk<F>(a, shared, rows);
   const Lane at = this_lane();
   if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = 0;
-  copy_scales(scales, a.token_scale);
+  copy_scales(scales, a.in.token_scale);
   copy_async_wait<kStages - 2>();
   __syncthreads();  // stage 0 and the scales are there
 
@@ -183,66 +184,23 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
                  a.partials + pair * (kTokens + 2 * F));
 }
 
-constexpr int kPartialThreads = 32 * kTokens;
-
-// Adds the pairs' parts: block 0 those of d_token_scale, a warp a place, over all pairs; the others those of the norm,
-// a thread an element, over the batch. In index order, or lane by lane and then across the warp.
-template <int F>
-__global__ void __launch_bounds__(kPartialThreads)
-    add_partials_kernel(const float* partials, float* d_token_scale, float* d_norm_weight,
-                        float* d_norm_bias, int batch, int heads) {
-  constexpr int kPartials = kTokens + 2 * F;
-  if (blockIdx.x == 0) {
-    const Lane at = this_lane();
-    float sum = 0;
-    for (std::int64_t pair = at.lane; pair < static_cast<std::int64_t>(batch) * heads; pair += 32) {
-      sum += partials[pair * kPartials + at.warp];
-    }
-    sum = warp_sum(sum);
-    if (at.lane == 0) d_token_scale[at.warp] += sum;
-    return;
-  }
-  const int i =
-      (static_cast<int>(blockIdx.x) - 1) * kPartialThreads + static_cast<int>(threadIdx.x);
-  const int head = i / (2 * F);
-  if (head >= heads) return;
-  const int column = i % (2 * F);
-  float sum = 0;
-  for (int b = 0; b < batch; ++b) {
-    sum += partials[(static_cast<std::int64_t>(b) * heads + head) * kPartials + kTokens + column];
-  }
-  float* const to =
-      column < F ? d_norm_weight + head * F + column : d_norm_bias + head * F + (column - F);
-  *to += sum;
-}
-
 BackwardArguments backward_arguments(const TttInputs& inputs, const TttSaved& saved,
                                      TensorView d_out, const TttState& d_final,
                                      const TttInputGradients& gradients,
                                      const TttState& d_initial) {
   BackwardArguments a{};
-  a.q = inputs.q.data<BFloat16>();
-  a.k = inputs.k.data<BFloat16>();
-  a.v = inputs.v.data<BFloat16>();
+  a.in = pointers(inputs);
   a.step_gradients = saved.step_gradients.data<BFloat16>();
   a.d_out = d_out.data<BFloat16>();
-  a.token_lr = inputs.token_lr.data<float>();
-  a.token_scale = inputs.token_scale.data<float>();
-  a.norm_weight = inputs.norm_weight.data<float>();
-  a.norm_bias = inputs.norm_bias.data<float>();
   a.checkpoints = saved.checkpoints.data<float>();
-  if (!d_final.w1.empty()) {
-    a.d_final_w = d_final.w1.data<float>();
-    a.d_final_b = d_final.b1.data<float>();
-  }
+  a.d_final_w = floats_or_null(d_final.w1);
+  a.d_final_b = floats_or_null(d_final.b1);
   a.d_q = gradients.d_q.data<BFloat16>();
   a.d_k = gradients.d_k.data<BFloat16>();
   a.d_v = gradients.d_v.data<BFloat16>();
   a.d_token_lr = gradients.d_token_lr.data<float>();
   a.d_initial_w = d_initial.w1.data<float>();
   a.d_initial_b = d_initial.b1.data<float>();
-  a.tokens = static_cast<int>(inputs.q.size(1));
-  a.heads = static_cast<int>(inputs.q.size(2));
   return a;
 }
 
@@ -262,7 +220,7 @@ void restoring_linear_backward(const TttInputs& inputs, const TttSaved& saved, T
     expect_shape(
         "saved.checkpoints", saved.checkpoints,
         {batch, heads, num_checkpoints(inputs.q.size(1)), std::int64_t{Layout<F>::kStateFloats}});
-    const Tensor partials({batch, heads, kTokens + 2 * F}, DType::kF32);
+    const Tensor partials({batch, heads, 1, partial_size(F)}, DType::kF32);
     BackwardArguments a = backward_arguments(inputs, saved, d_out, d_final, gradients, d_initial);
     a.partials = partials.data<float>();
     a.restored = restored.empty() ? nullptr : restored.data<float>();
@@ -270,12 +228,7 @@ void restoring_linear_backward(const TttInputs& inputs, const TttSaved& saved, T
            {dim3(static_cast<unsigned>(batch * heads)), dim3(Layout<F>::kThreads),
             static_cast<std::size_t>(BackwardMemory<F>::kBytes)},
            stream, a);
-    const std::int64_t norm_blocks = (heads * 2 * F + kPartialThreads - 1) / kPartialThreads;
-    launch(add_partials_kernel<F>,
-           {dim3(static_cast<unsigned>(1 + norm_blocks)), dim3(kPartialThreads)}, stream,
-           partials.data<float>(), gradients.d_token_scale.data<float>(),
-           gradients.d_norm_weight.data<float>(), gradients.d_norm_bias.data<float>(),
-           static_cast<int>(batch), static_cast<int>(heads));
+    add_partials(partials, gradients, stream);
   });
 }
 

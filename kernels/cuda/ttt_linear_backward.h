@@ -38,12 +38,12 @@ __device__ __forceinline__ void products(const BackwardStage<F>& stage, const Wa
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int row = 16 * at.warp + 8 * j + at.g;
-      const uint2 w = operand(walk.state, i, j);
+      const uint2 w = operand(walk.state.w, i, j);
       mma_m16n8k16(x.z[j], k, w.x, w.y);
       mma_m16n8k16(x.z_bar[j], q, w.x, w.y);
       put_word<F>(w_copy, row, 2 * i, w.x);
       put_word<F>(w_copy, row, 2 * i + 1, w.y);
-      const uint2 d_w = operand(walk.d_state, i, j);
+      const uint2 d_w = operand(walk.d_state.w, i, j);
       mma_m16n8k16(x.update_read[j], k, d_w.x, d_w.y);
       put_word<F>(d_w_copy, row, 2 * i, d_w.x);
       put_word<F>(d_w_copy, row, 2 * i + 1, d_w.y);

@@ -17,15 +17,12 @@ constexpr int kStages = 5;  // m - 1, whose q its output still needs, to m + 3
 constexpr int kAhead = 3;
 
 struct ForwardArguments {
-  const BFloat16 *q, *k, *v;             // [B, T, H, F]
-  const float *token_lr, *token_scale;   // [B, T, H], [16]
-  const float *norm_weight, *norm_bias;  // [H, F]
-  const float *initial_w, *initial_b;    // [B, H, F, F], [B, H, 1, F]
-  BFloat16* out;                         // [B, T, H, F]
-  BFloat16* step_gradients;              // [B, T, H, F], or null
-  float *final_w, *final_b;              // as initial, or null; may alias it
-  float* checkpoints;                    // [B, H, num_checkpoints, F F + F], or null
-  int tokens, heads;
+  Inputs in;
+  const float *initial_w, *initial_b;  // [B, H, F, F], [B, H, 1, F]
+  BFloat16* out;                       // [B, T, H, F]
+  BFloat16* step_gradients;            // [B, T, H, F], or null
+  float *final_w, *final_b;            // as initial, or null; may alias it
+  float* checkpoints;                  // [B, H, num_checkpoints, F F + F], or null
 };
 
 template <int F>
@@ -66,12 +63,12 @@ __device__ __forceinline__ void load_stage(const ForwardArguments& a, const Pair
   if (m < rows.num_mini_batches()) {
     const ForwardStage<F> stage(shared, m);
     const std::int64_t first = rows.row(m * kTokens) * F;
-    const std::int64_t stride = static_cast<std::int64_t>(a.heads) * F;
+    const std::int64_t stride = static_cast<std::int64_t>(a.in.heads) * F;
     const int count = rows.count(m);
-    copy_tile_async<F>(stage.k, a.k + first, stride, count);
-    copy_tile_async<F>(stage.q, a.q + first, stride, count);
-    copy_tile_async<F>(stage.v, a.v + first, stride, count);
-    copy_rates_async(stage.rates, a.token_lr, rows, m);
+    copy_tile_async<F>(stage.k, a.in.k + first, stride, count);
+    copy_tile_async<F>(stage.q, a.in.q + first, stride, count);
+    copy_tile_async<F>(stage.v, a.in.v + first, stride, count);
+    copy_rates_async(stage.rates, a.in.token_lr, rows, m);
   }
   copy_async_commit();
 }
@@ -96,7 +93,7 @@ __device__ __forceinline__ void products(const ForwardStage<F>& stage, const Lin
     mma_m16n8k16(scores[1], q, k[1], k[3]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const uint2 w = operand(state, i, j);
+      const uint2 w = operand(state.w, i, j);
       mma_m16n8k16(z[j], k, w.x, w.y);
       mma_m16n8k16(z_bar[j], q, w.x, w.y);
     }
@@ -165,17 +162,17 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
   std::byte* const shared = dynamic_shared_memory();
   float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
   float* const means = reinterpret_cast<float*>(shared + Memory::kMeans);
-  const PairRows rows = rows_of_pair(a.tokens, a.heads);
+  const PairRows rows = rows_of_pair(blockIdx.x, a.in);
   const int num_mini_batches = rows.num_mini_batches();
   for (int m = 0; m < kAhead; ++m) load_stage<F>(a, rows, shared, m);
 
   const std::int64_t pair = blockIdx.x;
-  const std::int64_t head = pair % a.heads;
+  const std::int64_t head = pair % a.in.heads;
   LinearState<F> state;
   load_state(state, a.initial_w + pair * F * F, a.initial_b + pair * F);
   centre(state, reinterpret_cast<float*>(shared + Memory::kSums), means);
-  const HeadNorm norm = load_norm<F>(a.norm_weight + head * F, a.norm_bias + head * F);
-  copy_scales(scales, a.token_scale);
+  const HeadNorm norm = load_norm<F>(a.in.norm_weight + head * F, a.in.norm_bias + head * F);
+  copy_scales(scales, a.in.token_scale);
   copy_async_wait<kAhead - 1>();
   __syncthreads();  // stage 0 and the scales are there
 
@@ -229,11 +226,6 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
   }
 }
 
-template <typename T>
-T* data_or_null(const TensorView& view) {
-  return view.empty() ? nullptr : view.data<T>();
-}
-
 }  // namespace
 
 void fused_linear_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
@@ -250,22 +242,14 @@ void fused_linear_forward(const TttInputs& inputs, const TttState& initial, Tens
           {inputs.q.size(0), heads, num_checkpoints(tokens), Layout<F>::kStateFloats}, DType::kF32);
     }
     ForwardArguments a{};
-    a.q = inputs.q.data<BFloat16>();
-    a.k = inputs.k.data<BFloat16>();
-    a.v = inputs.v.data<BFloat16>();
-    a.token_lr = inputs.token_lr.data<float>();
-    a.token_scale = inputs.token_scale.data<float>();
-    a.norm_weight = inputs.norm_weight.data<float>();
-    a.norm_bias = inputs.norm_bias.data<float>();
+    a.in = pointers(inputs);
     a.initial_w = initial.w1.data<float>();
     a.initial_b = initial.b1.data<float>();
     a.out = out.data<BFloat16>();
     a.step_gradients = saved == nullptr ? nullptr : saved->step_gradients.data<BFloat16>();
-    a.final_w = data_or_null<float>(final_state.w1);
-    a.final_b = data_or_null<float>(final_state.b1);
+    a.final_w = floats_or_null(final_state.w1);
+    a.final_b = floats_or_null(final_state.b1);
     a.checkpoints = saved == nullptr ? nullptr : saved->checkpoints.data<float>();
-    a.tokens = static_cast<int>(tokens);
-    a.heads = static_cast<int>(heads);
     launch(linear_forward_kernel<F>,
            {dim3(static_cast<unsigned>(pairs)), dim3(Layout<F>::kThreads),
             static_cast<std::size_t>(ForwardMemory<F>::kBytes)},

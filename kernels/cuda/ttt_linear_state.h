@@ -125,39 +125,12 @@ __device__ __forceinline__ void load_checkpoint(LinearState<F>& state, const flo
   }
 }
 
-/// The B fragment of W at in-features [16 i, 16 i + 16) and own out-features 8 j...
-template <int F>
-__device__ __forceinline__ uint2 operand(const LinearState<F>& state, int i, int j) {
-  const float(&upper)[4] = state.w[2 * i];
-  const float(&lower)[4] = state.w[2 * i + 1];
-  return {pack_bf16(upper[2 * j], upper[2 * j + 1]), pack_bf16(lower[2 * j], lower[2 * j + 1])};
-}
-
-/// Sums over tokens land as the bias lies: an A fragment of ones times `x_t`.
-__device__ __forceinline__ void token_sums(float (&sum)[4], const std::uint32_t (&x_t)[4], int j) {
-  constexpr std::uint32_t kOnes[4] = {0x3f803f80U, 0x3f803f80U, 0x3f803f80U, 0x3f803f80U};
-  mma_m16n8k16(sum, kOnes, x_t[2 * j], x_t[2 * j + 1]);
-}
-
 /// W += factor k^T (l G), b += factor sum_j l_j G_j. Forward steps with -c_r and backward undoes it with c_r: the same
-/// products, added in fp32 outside of the tensor core, which truncates.
+/// products, added alike.
 template <int F>
 __device__ __forceinline__ void step_state(LinearState<F>& state, const std::uint32_t (&step_t)[4],
                                            const std::byte* k_tile, float factor) {
-  const std::uint32_t a[4] = {step_t[0], step_t[2], step_t[1], step_t[3]};
-#pragma unroll
-  for (int i = 0; i < F / 16; ++i) {
-    std::uint32_t k_t[4];
-    load_transposed<F>(k_t, k_tile, i);
-    float upper[4] = {}, lower[4] = {};
-    mma_m16n8k16(upper, a, k_t[0], k_t[1]);
-    mma_m16n8k16(lower, a, k_t[2], k_t[3]);
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      state.w[2 * i][r] += factor * upper[r];
-      state.w[2 * i + 1][r] += factor * lower[r];
-    }
-  }
+  add_outer_product<F>(state.w, k_tile, step_t, factor);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     float sum[4] = {};

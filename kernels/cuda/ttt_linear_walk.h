@@ -13,17 +13,15 @@ enum BackwardSum { kH = kForwardSums, kHBar, kBackwardSums };  // h = gamma d_ou
 enum StepSum { kD, kDx, kDe, kAd, kAdx, kNoSum, kStepSums };   // d = d(l G); an even number
 
 struct BackwardArguments {
-  const BFloat16 *q, *k, *v, *step_gradients, *d_out;  // [B, T, H, F]
-  const float *token_lr, *token_scale;                 // [B, T, H], [16]
-  const float *norm_weight, *norm_bias;                // [H, F]
-  const float* checkpoints;                            // [B, H, num_checkpoints, F F + F]
-  const float *d_final_w, *d_final_b;                  // [B, H, F, F], [B, H, 1, F], or null: zero
-  BFloat16 *d_q, *d_k, *d_v;                           // [B, T, H, F]
-  float* d_token_lr;                                   // [B, T, H]
-  float *d_initial_w, *d_initial_b;                    // as d_final
-  float* partials;  // [B, H, 16 + F + F]: of the gradients that pairs share
-  float* restored;  // [B, H, F F + F]: where the walk ended; or null
-  int tokens, heads;
+  Inputs in;
+  const BFloat16 *step_gradients, *d_out;  // [B, T, H, F]
+  const float* checkpoints;                // [B, H, num_checkpoints, F F + F]
+  const float *d_final_w, *d_final_b;      // [B, H, F, F], [B, H, 1, F], or null: zero
+  BFloat16 *d_q, *d_k, *d_v;               // [B, T, H, F]
+  float* d_token_lr;                       // [B, T, H]
+  float *d_initial_w, *d_initial_b;        // as d_final
+  float* partials;                         // [B, H, 16 + F + F]: of the gradients that pairs share
+  float* restored;                         // [B, H, F F + F]: where the walk ended; or null
 };
 
 template <int F>
@@ -67,14 +65,14 @@ __device__ __forceinline__ void load_stage(const BackwardArguments& a, const Pai
   if (m >= 0) {
     const BackwardStage<F> stage(shared, iteration);
     const std::int64_t first = rows.row(m * kTokens) * F;
-    const std::int64_t stride = static_cast<std::int64_t>(a.heads) * F;
+    const std::int64_t stride = static_cast<std::int64_t>(a.in.heads) * F;
     const int count = rows.count(m);
-    copy_tile_async<F>(stage.k, a.k + first, stride, count);
-    copy_tile_async<F>(stage.q, a.q + first, stride, count);
-    copy_tile_async<F>(stage.v, a.v + first, stride, count);
+    copy_tile_async<F>(stage.k, a.in.k + first, stride, count);
+    copy_tile_async<F>(stage.q, a.in.q + first, stride, count);
+    copy_tile_async<F>(stage.v, a.in.v + first, stride, count);
     copy_tile_async<F>(stage.step, a.step_gradients + first, stride, count);
     copy_tile_async<F>(stage.d_out, a.d_out + first, stride, count);
-    copy_rates_async(stage.rates, a.token_lr, rows, m);
+    copy_rates_async(stage.rates, a.in.token_lr, rows, m);
   }
   copy_async_commit();
 }

@@ -1,162 +1,167 @@
-#include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ttt_mlp_backward.h"
 #include "kernels/cuda/ttt_mlp_backward_phases.h"
+#include "kernels/cuda/ttt_partials.h"
 #include "kernels/cuda/ttt_paths.h"
 
 namespace ttt::kernels::cuda {
 namespace mlp {
 
-__device__ __forceinline__ void Backward::load_stage() const {
-  const std::int64_t row = pair.row(begin);
-  const int thread = static_cast<int>(threadIdx.x) % kSliceThreads;
-  // Each slice loads its tile of g1 and one or two of the others.
-  load_tile(g1_tile(), arguments.hidden_step_gradients + row * kSlices + at.slice * kFeatures,
-            pair.stride * kSlices, count(), thread);
-  if (at.slice == 0) load_tile(tile(Layout::kK), in.k + row, pair.stride, count(), thread);
-  if (at.slice == 1) load_tile(tile(Layout::kQ), in.q + row, pair.stride, count(), thread);
-  if (at.slice == 2) {
-    load_tile(tile(Layout::kG2), arguments.step_gradients + row, pair.stride, count(), thread);
-    load_tile(tile(Layout::kV), in.v + row, pair.stride, count(), thread);
-  }
-  if (at.slice == 3) {
-    load_tile(tile(Layout::kDOut), arguments.d_out + row, pair.stride, count(), thread);
-    if (thread < kTokens) {
-      load_rates(floats(Layout::kRates), in.token_lr + row / kFeatures, in.num_heads, count(),
-                 thread);
-    }
+/// Before the first mini-batch an empty group, so that every mini-batch is one group.
+template <int F>
+__device__ __forceinline__ void Backward<F>::load_stage() const {
+  if (m >= 0) {
+    const BackwardStage s = stage();
+    const std::int64_t row = rows.row(m * kTokens);
+    const std::int64_t stride = std::int64_t{in.heads} * F;
+    const int count = rows.count(m);
+    const auto load = [&](std::byte* tile, const BFloat16* from) {
+      fused::copy_tile_async<F>(tile, from + row * F, stride, count);
+    };
+    load(s.k, in.k);
+    load(s.q, in.q);
+    load(s.v, in.v);
+    load(s.d_out, arguments.d_out);
+    load(s.g2, arguments.step_gradients);
+    fused::copy_tile_async<F>(s.g1,
+                              arguments.hidden_step_gradients + row * kHidden<F> + at.slice * F,
+                              stride * kSlices, count);
+    fused::copy_rates_async(s.rates, in.token_lr, rows, m);
   }
   copy_async_commit();
 }
 
-__device__ __forceinline__ void Backward::load_state() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::load_state() {
   const StatePointers& from = arguments.checkpoint;
   const StatePointers& d_from = arguments.d_final;
   const bool has_d_final = d_from.w1 != nullptr;
-  const std::int64_t w1_begin = std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
-  const std::int64_t w2_begin =
-      (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
-    w1[tile][i] = from.w1[w1_begin + column * kHidden + row];
-    w2[tile][i] = from.w2[w2_begin + column * kFeatures + row];
+    w1[tile][i] = from.w1[first_w1() + column * kHidden<F> + row];
+    w2[tile][i] = from.w2[first_w2() + column * F + row];
   });
-  for_each_own_gradient([&](std::int64_t i1, std::int64_t i2, int place) {
-    wide(Layout::kDW1)[place] = has_d_final ? d_from.w1[w1_begin + i1] : 0.0F;
-    wide(Layout::kDW2)[place] = has_d_final ? d_from.w2[w2_begin + i2] : 0.0F;
+  for_each_own_gradient([&](int i1, int i2, int place) {
+    floats(L::kDW1)[place] = has_d_final ? d_from.w1[first_w1() + i1] : 0.0F;
+    floats(L::kDW2)[place] = has_d_final ? d_from.w2[first_w2() + i2] : 0.0F;
   });
-  const std::int64_t b1_place =
-      std::int64_t{pair.index} * kHidden + at.first_hidden() + at.lane % 16;
-  const bool has_bias = at.lane < 16 || has_d_final;
-  biases = has_bias ? (at.lane < 16 ? from.b1 : d_from.b1)[b1_place] : 0.0F;
-  if (threadIdx.x < kFeatures) {
-    const std::int64_t index = pair.index * kFeatures + threadIdx.x;
-    floats(Layout::kB2)[threadIdx.x] = from.b2[index];
-    floats(Layout::kDB2)[threadIdx.x] = has_d_final ? d_from.b2[index] : 0.0F;
+  if (at.owns_token()) {
+    for (int e = 0; e < kLaneFeatures<F>; ++e) owned().d_weight[e] = owned().d_bias[e] = 0;
+  }
+  if (threadIdx.x < F) {
+    const auto place = static_cast<int>(threadIdx.x);
+    const std::int64_t i1 = std::int64_t{pair} * kHidden<F> + at.slice * F + place;
+    const std::int64_t i2 = std::int64_t{pair} * F + place;
+    floats(L::kB1)[place] = from.b1[i1];
+    floats(L::kB2)[place] = from.b2[i2];
+    floats(L::kDB1)[place] = has_d_final ? d_from.b1[i1] : 0.0F;
+    floats(L::kDB2)[place] = has_d_final ? d_from.b2[i2] : 0.0F;
   }
 }
 
-__device__ __forceinline__ void Backward::store_state() const {
+template <int F>
+__device__ __forceinline__ void Backward<F>::store_state() const {
   const StatePointers& to = arguments.d_initial;
-  const std::int64_t w1_begin = std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
-  const std::int64_t w2_begin =
-      (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
-  for_each_own_gradient([&](std::int64_t i1, std::int64_t i2, int place) {
-    to.w1[w1_begin + i1] = wide(Layout::kDW1)[place];
-    to.w2[w2_begin + i2] = wide(Layout::kDW2)[place];
+  for_each_own_gradient([&](int i1, int i2, int place) {
+    to.w1[first_w1() + i1] = floats(L::kDW1)[place];
+    to.w2[first_w2() + i2] = floats(L::kDW2)[place];
   });
-  if (at.lane >= 16) {
-    to.b1[std::int64_t{pair.index} * kHidden + at.first_hidden() + at.lane - 16] = biases;
-  }
-  if (threadIdx.x < kFeatures) {
-    to.b2[pair.index * kFeatures + threadIdx.x] = floats(Layout::kDB2)[threadIdx.x];
+  if (threadIdx.x < F) {
+    const auto place = static_cast<int>(threadIdx.x);
+    to.b1[std::int64_t{pair} * kHidden<F> + at.slice * F + place] = floats(L::kDB1)[place];
+    if (at.slice == 0) to.b2[std::int64_t{pair} * F + place] = floats(L::kDB2)[place];
   }
 }
 
-/// This pair's part of the parameters' gradients, all in a fixed order.
-__device__ __forceinline__ void Backward::store_sums() {
-  // The matrices' area is free by now.
-  float* const norms = floats(Layout::kMatrix);               // [token][2][64]
-  float* const row_scales = norms + kTokens * 2 * kFeatures;  // [slice][16]
-  float* const steps = row_scales + kSlices * kTokens;        // [warp]
-  for (int e = 0; e < 2; ++e) {
-    norms[at.token * 2 * kFeatures + 2 * at.lane + e] = d_weight[e];
-    norms[(at.token * 2 + 1) * kFeatures + 2 * at.lane + e] = d_bias[e];
+/// This slice's part of the parameters' gradients, all in a fixed order.
+template <int F>
+__device__ __forceinline__ void Backward<F>::store_sums() {
+  // The matrix's area is free by now.
+  float* const norms = floats(L::kMatrix);            // [owner][2][F]
+  float* const steps = norms + kOwnedTokens * 2 * F;  // [warp][2]: whole mini-batches, a short one
+  if (at.owns_token()) {
+    for_each_pair<F>(at.lane, [&](int i, int feature) {
+      for (int e = 0; e < 2; ++e) {
+        norms[at.warp * 2 * F + feature + e] = owned().d_weight[2 * i + e];
+        norms[(at.warp * 2 + 1) * F + feature + e] = owned().d_bias[2 * i + e];
+      }
+    });
   }
-  for (int mask = 1; mask < 4; mask *= 2) {
-    for (int k = 0; k < 2; ++k) d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
+  float sums[2] = {d_step, d_short_step};
+  sum_over_warp(sums);
+  if (at.lane == 0) {
+    for (int i = 0; i < 2; ++i) steps[2 * at.warp + i] = sums[i];
   }
-  if (at.quarter == 0 && at.t == 0) {
-    for (int k = 0; k < 2; ++k) row_scales[at.slice * kTokens + at.g + 8 * k] = d_scale[k];
-  }
-  float sum[1] = {d_step};
-  sum_over_warp(sum);
-  if (at.lane == 0) steps[at.token] = sum[0];
   __syncthreads();
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < 2 * kFeatures) {
+  float* const to = arguments.partials + std::int64_t{blockIdx.x} * fused::partial_size(F);
+  for (int i = static_cast<int>(threadIdx.x); i < 2 * F; i += Layout<F>::kThreads) {
     float total = 0;
-    for (int token = 0; token < kTokens; ++token) total += norms[token * 2 * kFeatures + thread];
-    arguments.d_norm[pair.index * 2 * kFeatures + thread] = total;
+    for (int owner = 0; owner < kOwnedTokens; ++owner) total += norms[owner * 2 * F + i];
+    to[kTokens + i] = total;
   }
-  if (thread < kTokens) {
-    float total = 0;
-    for (int slice = 0; slice < kSlices; ++slice) total += row_scales[slice * kTokens + thread];
-    // The state's step is taken with the scale of the mini-batch's last token.
-    const int last = (in.num_tokens - 1) % kTokens;
-    for (int warp = 0; warp < kTokens; ++warp) {
-      if (thread == kTokens - 1) total += steps[warp];
-      if (thread == last && last != kTokens - 1) total += floats(Layout::kShortSteps)[warp];
+  if (at.warp != 0) return;
+  // The state's step is taken with the scale of the mini-batch's last token.
+  const int last = (in.tokens - 1) % kTokens;
+  for (int k = 0; k < 2; ++k) {
+    for (int mask = 1; mask < 4; mask *= 2) {
+      d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
     }
-    arguments.d_token_scale[pair.index * kTokens + thread] = total;
+    const int token = at.g + 8 * k;
+    for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
+      if (token == kTokens - 1) d_scale[k] += steps[2 * warp];
+      if (token == last) d_scale[k] += steps[2 * warp + 1];
+    }
+    if (at.t == 0) to[token] = d_scale[k];
   }
 }
 
-__device__ __forceinline__ void Backward::run() {
-  begin = (in.num_tokens - 1) / kTokens * kTokens;
-  load_stage();
+template <int F>
+__device__ __forceinline__ void Backward<F>::run() {
+  for (m = rows.num_mini_batches() - 1; m >= rows.num_mini_batches() - L::kStages; --m) {
+    load_stage();
+  }
   load_state();
-  copy_async_wait<0>();
-  __syncthreads();
+  copy_async_wait<L::kStages - 1>();
+  cluster_barrier();  // also: every block has started before anyone stores into it
 #pragma unroll 1
-  while (begin >= 0) {
+  for (m = rows.num_mini_batches() - 1; m >= 0;) {
+    const BackwardStage s = stage();
     begin_phase();
-    restore_hidden();
-    slice_barrier(at);
-    begin_phase();
-    restore_output();
+    restore_hidden(s);
     __syncthreads();
     begin_phase();
-    output_rows();
+    restore_output(s);
+    cluster_barrier();
+    begin_phase();
+    output_rows(s);
+    cluster_barrier();
+    begin_phase();
+    hidden_gradients(s);
     __syncthreads();
     begin_phase();
-    hidden_gradients();
-    slice_barrier(at);
+    send_step_gradient(s);
+    cluster_barrier();
     begin_phase();
-    send_step_gradient();
+    inner_rows(s);
+    cluster_barrier();
+    begin_phase();
+    state_gradients(s);
     __syncthreads();
     begin_phase();
-    inner_rows();
+    hidden_state_gradients(s);
     __syncthreads();
     begin_phase();
-    state_gradients();
-    slice_barrier(at);
+    send_input_gradients(s);
+    cluster_barrier();
     begin_phase();
-    hidden_state_gradients();
-    slice_barrier(at);
-    begin_phase();
-    send_input_gradients();
-    __syncthreads();
-    const std::int64_t row = owned_row();
-    const bool is_token = at.token < count();
-    if (count() < kTokens) {  // only the sequence's end: its step has another scale than all others
-      float sum[1] = {d_step};
-      sum_over_warp(sum);
-      if (at.lane == 0) floats(Layout::kShortSteps)[at.token] = sum[0];
+    input_rows();
+    if (rows.count(m) <
+        kTokens) {  // only the sequence's end: its step has another scale than all others
+      d_short_step = d_step;
       d_step = 0;
     }
-    begin -= kTokens;
-    if (begin >= 0) load_stage();
-    input_rows(row, is_token);
-    copy_async_wait<0>();
+    m -= L::kStages;  // into the buffer of the mini-batch that is done
+    load_stage();
+    m += L::kStages - 1;
+    copy_async_wait<L::kStages - 1>();
     __syncthreads();
   }
   store_state();
@@ -165,35 +170,10 @@ __device__ __forceinline__ void Backward::run() {
 
 namespace {
 
-__global__ void __launch_bounds__(BackwardLayout::kThreads, 1)
+template <int F>
+__global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     backward_kernel(BackwardArguments arguments) {
-  Backward(arguments, dynamic_shared_memory()).run();
-}
-
-/// d_weight and d_bias [H, 64] += the batch's parts, in order.
-__global__ void add_norm_kernel(const float* parts, float* d_weight, float* d_bias,
-                                std::int64_t batch, std::int64_t num_heads) {
-  for_each_element(num_heads * 2 * kFeatures, [&](std::int64_t i) {
-    const std::int64_t head = i / (2 * kFeatures);
-    const std::int64_t column = i % (2 * kFeatures);
-    float total = 0;
-    for (std::int64_t b = 0; b < batch; ++b) total += parts[b * num_heads * 2 * kFeatures + i];
-    float* const to = column < kFeatures ? d_weight + column : d_bias + (column - kFeatures);
-    to[head * kFeatures] += total;
-  });
-}
-
-/// d_token_scale [16] += the pairs' parts: warp i sums those of token i.
-__global__ void __launch_bounds__(kTokens * 32)
-    add_scale_kernel(const float* parts, float* d_token_scale, std::int64_t num_pairs) {
-  const int token = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float total[1] = {};
-  for (std::int64_t pair = lane; pair < num_pairs; pair += 32) {
-    total[0] += parts[pair * kTokens + token];
-  }
-  sum_over_warp(total);
-  if (lane == 0) d_token_scale[token] += total[0];
+  if constexpr (kHasClusters) Backward<F>(arguments, dynamic_shared_memory()).run();
 }
 
 }  // namespace
@@ -206,31 +186,30 @@ void fused_mlp_backward(const TttInputs& inputs, const TttState& /*initial*/, co
   const std::int64_t batch = inputs.q.size(0);
   const std::int64_t num_heads = inputs.q.size(2);
   const std::int64_t num_pairs = batch * num_heads;
-  const Tensor d_token_scale({num_pairs, mlp::kTokens}, DType::kF32);
-  const Tensor d_norm({num_pairs, 2, mlp::kFeatures}, DType::kF32);
-  mlp::BackwardArguments arguments{};
-  arguments.inputs = mlp::pointers(inputs);
-  arguments.d_out = d_out.data<BFloat16>();
-  arguments.step_gradients = saved.step_gradients.data<BFloat16>();
-  arguments.hidden_step_gradients = saved.hidden_step_gradients.data<BFloat16>();
-  arguments.checkpoint = mlp::pointers(saved.checkpoints, num_pairs);
-  arguments.d_final = mlp::pointers(d_final);
-  arguments.d_initial = mlp::pointers(d_initial);
-  arguments.d_q = gradients.d_q.data<BFloat16>();
-  arguments.d_k = gradients.d_k.data<BFloat16>();
-  arguments.d_v = gradients.d_v.data<BFloat16>();
-  arguments.d_token_lr = gradients.d_token_lr.data<float>();
-  arguments.d_token_scale = d_token_scale.data<float>();
-  arguments.d_norm = d_norm.data<float>();
-  using Layout = mlp::BackwardLayout;
-  launch(mlp::backward_kernel,
-         {dim3(static_cast<unsigned>(num_pairs)), dim3(Layout::kThreads), Layout::kBytes}, stream,
-         arguments);
-  launch(mlp::add_norm_kernel, elementwise_shape(num_heads * 2 * mlp::kFeatures), stream,
-         d_norm.data<float>(), gradients.d_norm_weight.data<float>(),
-         gradients.d_norm_bias.data<float>(), batch, num_heads);
-  launch(mlp::add_scale_kernel, {dim3(1), dim3(mlp::kTokens * 32)}, stream,
-         d_token_scale.data<float>(), gradients.d_token_scale.data<float>(), num_pairs);
+  fused::expect_countable_rows(inputs.q);
+  fused::visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
+    constexpr int F = decltype(head_dim)::value;
+    const Tensor partials({batch, num_heads, mlp::kSlices, fused::partial_size(F)}, DType::kF32);
+    mlp::BackwardArguments arguments{};
+    arguments.in = mlp::pointers(inputs);
+    arguments.d_out = d_out.data<BFloat16>();
+    arguments.step_gradients = saved.step_gradients.data<BFloat16>();
+    arguments.hidden_step_gradients = saved.hidden_step_gradients.data<BFloat16>();
+    arguments.checkpoint = mlp::pointers<F>(saved.checkpoints, num_pairs);
+    arguments.d_final = mlp::pointers(d_final);
+    arguments.d_initial = mlp::pointers(d_initial);
+    arguments.d_q = gradients.d_q.data<BFloat16>();
+    arguments.d_k = gradients.d_k.data<BFloat16>();
+    arguments.d_v = gradients.d_v.data<BFloat16>();
+    arguments.d_token_lr = gradients.d_token_lr.data<float>();
+    arguments.partials = partials.data<float>();
+    launch(mlp::backward_kernel<F>,
+           {dim3(static_cast<unsigned>(num_pairs * mlp::kSlices)),
+            dim3(static_cast<unsigned>(fused::Layout<F>::kThreads)), mlp::BackwardLayout<F>::kBytes,
+            mlp::kSlices},
+           stream, arguments);
+    fused::add_partials(partials, gradients, stream);
+  });
 }
 
 }  // namespace ttt::kernels::cuda

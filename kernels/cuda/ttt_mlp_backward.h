@@ -1,24 +1,28 @@
 #pragma once
-// The fused backward of TTT-MLP on one pair: 16 warps of one block; ttt_mlp.h tells how a pair lies on them. The
-// derivation is docs/numerics.md, "TTT"; d_x is dL/dx, and g1, g2 are l G1, l G2 as forward saved them.
+// The fused backward of TTT-MLP on one pair: a cluster of four blocks, a slice each; ttt_mlp.h tells how a pair lies on
+// them. The derivation is docs/numerics.md, "TTT"; d_x is dL/dx, and g1, g2 are l G1, l G2 as forward saved them.
 //
 // The mini-batches are walked from the last to the first. Their starts are restored, not stored: W1 = W1' + c_r k^T g1,
 // then X2 = phi(k W1 + b1), then W2 = W2' + c_r X2^T g2, in fp32 from the operands that forward used. W1 and W2 are in
-// registers; their gradients fill shared memory in fp32, laid out so that a warp reads its rows and, for the product
-// with the transpose, its columns without bank conflicts.
+// registers; their gradients lie in shared memory in fp32, so that a warp reads its rows and, for the product with the
+// transpose, its columns without bank conflicts.
 //
-// One mini-batch, with the barriers between its phases (slice or pair):
-//   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             slice
-//   restore_output       W2, b2; Z2, Z2' to the tokens' owners                                     pair
-//   output_rows          owners: d_Z2' from d_out                                                  pair
-//   hidden_gradients     d_Z1'; d_g1 and through it d_u (u = g2 W2^T) and d_Z1; d_X2, in part      slice
-//   send_step_gradient   d_g2 to the owners                                                        pair
-//   inner_rows           owners: d_Z2, d_v, d_token_lr                                             pair
-//   state_gradients      d_Z1; d_W2, d_b2                                                          slice
-//   hidden_state_gradients  d_W1, d_b1                                                             slice
-//   send_input_gradients d_q, d_k to the owners                                                    pair
-//   input_rows           owners: d_q, d_k
-// Shared memory is full, so areas have several tenants; BackwardLayout says which.
+// What a block needs, of 65536 registers and 227 KiB: with head dim 64 W takes 64 registers of a thread's 255 and there
+// are two blocks a multiprocessor, 94 KiB each, of which 32 are gradients; with 96 W takes 96 registers, the gradients
+// 72 KiB of 168, and there is one block of 192 threads.
+//
+// One mini-batch, with the barriers between its phases (block or cluster):
+//   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             block
+//   restore_output       W2, b2; Z2, Z2' to the tokens' owners                                     cluster
+//   output_rows          owners: d_Z2' from d_out, to all                                          cluster
+//   hidden_gradients     d_Z1'; d_g1 and through it d_u (u = g2 W2^T) and d_Z1; d_X2, in part      block
+//   send_step_gradient   d_g2 to the owners                                                        cluster
+//   inner_rows           owners: d_Z2, to all; d_v, d_token_lr                                     cluster
+//   state_gradients      d_Z1; d_W2, d_b2                                                          block
+//   hidden_state_gradients  d_W1, d_b1                                                             block
+//   send_input_gradients d_q, d_k to the owners                                                    cluster
+//   input_rows           owners: d_q, d_k                                                          block
+// The next mini-batch's tiles arrive meanwhile.
 
 #include "kernels/cuda/ttt_mlp.h"
 #include "kernels/cuda/ttt_mlp_rows.h"
@@ -27,53 +31,58 @@ namespace ttt::kernels::cuda::mlp {
 
 // --- products with the gradients of the state ---
 
-/// c += a m^T for rows 16 quarter.. of an fp32 [64 x 64] matrix: this warp's own.
+/// c += a m^T for the own rows of an fp32 [F x F] matrix.
+template <int F>
 __device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* a, const float* m,
-                                                    const Place& at) {
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
+                                                    const Place<F>& at) {
+#pragma unroll 2
+  for (int part = 0; part < F / 16; ++part) {
     Fragment left;
-    load_fragment(left, a, part, at);
+    load_rows<F>(left, a, part, at.lane);
     for (int j = 0; j < 2; ++j) {
-      const int row = 16 * at.quarter + 8 * j + at.g;
+      const int row = 16 * at.warp + 8 * j + at.g;
       const int column = 16 * part + 2 * at.t;
-      const float2 near = *reinterpret_cast<const float2*>(m + wide_index(row, column));
-      const float2 far = *reinterpret_cast<const float2*>(m + wide_index(row, column + 8));
+      const float2 near = *reinterpret_cast<const float2*>(m + wide_index<F>(row, column));
+      const float2 far = *reinterpret_cast<const float2*>(m + wide_index<F>(row, column + 8));
       mma_m16n8k16(c[j], left, pack_bf16(near.x, near.y), pack_bf16(far.x, far.y));
     }
   }
 }
-/// c += a m for columns 16 quarter.. of an fp32 [64 x 64] matrix.
+/// c += a m for the own columns of an fp32 [F x F] matrix.
+template <int F>
 __device__ __forceinline__ void add_times_wide_columns(Square& c, const std::byte* a,
-                                                       const float* m, const Place& at) {
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
+                                                       const float* m, const Place<F>& at) {
+#pragma unroll 2
+  for (int part = 0; part < F / 16; ++part) {
     Fragment left;
-    load_fragment(left, a, part, at);
+    load_rows<F>(left, a, part, at.lane);
     for (int j = 0; j < 2; ++j) {
-      const int column = 16 * at.quarter + 8 * j + at.g;
+      const int column = 16 * at.warp + 8 * j + at.g;
       const int row = 16 * part + 2 * at.t;
-      mma_m16n8k16(c[j], left,
-                   pack_bf16(m[wide_index(row, column)], m[wide_index(row + 1, column)]),
-                   pack_bf16(m[wide_index(row + 8, column)], m[wide_index(row + 9, column)]));
+      const auto element = [&](int i) { return m[wide_index<F>(row + i, column)]; };
+      mma_m16n8k16(c[j], left, pack_bf16(element(0), element(1)),
+                   pack_bf16(element(8), element(9)));
     }
   }
 }
-/// sum += a tile for columns 16 part.. of a tile; `a` is [16 own x 16 tokens].
-__device__ __forceinline__ void add_outer(Square& sum, const Fragment& a, const std::byte* tile,
-                                          int part, const Place& at) {
+/// sum += a tile for columns 16 part.. of a tile; `a_t` are the transposed blocks of [16 tokens x 16 own].
+template <int F>
+__device__ __forceinline__ void add_outer(Square& sum, const Fragment& a_t, const std::byte* tile,
+                                          int part, const Place<F>& at) {
+  const Fragment a = {a_t[0], a_t[2], a_t[1], a_t[3]};
   Fragment b;
-  load_transposed(b, tile, part, at);
-  mma_m16n8k16(sum[0], a, b[0], b[1]);
-  mma_m16n8k16(sum[1], a, b[2], b[3]);
+  load_transposed<F>(b, tile, part, 0, at.lane);
+  multiply_add(sum, a, b);
 }
-/// m += sum at rows 16 quarter.., columns 16 part..
+/// m += sum at the own rows, columns 16 part..
+template <int F>
 __device__ __forceinline__ void add_to_wide(float* m, const Square& sum, int part,
-                                            const Place& at) {
+                                            const Place<F>& at) {
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
-      const int row = 16 * at.quarter + at.g + 8 * k;
-      auto* const to = reinterpret_cast<float2*>(m + wide_index(row, 16 * part + 8 * j + 2 * at.t));
+      const int row = 16 * at.warp + at.g + 8 * k;
+      const int column = 16 * part + 8 * j + 2 * at.t;
+      auto* const to = reinterpret_cast<float2*>(m + wide_index<F>(row, column));
       const float2 old = *to;
       *to = make_float2(old.x + sum[j][2 * k], old.y + sum[j][2 * k + 1]);
     }
@@ -81,178 +90,164 @@ __device__ __forceinline__ void add_to_wide(float* m, const Square& sum, int par
 }
 
 struct BackwardArguments {
-  Inputs inputs;
+  Inputs in;
   const BFloat16 *d_out, *step_gradients, *hidden_step_gradients;
   StatePointers checkpoint, d_final, d_initial;
   BFloat16 *d_q, *d_k, *d_v;
   float* d_token_lr;
-  float* d_token_scale;  // [pairs, 16]
-  float* d_norm;         // [pairs, 2, 64]: of weight and bias
+  float* partials;  // [pairs, slices, 16 + F + F]: fused::add_partials
 };
 
+/// What an owner's lane keeps: in shared memory, since W fills the registers, and no other thread's.
+template <int F>
+struct OwnedRow {
+  LaneRow<F> d_weight, d_bias;  // sums over the mini-batches
+  InnerLossRow<F> loss;         // of this mini-batch's token, from output_rows to inner_rows
+  std::uint32_t d_out[kLanePairs<F>];
+  LaneRow<F> d_e;
+};
+
+template <int F>
 struct BackwardLayout {
-  static constexpr int kThreads = kSlices * kSliceThreads;
-  static constexpr int kWideBytes = kFeatures * kFeatures * 4;  // a slice's W1 or W2 in fp32
-  static constexpr int kMatrixBytes = kFeatures * kFeatures * 2;
-  static constexpr int kPartialBytes = kTokens * kFeatures * 4;
+  static constexpr int kTileBytes = Layout<F>::kTileBytes;
+  static constexpr int kStages = 2;
+  static constexpr int kStageBytes = 6 * kTileBytes + Layout<F>::kRateBytes;
+  static constexpr int kWideBytes = F * F * 4;
+  static constexpr int kPartialBytes = kTokens * F * 4;
   // Byte offsets.
-  static constexpr int kDW1 = 0;
-  static constexpr int kDW2 = kDW1 + kSlices * kWideBytes;
-  static constexpr int kMatrix = kDW2 + kSlices * kWideBytes;  // W2, from state_gradients on W1
-  static constexpr int kStage = kMatrix + kSlices * kMatrixBytes;
-  static constexpr int kK = kStage;
-  static constexpr int kQ = kK + kTileBytes;
-  static constexpr int kV = kQ + kTileBytes;     // row by row replaced by d_Z2
-  static constexpr int kDOut = kV + kTileBytes;  // row by row replaced by d_Z2'
-  static constexpr int kG2 = kDOut + kTileBytes;
-  static constexpr int kG1 = kG2 + kTileBytes;  // a tile a slice
-  static constexpr int kRates = kG1 + kSlices * kTileBytes;
-  // Each slice's own area.
-  static constexpr int kSlice = kRates + 128;
-  // This and the next: at the end the slice's part of d_k.
-  static constexpr int kX2 = 0;
+  static constexpr int kDW1 = kStages * kStageBytes;
+  static constexpr int kDW2 = kDW1 + kWideBytes;
+  static constexpr int kMatrix = kDW2 + kWideBytes;  // W2, from hidden_state_gradients on W1
+  static constexpr int kX2 = kMatrix + F * Layout<F>::kRowBytes;
   static constexpr int kX2Bar = kX2 + kTileBytes;
-  // This and the next: at first the slice's part of Z2'.
   static constexpr int kDZ1Bar = kX2Bar + kTileBytes;
-  static constexpr int kDU = kDZ1Bar + kTileBytes;   // from hidden_state_gradients on d_Z1
-  static constexpr int kPartial = kDU + kTileBytes;  // of Z2, d_g2, d_q in turn
-  static constexpr int kSliceBytes = kPartial + kPartialBytes;
-  static constexpr int kB2 = kSlice + kSlices * kSliceBytes;
-  static constexpr int kDB2 = kB2 + kFeatures * 4;
-  static constexpr int kShortSteps = kDB2 + kFeatures * 4;  // d_step of a short mini-batch, by warp
-  static constexpr int kLoss = kShortSteps + 16 * 4;  // three means of every token's inner loss
-  static constexpr int kBytes = kLoss + 16 * 3 * 4;
-  static_assert(kBytes <= 227 * 1024);
+  static constexpr int kDU = kDZ1Bar + kTileBytes;  // from hidden_state_gradients on d_Z1
+  // Partial sums for the tokens that this block owns. Who is ahead writes those of Z2 and Z2' while others still read
+  // those of d_q and d_k.
+  static constexpr int kZ2 = kDU + kTileBytes;  // also of d_g2
+  static constexpr int kZ2Bar = kZ2 + kPartialBytes;
+  static constexpr int kDQ = kZ2Bar + kPartialBytes;
+  static constexpr int kDK = kDQ + kPartialBytes;
+  static constexpr int kOwned = kDK + kPartialBytes;
+  static constexpr int kB1 = kOwned + kOwnedTokens * 32 * static_cast<int>(sizeof(OwnedRow<F>));
+  static constexpr int kDB1 = kB1 + F * 4;
+  static constexpr int kB2 = kDB1 + F * 4;
+  static constexpr int kDB2 = kB2 + F * 4;
+  static constexpr int kBytes = kDB2 + F * 4;
+  static_assert((F == 64 ? 2 : 1) * (kBytes + 1024) <= 228 * 1024);
+};
+
+/// A mini-batch's inputs in shared memory.
+struct BackwardStage {
+  std::byte *k, *q;
+  std::byte* v;      // row by row replaced by d_Z2
+  std::byte* d_out;  // row by row replaced by d_Z2'
+  std::byte *g2, *g1;
+  float* rates;
 };
 
 /// One thread's part of a pair.
+template <int F>
 struct Backward {
-  using Layout = BackwardLayout;
+  using L = BackwardLayout<F>;
 
   const BackwardArguments& arguments;
   const Inputs& in;
   std::byte* const shared;
-  Place at;
-  const Pair pair;
-  int begin = 0;  // the mini-batch's first token
+  Place<F> at;
+  const int pair, head;
+  const PairRows rows;
+  int m = 0;  // mini-batch
   // State and sums over the mini-batches.
-  StateTile w1, w2;  // transposed
-  float biases;      // of the warp's 16 hidden units: b1's entry c in lane c, d_b1's in lane 16 + c
-  float d_scale[2] = {};  // of this lane's two rows, in the first warp of each slice
-  float d_step = 0;       // this lane's part of dL/dc_r by way of the state's step
-  float d_weight[2] = {}, d_bias[2] = {};  // of the owner's features
-  // From one phase to the next: hidden units.
+  StateTile<F> w1, w2;
+  float d_scale[2] = {};   // of this lane's two rows, in the slice's first warp
+  float d_step = 0;        // this lane's part of dL/dc_r by way of the state's step,
+  float d_short_step = 0;  // and of a short last mini-batch
+  // From one phase to the next.
   Fragment slope, bend, slope_bar;  // phi'(Z1), phi''(Z1), phi'(Z1')
   Fragment read1;                   // -(M / l * (scores + 1)) of the first layer
   Fragment d_z1;
   Square d_k;
-  // and the owner's token.
-  float n[2];
-  std::uint32_t d_out;
-  float d_e[2];
 
   __device__ Backward(const BackwardArguments& all, std::byte* shared_bytes)
-      : arguments(all), in(all.inputs), shared(shared_bytes), at(-1), pair(blockIdx.x, in) {}
+      : arguments(all),
+        in(all.in),
+        shared(shared_bytes),
+        at(cluster_rank()),
+        pair(static_cast<int>(blockIdx.x) / kSlices),
+        head(pair % in.heads),
+        rows(fused::rows_of_pair(static_cast<unsigned>(pair), in)) {}
 
   /// Addresses of one phase are not kept for the next one.
-  __device__ void begin_phase() { at = Place(-1); }
+  __device__ void begin_phase() { at = Place<F>(cluster_rank()); }
 
-  __device__ int count() const {
-    return in.num_tokens - begin < kTokens ? in.num_tokens - begin : kTokens;
+  __device__ BackwardStage stage() const {
+    std::byte* const tiles = shared + m % L::kStages * L::kStageBytes;
+    const auto tile = [&](int i) { return tiles + i * L::kTileBytes; };
+    return {
+        tile(0), tile(1), tile(2), tile(3), tile(4), tile(5), reinterpret_cast<float*>(tile(6))};
   }
   /// The scale of the state's step: that of the mini-batch's last token.
-  __device__ float step_scale() const { return in.token_scale[count() - 1]; }
+  __device__ float step_scale() const { return in.token_scale[rows.count(m) - 1]; }
   __device__ std::byte* tile(int offset) const { return shared + offset; }
-  __device__ std::byte* slice_tile(int offset) const {
-    return shared + Layout::kSlice + at.slice * Layout::kSliceBytes + offset;
-  }
-  __device__ std::byte* g1_tile() const { return shared + Layout::kG1 + at.slice * kTileBytes; }
-  __device__ std::byte* matrix() const {
-    return shared + Layout::kMatrix + at.slice * Layout::kMatrixBytes;
-  }
+  __device__ std::byte* matrix() const { return shared + L::kMatrix; }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
-  __device__ float* wide(int offset) const {
-    return floats(offset + at.slice * Layout::kWideBytes);
+  __device__ OwnedRow<F>& owned() const {
+    return reinterpret_cast<OwnedRow<F>*>(shared + L::kOwned)[32 * at.warp + at.lane];
   }
   /// The "+1" of scores that are summed over slices.
   __device__ float one() const { return at.slice == 0 ? 1.0F : 0.0F; }
+  /// Where the owner's row lies in tensors [B, T, H, F].
+  __device__ bool has_token() const { return at.owns_token() && at.token() < rows.count(m); }
+  __device__ std::int64_t owned_row() const { return rows.row(m * kTokens + at.token()); }
 
-  /// b2 or d_b2 += scale times the sums over tokens; `b` are B fragments of this warp's 16 outputs.
-  __device__ void add_column_sums(int offset, const Fragment& b, float scale) const {
-    float sums[2][2];
-    sum_over_tokens(sums, b);
+  /// A bias or its gradient, where `offset` is, += scale times the sums over tokens at the own columns.
+  __device__ void add_column_sums(int offset, const Fragment& x_t, float scale) const {
+    float sums[2][2] = {};
+    add_token_sums(sums, x_t, scale);
     if (at.g != 0) return;
-    for_each_bias(at, [&](int j, int e, int column) {
-      floats(offset)[at.first_output() + column] += scale * sums[j][e];
-    });
+    for_each_bias(
+        at, [&](int j, int e, int column) { floats(offset)[16 * at.warp + column] += sums[j][e]; });
   }
-  /// Starts a product over columns with a bias: `first` is 0 for b1, 16 for d_b1.
-  __device__ void fill_with_bias(Square& c, int first) const {
+  /// A product at the own columns begins with a bias.
+  __device__ void start_with(Square& c, int offset) const {
     for (int j = 0; j < 2; ++j) {
       for (int i = 0; i < 4; ++i) {
-        const int lane = first + 8 * j + 2 * at.t + (i & 1);
-        c[j][i] = __shfl_sync(kAllLanes, biases, lane);
+        c[j][i] = floats(offset)[16 * at.warp + 8 * j + 2 * at.t + (i & 1)];
       }
-    }
-  }
-  /// The column sums that `sum_over_tokens` left, at the lanes where `biases` has these columns.
-  __device__ float at_bias_lane(const float (&sums)[2][2]) const {
-    float own = 0;
-    for (int j = 0; j < 2; ++j) {
-      for (int e = 0; e < 2; ++e) {
-        const float sum = __shfl_sync(kAllLanes, sums[j][e], (at.lane & 7) >> 1);
-        if ((at.lane & 15) >> 3 == j && (at.lane & 1) == e) own = sum;
-      }
-    }
-    return own;
-  }
-  /// This slice's part of a sum goes to the tokens' owners.
-  __device__ void send(int offset, const Square& c) const {
-    auto* const to = reinterpret_cast<float*>(slice_tile(offset));
-    for (int j = 0; j < 2; ++j) {
-      for (int k = 0; k < 2; ++k) {
-        const int index = wide_index(at.g + 8 * k, at.first_output() + 8 * j + 2 * at.t);
-        *reinterpret_cast<float2*>(to + index) = make_float2(c[j][2 * k], c[j][2 * k + 1]);
-      }
-    }
-  }
-  /// Adds the slices' parts for this warp's token, in order.
-  __device__ void add_partials(float (&z)[2], int offset) const {
-    for (int slice = 0; slice < kSlices; ++slice) {
-      const int first = Layout::kSlice + slice * Layout::kSliceBytes + offset;
-      const float* const from = floats(first) + wide_index(at.token, 2 * at.lane);
-      z[0] += from[0];
-      z[1] += from[1];
     }
   }
   /// f(index in W1, index in W2, place) for this thread's rows of d_W1 and d_W2; indices from this warp's first element.
-  template <typename F>
-  __device__ void for_each_own_gradient(F&& f) const {
+  template <typename Function>
+  __device__ void for_each_own_gradient(Function&& f) const {
 #pragma unroll 1
-    for (int i = 0; i < 32; ++i) {
-      const int row = at.g + 8 * (i >> 4);
-      const int column = 4 * (i & 15) + at.t;
-      f(column * kHidden + row, column * kFeatures + row,
-        wide_index(16 * at.quarter + row, column));
+    for (int i = 0; i < F / 2; ++i) {
+      const int row = at.g + 8 * (i & 1);
+      const int column = 4 * (i >> 1) + at.t;
+      f(column * kHidden<F> + row, column * F + row, wide_index<F>(16 * at.warp + row, column));
     }
   }
-  /// Where the owner's pair of features lies in tensors [B, T, H, F].
-  __device__ std::int64_t owned_row() const { return pair.row(begin + at.token) + 2 * at.lane; }
+  __device__ std::int64_t first_w1() const {
+    return std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
+  }
+  __device__ std::int64_t first_w2() const {
+    return (std::int64_t{pair} * kHidden<F> + at.slice * F) * F + at.first_output();
+  }
 
   __device__ void load_stage() const;
   __device__ void load_state();
   __device__ void store_state() const;
-  __device__ void restore_hidden();
-  __device__ void restore_output();
-  __device__ void output_rows();
-  __device__ void hidden_gradients();
-  __device__ void through_hidden_step(const Fragment& packed_d_z1_bar);
-  __device__ void send_step_gradient();
-  __device__ void inner_rows();
-  __device__ void state_gradients();
-  __device__ void hidden_state_gradients();
-  __device__ void send_input_gradients();
-  __device__ void input_rows(std::int64_t row, bool is_token) const;
+  __device__ void restore_hidden(const BackwardStage& s);
+  __device__ void restore_output(const BackwardStage& s);
+  __device__ void output_rows(const BackwardStage& s);
+  __device__ void hidden_gradients(const BackwardStage& s);
+  __device__ void through_hidden_step(const BackwardStage& s, const Fragment& packed_d_z1_bar);
+  __device__ void send_step_gradient(const BackwardStage& s);
+  __device__ void inner_rows(const BackwardStage& s);
+  __device__ void state_gradients(const BackwardStage& s);
+  __device__ void hidden_state_gradients(const BackwardStage& s);
+  __device__ void send_input_gradients(const BackwardStage& s);
+  __device__ void input_rows() const;
   __device__ void store_sums();
   __device__ void run();
 };

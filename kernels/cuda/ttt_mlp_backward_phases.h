@@ -6,8 +6,9 @@
 namespace ttt::kernels::cuda::mlp {
 
 /// From d = d_z' g^T: that of the causal weights (scores + 1), still to be multiplied by c_i, and that of the scores.
+template <int F>
 __device__ __forceinline__ void causal_scores(const Square& d, Fragment& d_read, Fragment& d_scores,
-                                              const RowScales& scales, const Place& at) {
+                                              const RowScales& scales, const Place<F>& at) {
   Square causal, scaled;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -22,24 +23,22 @@ __device__ __forceinline__ void causal_scores(const Square& d, Fragment& d_read,
 __device__ __forceinline__ void add_scale_gradients(float (&d_scale)[2], const Fragment& d_read,
                                                     const Square& scores, float one) {
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) d_scale[i >> 1] += element(d_read, j, i) * (scores[j][i] + one);
+    for (int i = 0; i < 4; ++i) d_scale[i >> 1] += unpacked(d_read, j, i) * (scores[j][i] + one);
   }
 }
-
-__device__ __forceinline__ void Backward::restore_hidden() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage& s) {
   const float step = step_scale();
-  Fragment a, b;
-  load_transposed(b, g1_tile(), at.quarter, at);
-  reorder(a, b);
-  update_state(w1, a, tile(Layout::kK), step, at);
-  float sums[2][2];
-  sum_over_tokens(sums, b);
-  const float change = step * at_bias_lane(sums);
-  biases += at.lane < 16 ? change : 0.0F;
+  Fragment g1_t;
+  load_transposed<F>(g1_t, s.g1, at.warp, 0, at.lane);
+  add_outer_product<F>(w1, s.k, g1_t, step, at.lane);
+  add_column_sums(L::kB1, g1_t, step);
+  __syncwarp();
+  Square z, z_bar, scores = {};
+  start_with(z, L::kB1);
+  start_with(z_bar, L::kB1);
+  read_layer<F, true>(z, z_bar, scores, s.k, s.q, w1, at);
   Fragment value;
-  Square z;
-  fill_with_bias(z, 0);
-  add_times_state(z, tile(Layout::kK), w1, at);
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z[j][2 * k]);
@@ -49,13 +48,10 @@ __device__ __forceinline__ void Backward::restore_hidden() {
       bend[2 * j + k] = pack_bf16(low.bend, high.bend);
     }
   }
-  store_fragment(slice_tile(Layout::kX2), value, at);
+  store_fragment(tile(L::kX2), value, at);
 
-  Square z_bar, scores = {};
-  fill_with_bias(z_bar, 0);
-  read_outputs(z_bar, scores, tile(Layout::kK), tile(Layout::kQ), w1, at);
-  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at), at);
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read1, b[2 * j], b[2 * j + 1]);
+  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at.g), at);
+  multiply_add(z_bar, read1, g1_t);
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z_bar[j][2 * k]);
@@ -64,72 +60,72 @@ __device__ __forceinline__ void Backward::restore_hidden() {
       slope_bar[2 * j + k] = pack_bf16(low.slope, high.slope);
     }
   }
-  store_fragment(slice_tile(Layout::kX2Bar), value, at);
+  store_fragment(tile(L::kX2Bar), value, at);
 }
 
-__device__ __forceinline__ void Backward::restore_output() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::restore_output(const BackwardStage& s) {
   const float step = step_scale();
-  Fragment a, b;
-  load_transposed(b, tile(Layout::kG2), at.quarter, at);
-  reorder(a, b);
-  update_state(w2, a, slice_tile(Layout::kX2), step, at);
-  if (at.slice == 0) add_column_sums(Layout::kB2, b, step);
-  Square z = {};
-  add_times_state(z, slice_tile(Layout::kX2), w2, at);
-  send(Layout::kPartial, z);
-  Square z_bar = {}, scores = {};
-  read_outputs(z_bar, scores, slice_tile(Layout::kX2), slice_tile(Layout::kX2Bar), w2, at);
+  Fragment g2_t;
+  load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
+  add_outer_product<F>(w2, tile(L::kX2), g2_t, step, at.lane);
+  add_column_sums(L::kB2, g2_t, step);
+  Square z = {}, z_bar = {}, scores = {};
+  read_layer<F, true>(z, z_bar, scores, tile(L::kX2), tile(L::kX2Bar), w2, at);
+  send<F, true>(floats(L::kZ2), z, at);
   Fragment read2;
-  read_weights(read2, scores, one(), RowScales(in.token_scale, at), at);
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(z_bar[j], read2, b[2 * j], b[2 * j + 1]);
-  send(Layout::kDZ1Bar, z_bar);
-  publish(matrix(), w2, at);
+  read_weights(read2, scores, one(), RowScales(in.token_scale, at.g), at);
+  multiply_add(z_bar, read2, g2_t);
+  send<F, true>(floats(L::kZ2Bar), z_bar, at);
+  publish<F>(matrix(), w2, at);
 }
 
 /// d_Z2' through the output's LayerNorm, and what the inner loss needs later.
-__device__ __forceinline__ void Backward::output_rows() {
-  const float* const b2 = floats(Layout::kB2) + 2 * at.lane;
-  float z[2] = {b2[0], b2[1]};
-  float z_bar[2] = {b2[0], b2[1]};
-  add_partials(z, Layout::kPartial);
-  add_partials(z_bar, Layout::kDZ1Bar);
-  const std::uint32_t k = pair_at(tile(Layout::kK), at.token, 2 * at.lane);
-  const std::uint32_t v = pair_at(tile(Layout::kV), at.token, 2 * at.lane);
-  const LaneNorm norm(in, pair.head, at);
-  float gap[2];
-  inner_loss_gap(gap, k, v, norm);
-  const InnerLossRow loss = inner_loss_row(z, gap, norm, norm.mean_square());
-  for (int e = 0; e < 2; ++e) n[e] = loss.n[e];
-  if (at.lane == 0) {
-    float* const kept = floats(Layout::kLoss) + 3 * at.token;
-    kept[0] = loss.rstd;
-    kept[1] = loss.mean_u;
-    kept[2] = loss.mean_un;
+template <int F>
+__device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s) {
+  if (!at.owns_token()) return;
+  OwnedRow<F>& own = owned();
+  const LaneNorm<F> norm(in, head, at.lane);
+  LaneRow<F> z, z_bar;
+  load_row<F>(z, floats(L::kB2), at.lane);
+  load_row<F>(z_bar, floats(L::kB2), at.lane);
+  add_partials<F, true>(z, floats(L::kZ2), at);
+  add_partials<F, true>(z_bar, floats(L::kZ2Bar), at);
+  std::uint32_t k[kLanePairs<F>], v[kLanePairs<F>];
+  load_words<F>(k, s.k, at.token(), at.lane);
+  load_words<F>(v, s.v, at.token(), at.lane);
+  inner_loss_row<F>(own.loss, z, k, v, norm, norm.mean_square());
+
+  const NormalizedRow<F> row(z_bar);
+  load_words<F>(own.d_out, s.d_out, at.token(), at.lane);
+  LaneRow<F> d_n;
+  float mean[2] = {};  // of d_n and d_n n
+  for (int e = 0; e < kLaneFeatures<F>; ++e) {
+    const float d = (e & 1) != 0 ? high_bf16(own.d_out[e / 2]) : low_bf16(own.d_out[e / 2]);
+    d_n[e] = norm.weight[e] * d;
+    mean[0] += d_n[e];
+    mean[1] += d_n[e] * row.n[e];
+    own.d_weight[e] += d * row.n[e];
+    own.d_bias[e] += d;
   }
-  const NormalizedRow row = normalize_row(z_bar);
-  std::uint32_t& place = pair_at(tile(Layout::kDOut), at.token, 2 * at.lane);
-  d_out = place;
-  const float d[2] = {low_bf16(d_out), high_bf16(d_out)};
-  const float d_n[2] = {norm.weight[0] * d[0], norm.weight[1] * d[1]};
-  float mean[2] = {d_n[0] + d_n[1], d_n[0] * row.n[0] + d_n[1] * row.n[1]};
-  mean_over_features(mean);
-  for (int e = 0; e < 2; ++e) {
-    d_weight[e] += d[e] * row.n[e];
-    d_bias[e] += d[e];
-  }
-  place = pack_bf16((d_n[0] - mean[0] - row.n[0] * mean[1]) * row.rstd,
-                    (d_n[1] - mean[0] - row.n[1] * mean[1]) * row.rstd);
+  mean_over_features<F>(mean);
+  for_each_pair<F>(at.lane, [&](int i, int feature) {
+    const auto d_z = [&](int e) { return (d_n[e] - mean[0] - row.n[e] * mean[1]) * row.rstd; };
+    send_to_all<true>(pair_at<F>(s.d_out, at.token(), feature),
+                      pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+  });
 }
 
-__device__ __forceinline__ void Backward::hidden_gradients() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStage& s) {
   const float step = step_scale();
-  const std::byte* const d_z2_bar = tile(Layout::kDOut);
-  const std::byte* const x2 = slice_tile(Layout::kX2);
-  const std::byte* const x2_bar = slice_tile(Layout::kX2Bar);
+  const std::byte* const d_z2_bar = s.d_out;
+  const std::byte* const x2 = tile(L::kX2);
+  const std::byte* const x2_bar = tile(L::kX2Bar);
   Square u = {};  // g2 W2^T
-  add_times_matrix(u, tile(Layout::kG2), matrix(), at);
+  add_times_matrix(u, s.g2, matrix(), at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) u[j][i] *= element(bend, j, i);
+    for (int i = 0; i < 4; ++i) u[j][i] *= unpacked(bend, j, i);
   }
   pack(bend, u);
 
@@ -138,242 +134,250 @@ __device__ __forceinline__ void Backward::hidden_gradients() {
   {
     Fragment d_read2;
     Square d = {};
-    add_rows_by_rows(d, d_z2_bar, tile(Layout::kG2), at);
-    causal_scores(d, d_read2, d_scores, RowScales(in.token_scale, at), at);
-    if (at.quarter == 0) {
+    add_rows_by_rows(d, d_z2_bar, s.g2, at);
+    causal_scores(d, d_read2, d_scores, RowScales(in.token_scale, at.g), at);
+    if (at.warp == 0) {
       Square scores = {};
       add_rows_by_rows(scores, x2_bar, x2, at);
       add_scale_gradients(d_scale, d_read2, scores, one());
     }
   }
-  Fragment b, packed;
+  Fragment x_t, packed;
   Square d_z1_bar = {};
   add_times_matrix(d_z1_bar, d_z2_bar, matrix(), at);
-  load_transposed(b, x2, at.quarter, at);
+  load_transposed<F>(x_t, x2, at.warp, 0, at.lane);
+  multiply_add(d_z1_bar, d_scores, x_t);
   for (int j = 0; j < 2; ++j) {
-    mma_m16n8k16(d_z1_bar[j], d_scores, b[2 * j], b[2 * j + 1]);
-    for (int i = 0; i < 4; ++i) d_z1_bar[j][i] *= element(slope_bar, j, i);
+    for (int i = 0; i < 4; ++i) d_z1_bar[j][i] *= unpacked(slope_bar, j, i);
   }
   pack(packed, d_z1_bar);
-  store_fragment(slice_tile(Layout::kDZ1Bar), packed, at);
-  through_hidden_step(packed);
+  store_fragment(tile(L::kDZ1Bar), packed, at);
+  through_hidden_step(s, packed);
 
   // X2 takes part in the scores and, through the step, in the next state.
   Square d_x2 = {};
-  add_times_wide_columns(d_x2, tile(Layout::kG2), wide(Layout::kDW2), at);
-  transpose(packed, d_scores);
-  load_transposed(b, x2_bar, at.quarter, at);
+  add_times_wide_columns(d_x2, s.g2, floats(L::kDW2), at);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) d_x2[j][i] *= -step;
-    mma_m16n8k16(d_x2[j], packed, b[2 * j], b[2 * j + 1]);
+  }
+  transpose_matrix(packed, d_scores);
+  load_transposed<F>(x_t, x2_bar, at.warp, 0, at.lane);
+  multiply_add(d_x2, packed, x_t);
+  for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
-      d_x2[j][i] = element(d_z1, j, i) + d_x2[j][i] * element(slope, j, i);
+      d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);
     }
   }
   pack(d_z1, d_x2);
 }
 
 /// To g1 = u phi'(Z1), by the first layer's read and by its step; through g1 to u, and to Z1 in its slope.
-__device__ __forceinline__ void Backward::through_hidden_step(const Fragment& packed_d_z1_bar) {
+template <int F>
+__device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardStage& s,
+                                                                 const Fragment& packed_d_z1_bar) {
   const float step = step_scale();
-  Fragment a, b;
-  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(packed_d_z1_bar[i]);
   Square d_g1;  // first of the step: what W1 and b1 were changed by
-  fill_with_bias(d_g1, 16);
-  add_times_wide_rows(d_g1, tile(Layout::kK), wide(Layout::kDW1), at);
-  Fragment g1;
-  load_fragment(g1, g1_tile(), at.quarter, at);
-  transpose(a, read1);
+  start_with(d_g1, L::kDB1);
+  add_times_wide_rows(d_g1, s.k, floats(L::kDW1), at);
+  Fragment g1, d_z1_bar_t, read1_t;
+  load_rows<F>(g1, s.g1, at.warp, at.lane);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
-      d_step -= element(g1, j, i) * d_g1[j][i];
+      d_step -= unpacked(g1, j, i) * d_g1[j][i];
       d_g1[j][i] *= -step;
     }
-    mma_m16n8k16(d_g1[j], a, b[2 * j], b[2 * j + 1]);
   }
+  transpose_matrix(read1_t, read1);
+  transpose_blocks(d_z1_bar_t, packed_d_z1_bar);
+  multiply_add(d_g1, read1_t, d_z1_bar_t);
   Square d_u;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
-      d_u[j][i] = d_g1[j][i] * element(slope, j, i);
-      d_g1[j][i] *= element(bend, j, i);  // which by now is u phi''(Z1)
+      d_u[j][i] = d_g1[j][i] * unpacked(slope, j, i);
+      d_g1[j][i] *= unpacked(bend, j, i);  // which by now is u phi''(Z1)
     }
   }
   pack(d_z1, d_g1);
   Fragment packed;
   pack(packed, d_u);
-  store_fragment(slice_tile(Layout::kDU), packed, at);
+  store_fragment(tile(L::kDU), packed, at);
 }
 
-__device__ __forceinline__ void Backward::send_step_gradient() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::send_step_gradient(const BackwardStage& s) {
   const float step = step_scale();
-  const std::byte* const x2 = slice_tile(Layout::kX2);
+  const std::byte* const x2 = tile(L::kX2);
   Square d_g2 = {};  // first of the step; b2's part, and that of d_b2, are the owners'
-  add_times_wide_rows(d_g2, x2, wide(Layout::kDW2), at);
+  add_times_wide_rows(d_g2, x2, floats(L::kDW2), at);
   Fragment g2;
-  load_fragment(g2, tile(Layout::kG2), at.quarter, at);
+  load_rows<F>(g2, s.g2, at.warp, at.lane);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
-      d_step -= element(g2, j, i) * d_g2[j][i];
+      d_step -= unpacked(g2, j, i) * d_g2[j][i];
       d_g2[j][i] *= -step;
     }
   }
-  add_times_state(d_g2, slice_tile(Layout::kDU), w2, at);
+  add_times_state<F>(d_g2, tile(L::kDU), w2, at);
   Square scores = {};
-  add_rows_by_rows(scores, slice_tile(Layout::kX2Bar), x2, at);
-  Fragment read2, a, b;
-  read_weights(read2, scores, one(), RowScales(in.token_scale, at), at);
-  transpose(a, read2);
-  load_transposed(b, tile(Layout::kDOut), at.quarter, at);
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(d_g2[j], a, b[2 * j], b[2 * j + 1]);
-  send(Layout::kPartial, d_g2);
+  add_rows_by_rows(scores, tile(L::kX2Bar), x2, at);
+  Fragment read2, read2_t, d_z2_bar_t;
+  read_weights(read2, scores, one(), RowScales(in.token_scale, at.g), at);
+  transpose_matrix(read2_t, read2);
+  load_transposed<F>(d_z2_bar_t, s.d_out, at.warp, 0, at.lane);
+  multiply_add(d_g2, read2_t, d_z2_bar_t);
+  send<F, true>(floats(L::kZ2), d_g2, at);
 }
 
 /// Through G2, the gradient of the inner loss, to Z2 and the target v - k.
-__device__ __forceinline__ void Backward::inner_rows() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) {
+  if (!at.owns_token()) return;
   const float step = step_scale();
-  const float* const d_b2 = floats(Layout::kDB2) + 2 * at.lane;
-  float d_g2[2] = {-step * d_b2[0], -step * d_b2[1]};
-  add_partials(d_g2, Layout::kPartial);
-  const std::uint32_t g2 = pair_at(tile(Layout::kG2), at.token, 2 * at.lane);
-  d_step -= low_bf16(g2) * d_b2[0] + high_bf16(g2) * d_b2[1];
+  LaneRow<F> d_b2, d_g2;
+  load_row<F>(d_b2, floats(L::kDB2), at.lane);
+  std::uint32_t g2[kLanePairs<F>];
+  load_words<F>(g2, s.g2, at.token(), at.lane);
+  for (int e = 0; e < kLaneFeatures<F>; ++e) {
+    d_g2[e] = -step * d_b2[e];
+    d_step -= ((e & 1) != 0 ? high_bf16(g2[e / 2]) : low_bf16(g2[e / 2])) * d_b2[e];
+  }
+  add_partials<F, true>(d_g2, floats(L::kZ2), at);
 
-  const LaneNorm norm(in, pair.head, at);
-  float gap[2];
-  inner_loss_gap(gap, pair_at(tile(Layout::kK), at.token, 2 * at.lane),
-                 pair_at(tile(Layout::kV), at.token, 2 * at.lane), norm);
-  const float* const kept = floats(Layout::kLoss) + 3 * at.token;
-  const InnerLossRow loss = {{n[0], n[1]},
-                             {norm.weight[0] * n[0] + gap[0], norm.weight[1] * n[1] + gap[1]},
-                             kept[0],
-                             kept[1],
-                             kept[2]};
-  const float rate = floats(Layout::kRates)[at.token];
-  const float d_g[2] = {rate * d_g2[0], rate * d_g2[1]};
+  const LaneNorm<F> norm(in, head, at.lane);
+  OwnedRow<F>& own = owned();
+  const InnerLossRow<F> loss = own.loss;
+  const float rate = s.rates[at.token()];
   float mean[3] = {};  // of d_g, d_g n and d_g2 G2
-  for (int e = 0; e < 2; ++e) {
-    mean[0] += d_g[e];
-    mean[1] += d_g[e] * loss.n[e];
+  for (int e = 0; e < kLaneFeatures<F>; ++e) {
+    mean[0] += rate * d_g2[e];
+    mean[1] += rate * d_g2[e] * loss.n[e];
     mean[2] += d_g2[e] * loss.gradient(e, norm.weight[e]);
   }
-  mean_over_features(mean);
-  float d_n[2];
+  mean_over_features<F>(mean);
+  LaneRow<F> d_n;
   float mean_d_n[2] = {};  // of d_n and d_n n
-  for (int e = 0; e < 2; ++e) {
+  for (int e = 0; e < kLaneFeatures<F>; ++e) {
+    const float d_g = rate * d_g2[e];
     const float u = norm.weight[e] * loss.e[e];
-    const float d_u = (d_g[e] - mean[0] - loss.n[e] * mean[1]) * loss.rstd;
-    d_e[e] = norm.weight[e] * d_u;
-    d_n[e] = norm.weight[e] * d_e[e] - (d_g[e] * loss.mean_un + u * mean[1]) * loss.rstd;
-    d_weight[e] += loss.e[e] * d_u + loss.n[e] * d_e[e];
-    d_bias[e] += d_e[e];
+    const float d_u = (d_g - mean[0] - loss.n[e] * mean[1]) * loss.rstd;
+    const float d_e = norm.weight[e] * d_u;
+    d_n[e] = norm.weight[e] * d_e - (d_g * loss.mean_un + u * mean[1]) * loss.rstd;
+    own.d_e[e] = d_e;
+    own.d_weight[e] += loss.e[e] * d_u + loss.n[e] * d_e;
+    own.d_bias[e] += d_e;
     mean_d_n[0] += d_n[e];
     mean_d_n[1] += d_n[e] * loss.n[e];
   }
-  mean_over_features(mean_d_n);
+  mean_over_features<F>(mean_d_n);
   const float along_n = mean_d_n[1] + rate * mean[2];  // the second: G2 is proportional to rstd
-  pair_at(tile(Layout::kV), at.token, 2 * at.lane) =
-      pack_bf16((d_n[0] - mean_d_n[0] - loss.n[0] * along_n) * loss.rstd,
-                (d_n[1] - mean_d_n[0] - loss.n[1] * along_n) * loss.rstd);
-  if (at.token < count()) {
-    *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row()) = pack_bf16(-d_e[0], -d_e[1]);
-    if (at.lane == 0) arguments.d_token_lr[owned_row() / kFeatures] = kFeatures * mean[2];
-  }
+  for_each_pair<F>(at.lane, [&](int i, int feature) {
+    const auto d_z = [&](int e) {
+      return (d_n[e] - mean_d_n[0] - loss.n[e] * along_n) * loss.rstd;
+    };
+    send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+    if (!has_token()) return;
+    *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row() * F + feature) =
+        pack_bf16(-own.d_e[2 * i], -own.d_e[2 * i + 1]);
+  });
+  if (has_token() && at.lane == 0) arguments.d_token_lr[owned_row()] = F * mean[2];
 }
 
-__device__ __forceinline__ void Backward::state_gradients() {
+template <int F>
+__device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage& s) {
   const float step = step_scale();
   Square d_x2 = {};
-  add_times_matrix(d_x2, tile(Layout::kV), matrix(), at);
+  add_times_matrix(d_x2, s.v, matrix(), at);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
-      d_x2[j][i] = element(d_z1, j, i) + d_x2[j][i] * element(slope, j, i);
+      d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);
     }
   }
   pack(d_z1, d_x2);
 
   // W2 is read at X2' (d_Z2'), at X2 (d_Z2) and, transposed, by u = g2 W2^T.
-  Fragment d_z2_bar, d_z2, g2, b;
-  load_transposed(b, tile(Layout::kDOut), at.quarter, at);
-  reorder(d_z2_bar, b);
-  if (at.slice == 0) add_column_sums(Layout::kDB2, b, 1.0F);
-  load_transposed(b, tile(Layout::kV), at.quarter, at);
-  reorder(d_z2, b);
-  if (at.slice == 0) add_column_sums(Layout::kDB2, b, 1.0F);
-  load_transposed(b, tile(Layout::kG2), at.quarter, at);
-  reorder(g2, b);
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
+  Fragment d_z2_bar_t, d_z2_t, g2_t;
+  load_transposed<F>(d_z2_bar_t, s.d_out, at.warp, 0, at.lane);
+  add_column_sums(L::kDB2, d_z2_bar_t, 1.0F);
+  load_transposed<F>(d_z2_t, s.v, at.warp, 0, at.lane);
+  add_column_sums(L::kDB2, d_z2_t, 1.0F);
+  load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
+#pragma unroll 2
+  for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
-    add_outer(sum, d_z2_bar, slice_tile(Layout::kX2Bar), part, at);
-    add_outer(sum, d_z2, slice_tile(Layout::kX2), part, at);
-    add_outer(sum, g2, slice_tile(Layout::kDU), part, at);
-    add_to_wide(wide(Layout::kDW2), sum, part, at);
+    add_outer(sum, d_z2_bar_t, tile(L::kX2Bar), part, at);
+    add_outer(sum, d_z2_t, tile(L::kX2), part, at);
+    add_outer(sum, g2_t, tile(L::kDU), part, at);
+    add_to_wide(floats(L::kDW2), sum, part, at);
   }
   // d_k by way of the step of W1, while the other warps' rows of d_W1 are still those after it.
   Square stepped = {};
-  add_times_wide_columns(stepped, g1_tile(), wide(Layout::kDW1), at);
+  add_times_wide_columns(stepped, s.g1, floats(L::kDW1), at);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) d_k[j][i] = -step * stepped[j][i];
   }
 }
 
-__device__ __forceinline__ void Backward::hidden_state_gradients() {
-  store_fragment(slice_tile(Layout::kDU), d_z1, at);
-  publish(matrix(), w1, at);
-  Fragment d_z1_bar, d_z1_now, b;
-  float sums[2][2];
-  load_transposed(b, slice_tile(Layout::kDZ1Bar), at.quarter, at);
-  reorder(d_z1_bar, b);
-  sum_over_tokens(sums, b);
-  float change = at_bias_lane(sums);
-  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(d_z1[i]);
-  reorder(d_z1_now, b);
-  sum_over_tokens(sums, b);
-  change += at_bias_lane(sums);
-  biases += at.lane >= 16 ? change : 0.0F;
-#pragma unroll
-  for (int part = 0; part < 4; ++part) {
+template <int F>
+__device__ __forceinline__ void Backward<F>::hidden_state_gradients(const BackwardStage& s) {
+  store_fragment(tile(L::kDU), d_z1, at);
+  publish<F>(matrix(), w1, at);
+  Fragment d_z1_bar_t, d_z1_t;
+  load_transposed<F>(d_z1_bar_t, tile(L::kDZ1Bar), at.warp, 0, at.lane);
+  add_column_sums(L::kDB1, d_z1_bar_t, 1.0F);
+  transpose_blocks(d_z1_t, d_z1);
+  add_column_sums(L::kDB1, d_z1_t, 1.0F);
+#pragma unroll 2
+  for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
-    add_outer(sum, d_z1_bar, tile(Layout::kQ), part, at);
-    add_outer(sum, d_z1_now, tile(Layout::kK), part, at);
-    add_to_wide(wide(Layout::kDW1), sum, part, at);
+    add_outer(sum, d_z1_bar_t, s.q, part, at);
+    add_outer(sum, d_z1_t, s.k, part, at);
+    add_to_wide(floats(L::kDW1), sum, part, at);
   }
 }
 
-__device__ __forceinline__ void Backward::send_input_gradients() {
-  const std::byte* const d_z1_bar = slice_tile(Layout::kDZ1Bar);
+template <int F>
+__device__ __forceinline__ void Backward<F>::send_input_gradients(const BackwardStage& s) {
+  const std::byte* const d_z1_bar = tile(L::kDZ1Bar);
   Square d = {};
-  add_rows_by_rows(d, d_z1_bar, g1_tile(), at);
+  add_rows_by_rows(d, d_z1_bar, s.g1, at);
   Fragment d_read1, d_scores, d_scores_transposed;
-  causal_scores(d, d_read1, d_scores, RowScales(in.token_scale, at), at);
-  transpose(d_scores_transposed, d_scores);
-  if (at.quarter == 0) {
+  causal_scores(d, d_read1, d_scores, RowScales(in.token_scale, at.g), at);
+  transpose_matrix(d_scores_transposed, d_scores);
+  if (at.warp == 0) {
     Square scores = {};
-    add_rows_by_rows(scores, tile(Layout::kQ), tile(Layout::kK), at);
+    add_rows_by_rows(scores, s.q, s.k, at);
     add_scale_gradients(d_scale, d_read1, scores, 1.0F);
   }
   Square d_q = {};
   add_times_matrix(d_q, d_z1_bar, matrix(), at);
-  add_times_matrix(d_k, slice_tile(Layout::kDU), matrix(), at);
-  Fragment q, k;
-  load_transposed(k, tile(Layout::kK), at.quarter, at);
-  load_transposed(q, tile(Layout::kQ), at.quarter, at);
-  for (int j = 0; j < 2; ++j) {
-    mma_m16n8k16(d_q[j], d_scores, k[2 * j], k[2 * j + 1]);
-    mma_m16n8k16(d_k[j], d_scores_transposed, q[2 * j], q[2 * j + 1]);
-  }
-  send(Layout::kPartial, d_q);
-  send(Layout::kX2, d_k);
+  add_times_matrix(d_k, tile(L::kDU), matrix(), at);
+  Fragment q_t, k_t;
+  load_transposed<F>(k_t, s.k, at.warp, 0, at.lane);
+  load_transposed<F>(q_t, s.q, at.warp, 0, at.lane);
+  multiply_add(d_q, d_scores, k_t);
+  multiply_add(d_k, d_scores_transposed, q_t);
+  send<F, true>(floats(L::kDQ), d_q, at);
+  send<F, true>(floats(L::kDK), d_k, at);
 }
 
-/// `row` is owned_row() of the mini-batch whose gradients these are.
-__device__ __forceinline__ void Backward::input_rows(std::int64_t row, bool is_token) const {
-  float d_q[2] = {low_bf16(d_out), high_bf16(d_out)};
-  float d_key[2] = {d_e[0], d_e[1]};
-  add_partials(d_q, Layout::kPartial);
-  add_partials(d_key, Layout::kX2);
-  if (!is_token) return;
-  *reinterpret_cast<std::uint32_t*>(arguments.d_q + row) = pack_bf16(d_q[0], d_q[1]);
-  *reinterpret_cast<std::uint32_t*>(arguments.d_k + row) = pack_bf16(d_key[0], d_key[1]);
+template <int F>
+__device__ __forceinline__ void Backward<F>::input_rows() const {
+  if (!has_token()) return;
+  const OwnedRow<F>& own = owned();
+  LaneRow<F> d_query, d_key;
+  for (int e = 0; e < kLaneFeatures<F>; ++e) {
+    d_query[e] = (e & 1) != 0 ? high_bf16(own.d_out[e / 2]) : low_bf16(own.d_out[e / 2]);
+    d_key[e] = own.d_e[e];
+  }
+  add_partials<F, true>(d_query, floats(L::kDQ), at);
+  add_partials<F, true>(d_key, floats(L::kDK), at);
+  for_each_pair<F>(at.lane, [&](int i, int feature) {
+    const std::int64_t to = owned_row() * F + feature;
+    *reinterpret_cast<std::uint32_t*>(arguments.d_q + to) =
+        pack_bf16(d_query[2 * i], d_query[2 * i + 1]);
+    *reinterpret_cast<std::uint32_t*>(arguments.d_k + to) =
+        pack_bf16(d_key[2 * i], d_key[2 * i + 1]);
+  });
 }
 
 }  // namespace ttt::kernels::cuda::mlp

@@ -5,116 +5,113 @@
 namespace ttt::kernels::cuda {
 namespace mlp {
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::load_state() {
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::load_state() {
   const StatePointers& from = arguments.initial;
-  const float* const pair_w2 =
-      from.w2 + (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures;
-  float* const row_means = floats(Layout::kRowMeans) + at.local_slice * kFeatures;
+  const float* const pair_w2 = from.w2 + (std::int64_t{pair} * kHidden<F> + at.slice * F) * F;
   for (int i = 0; i < 16; ++i) {
-    const int row = 16 * at.quarter + i;
-    float mean[1] = {pair_w2[row * kFeatures + 2 * at.lane] +
-                     pair_w2[row * kFeatures + 2 * at.lane + 1]};
-    mean_over_features(mean);
-    if (at.lane == 0) row_means[row] = mean[0];
+    const int row = 16 * at.warp + i;
+    LaneRow<F> w;
+    load_row<F>(w, pair_w2 + row * F, at.lane);
+    const float mean = mean_of<F>(w);
+    if (at.lane == 0) row_means()[row] = mean;
   }
-  const float* const pair_b2 = from.b2 + pair.index * kFeatures + 2 * at.lane;
-  float mean[1] = {pair_b2[0] + pair_b2[1]};
-  mean_over_features(mean);
+  LaneRow<F> b2;
+  load_row<F>(b2, from.b2 + std::int64_t{pair} * F, at.lane);
+  const float mean = mean_of<F>(b2);
   if (threadIdx.x < 32) {
-    for (int e = 0; e < 2; ++e) floats(Layout::kB2)[2 * at.lane + e] = pair_b2[e] - mean[0];
-    if (at.lane == 0) floats(Layout::kB2Mean)[0] = mean[0];
+    for_each_pair<F>(at.lane, [&](int i, int feature) {
+      for (int e = 0; e < 2; ++e) floats(L::kB2)[feature + e] = b2[2 * i + e] - mean;
+    });
+    if (at.lane == 0) floats(L::kB2Mean)[0] = mean;
   }
-  slice_barrier(at);
-  const float* const pair_w1 =
-      from.w1 + std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
+  slice_barrier();
+  const float* const pair_w1 = from.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
-    w1[tile][i] = pair_w1[column * kHidden + row];
-    w2[tile][i] = pair_w2[column * kFeatures + at.first_output() + row] - row_means[column];
+    w1[tile][i] = pair_w1[column * kHidden<F> + row];
+    w2[tile][i] = pair_w2[column * F + at.first_output() + row] - row_means()[column];
   });
   for_each_bias(at, [&](int j, int e, int column) {
-    b1[j][e] = from.b1[pair.index * kHidden + at.first_hidden() + column];
+    b1[j][e] = from.b1[pair * kHidden<F> + at.first_hidden() + column];
   });
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::store_state(const StatePointers& to,
-                                                               bool with_means) const {
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::store_state(const StatePointers& to,
+                                                                  bool with_means) const {
   if (to.w1 == nullptr) return;
-  float* const pair_w1 = to.w1 + std::int64_t{pair.index} * kFeatures * kHidden + at.first_hidden();
+  float* const pair_w1 = to.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   float* const pair_w2 =
-      to.w2 + (std::int64_t{pair.index} * kHidden + at.slice * 64) * kFeatures + at.first_output();
-  const float* const row_means = floats(Layout::kRowMeans) + at.local_slice * kFeatures;
+      to.w2 + (std::int64_t{pair} * kHidden<F> + at.slice * F) * F + at.first_output();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
-    pair_w1[column * kHidden + row] = w1[tile][i];
-    pair_w2[column * kFeatures + row] = w2[tile][i] + (with_means ? row_means[column] : 0.0F);
+    pair_w1[column * kHidden<F> + row] = w1[tile][i];
+    pair_w2[column * F + row] = w2[tile][i] + (with_means ? row_means()[column] : 0.0F);
   });
   if (at.g == 0) {
     for_each_bias(at, [&](int j, int e, int column) {
-      to.b1[pair.index * kHidden + at.first_hidden() + column] = b1[j][e];
+      to.b1[pair * kHidden<F> + at.first_hidden() + column] = b1[j][e];
     });
   }
-  if (at.slice == 0 && at.quarter < 2) {
-    const int feature = 32 * at.quarter + at.lane;
-    to.b2[pair.index * kFeatures + feature] =
-        floats(Layout::kB2)[feature] + (with_means ? floats(Layout::kB2Mean)[0] : 0.0F);
+  const int feature = 32 * at.warp + at.lane;
+  if (at.slice == 0 && feature < F) {
+    to.b2[std::int64_t{pair} * F + feature] =
+        floats(L::kB2)[feature] + (with_means ? floats(L::kB2Mean)[0] : 0.0F);
   }
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::run() {
-  for (int i = 0; i < Layout::kStages - 1; ++i) load_stage(i);
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::run() {
+  for (int m = 0; m < L::kStages - 1; ++m) load_stage(m);
   load_state();
-  publish(w2_matrix(), w2, at);
-  copy_async_wait<Layout::kStages - 2>();
+  publish<F>(w2_matrix(), w2, at);
+  copy_async_wait<L::kStages - 2>();
   pair_barrier();  // in a cluster also: every block has started before anyone stores into it
-  const int count = (in.num_tokens + kTokens - 1) / kTokens;
+  const int count = rows.num_mini_batches();
 #pragma unroll 1
-  for (int mini_batch = 0; mini_batch <= count; ++mini_batch) {
-    const ForwardStage s = stage(mini_batch);
-    const bool is_live = mini_batch < count;  // the last round only writes outputs
-    std::byte* const x2 = x2_tile(mini_batch);
-    if (is_live) {
+  for (int m = 0; m <= count; ++m) {
+    const ForwardStage s = stage(m);
+    std::byte* const x2 = x2_tile(m);
+    if (m < count) {  // the last round only writes outputs
       begin_phase();
       hidden_layer(s, x2);
-      slice_barrier(at);
+      slice_barrier();
       begin_phase();
       send_output(x2);
     }
-    copy_async_wait<Layout::kStages - 3>();
+    copy_async_wait<L::kStages - 3>();
     pair_barrier();  // partial sums; also the next stage is there, and the one before is free
-    load_stage(mini_batch + Layout::kStages - 1);
+    load_stage(m + L::kStages - 1);
     begin_phase();
-    finish_tokens(s, mini_batch > 0, is_live);
-    if (!is_live) break;
+    finish_tokens(s, m);
+    if (m == count) break;
     pair_barrier();
-    const float step = in.token_scale[s.count - 1];
+    const float step = in.token_scale[rows.count(m) - 1];
     begin_phase();
-    step_hidden(s, step);
-    slice_barrier(at);
+    step_hidden(s, m, step);
+    slice_barrier();
     begin_phase();
     read_and_step(x2, step);
   }
   store_state(arguments.checkpoint, false);
   store_state(arguments.final_state, true);
-  if constexpr (kCluster) cluster_barrier();  // nobody may end while others can still store into it
 }
 
 namespace {
 
-template <bool kCluster>
-__global__ void __launch_bounds__(ForwardLayout<kCluster>::kThreads, kCluster ? 2 : 1)
+template <int F, bool kCluster>
+__global__ void __launch_bounds__(ForwardLayout<F, kCluster>::kThreads, kCluster&& F == 64 ? 2 : 1)
     forward_kernel(ForwardArguments arguments) {
-  Forward<kCluster>(arguments, dynamic_shared_memory()).run();
+  if constexpr (kHasClusters || !kCluster) {
+    Forward<F, kCluster>(arguments, dynamic_shared_memory()).run();
+  }
 }
 
-template <bool kCluster>
+template <int F, bool kCluster>
 void launch_forward(const ForwardArguments& arguments, std::int64_t num_pairs, Stream& stream) {
-  using Layout = ForwardLayout<kCluster>;
+  using L = ForwardLayout<F, kCluster>;
   const auto blocks = static_cast<unsigned>(kCluster ? num_pairs * kSlices : num_pairs);
-  launch(forward_kernel<kCluster>,
-         {dim3(blocks), dim3(Layout::kThreads), Layout::kBytes, kCluster ? kSlices : 1U}, stream,
-         arguments);
+  launch(forward_kernel<F, kCluster>,
+         {dim3(blocks), dim3(L::kThreads), L::kBytes, kCluster ? kSlices : 1U}, stream, arguments);
 }
 
 /// From this many pairs on one block each fills the device: an H200 has 132 multiprocessors.
@@ -128,30 +125,37 @@ void fused_mlp_forward_as(MlpShape shape, const TttInputs& inputs, const TttStat
                           Stream& stream) {
   const Shape& rows = inputs.q.shape();
   const std::int64_t num_pairs = rows[0] * rows[2];
-  mlp::ForwardArguments arguments{};
-  arguments.inputs = mlp::pointers(inputs);
-  arguments.initial = mlp::pointers(initial);
-  arguments.final_state = mlp::pointers(final_state);
-  arguments.out = out.data<BFloat16>();
-  if (saved != nullptr) {
-    saved->checkpoints = Tensor({num_pairs * mlp::kStateSize}, DType::kF32);
-    saved->step_gradients = Tensor(rows, DType::kBF16);
-    saved->hidden_step_gradients = Tensor({rows[0], rows[1], rows[2], mlp::kHidden}, DType::kBF16);
-    arguments.checkpoint = mlp::pointers(saved->checkpoints, num_pairs);
-    arguments.step_gradients = saved->step_gradients.data<BFloat16>();
-    arguments.hidden_step_gradients = saved->hidden_step_gradients.data<BFloat16>();
-  }
-  if (shape == MlpShape::kCluster) {
-    mlp::launch_forward<true>(arguments, num_pairs, stream);
-  } else {
-    mlp::launch_forward<false>(arguments, num_pairs, stream);
-  }
+  fused::expect_countable_rows(inputs.q);
+  fused::visit_head_dim(rows[3], [&](auto head_dim) {
+    constexpr int F = decltype(head_dim)::value;
+    mlp::ForwardArguments arguments{};
+    arguments.in = mlp::pointers(inputs);
+    arguments.initial = mlp::pointers(initial);
+    arguments.final_state = mlp::pointers(final_state);
+    arguments.out = out.data<BFloat16>();
+    if (saved != nullptr) {
+      saved->checkpoints = Tensor({num_pairs * mlp::kStateSize<F>}, DType::kF32);
+      saved->step_gradients = Tensor(rows, DType::kBF16);
+      saved->hidden_step_gradients =
+          Tensor({rows[0], rows[1], rows[2], mlp::kHidden<F>}, DType::kBF16);
+      arguments.checkpoint = mlp::pointers<F>(saved->checkpoints, num_pairs);
+      arguments.step_gradients = saved->step_gradients.data<BFloat16>();
+      arguments.hidden_step_gradients = saved->hidden_step_gradients.data<BFloat16>();
+    }
+    if (shape == MlpShape::kCluster) {
+      mlp::launch_forward<F, true>(arguments, num_pairs, stream);
+    } else if constexpr (F == 64) {
+      mlp::launch_forward<F, false>(arguments, num_pairs, stream);
+    } else {
+      fail(ExitCode::kInternal, "TTT-MLP with head dim {} needs a cluster of blocks", F);
+    }
+  });
 }
 
 void fused_mlp_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
                        const TttState& final_state, TttSaved* saved, Stream& stream) {
   const std::int64_t num_pairs = inputs.q.size(0) * inputs.q.size(2);
-  const bool use_cluster = num_pairs < mlp::kPairsThatFill && compute_capability() >= kHopper;
+  const bool use_cluster = num_pairs < mlp::kPairsThatFill || inputs.q.size(3) != 64;
   fused_mlp_forward_as(use_cluster ? MlpShape::kCluster : MlpShape::kOneBlock, inputs, initial, out,
                        final_state, saved, stream);
 }

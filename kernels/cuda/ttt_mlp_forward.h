@@ -1,7 +1,7 @@
 #pragma once
 // The fused forward of TTT-MLP on one pair; ttt_mlp.h tells how a pair lies on the warps.
 //
-// One mini-batch, with the barriers between its phases (slice: the four warps of a slice; pair: all of a pair's warps):
+// One mini-batch, with the barriers between its phases (slice: the warps of a slice; pair: all of a pair's warps):
 //   hidden_layer        Z1 = k W1 + b1, Z1' without the step; X2 = phi(Z1)                      slice
 //   send_output         Z2's partial sums over the slice to the tokens' owners                  pair
 //   finish_tokens       owners: out of the previous mini-batch; l G2 of this one to everyone    pair
@@ -15,70 +15,78 @@
 namespace ttt::kernels::cuda::mlp {
 
 struct ForwardArguments {
-  Inputs inputs;
+  Inputs in;
   StatePointers initial, final_state, checkpoint;
   BFloat16 *out, *step_gradients, *hidden_step_gradients;  // the last two null when not saved
 };
 
-template <bool kCluster>
+template <int F, bool kCluster>
 struct ForwardLayout {
   static constexpr int kLocalSlices = kCluster ? 1 : kSlices;
-  static constexpr int kOwnedTokens =
-      kCluster ? kTokens / kSlices : kTokens;  // by this block's warps
-  static constexpr int kThreads = kLocalSlices * kSliceThreads;
+  static constexpr int kThreads = kLocalSlices * Layout<F>::kThreads;
+  static constexpr int kTileBytes = Layout<F>::kTileBytes;
   static constexpr int kStages = 3;
-  static constexpr int kStageBytes = 3 * kTileBytes + 128;  // k, q, v, token_lr
-  static constexpr int kPartialBytes = kSlices * kOwnedTokens * kFeatures * 4;
+  static constexpr int kStageBytes = 3 * kTileBytes + Layout<F>::kRateBytes;  // k, q, v
+  static constexpr int kMatrixBytes = F * Layout<F>::kRowBytes;
+  static constexpr int kPartialBytes = kLocalSlices * kTokens * F * 4;
   // Byte offsets. X2 has two buffers: the next mini-batch's is written while slower warps still read this one's.
   static constexpr int kX2 = kStages * kStageBytes;
   static constexpr int kX2Bar = kX2 + 2 * kLocalSlices * kTileBytes;
   static constexpr int kG2 = kX2Bar + kLocalSlices * kTileBytes;
   static constexpr int kW2 = kG2 + kTileBytes;
-  static constexpr int kZ2 = kW2 + kLocalSlices * kFeatures * kFeatures * 2;
+  static constexpr int kZ2 = kW2 + kLocalSlices * kMatrixBytes;
   static constexpr int kZ2Bar = kZ2 + kPartialBytes;
   static constexpr int kB2 = kZ2Bar + kPartialBytes;
-  static constexpr int kRowMeans = kB2 + kFeatures * 4;  // of the initial W2
-  static constexpr int kB2Mean = kRowMeans + kLocalSlices * kFeatures * 4;
+  static constexpr int kRowMeans = kB2 + F * 4;  // of the initial W2
+  static constexpr int kB2Mean = kRowMeans + kLocalSlices * F * 4;
   static constexpr int kBytes = kB2Mean + 16;
 };
 
 /// A mini-batch's inputs in shared memory.
 struct ForwardStage {
   std::byte *k, *q, *v;
-  const float* rates;
-  int begin;  // its first token
-  int count;  // of tokens, fewer than 16 in the last one
+  float* rates;
 };
 
 /// One thread's part of a pair.
-template <bool kCluster>
+template <int F, bool kCluster>
 struct Forward {
-  using Layout = ForwardLayout<kCluster>;
+  using L = ForwardLayout<F, kCluster>;
 
   const ForwardArguments& arguments;
   const Inputs& in;
   std::byte* const shared;
-  Place at;
-  const Pair pair;
+  Place<F> at;
+  const int pair, head;
+  const PairRows rows;
   const float mean_square;  // of gamma
-  StateTile w1, w2;         // transposed
+  StateTile<F> w1, w2;
   float b1[2][2];
   // From one phase to the next.
   Square z1_bar;
   Fragment slope, weights;
-  std::uint32_t previous_q = 0;  // of the row whose output is still to be written
+  std::uint32_t previous_q[kLanePairs<F>] = {};  // of the row whose output is still to be written
 
   __device__ Forward(const ForwardArguments& all, std::byte* shared_bytes)
       : arguments(all),
-        in(all.inputs),
+        in(all.in),
         shared(shared_bytes),
         at(place()),
-        pair(kCluster ? blockIdx.x / kSlices : blockIdx.x, in),
-        mean_square(LaneNorm(in, pair.head, at).mean_square()) {}
+        pair(static_cast<int>(kCluster ? blockIdx.x / kSlices : blockIdx.x)),
+        head(pair % in.heads),
+        rows(fused::rows_of_pair(static_cast<unsigned>(pair), in)),
+        mean_square(LaneNorm<F>(in, head, at.lane).mean_square()) {}
 
-  __device__ static Place place() { return Place(kCluster ? cluster_rank() : -1); }
+  __device__ static Place<F> place() { return Place<F>(kCluster ? cluster_rank() : -1); }
   /// Addresses of one phase are not kept for the next one.
   __device__ void begin_phase() { at = place(); }
+  __device__ void slice_barrier() const {
+    if constexpr (kCluster) {
+      __syncthreads();
+    } else {
+      named_barrier(1 + at.local_slice, Layout<F>::kThreads);
+    }
+  }
   __device__ static void pair_barrier() {
     if constexpr (kCluster) {
       cluster_barrier();
@@ -88,96 +96,64 @@ struct Forward {
   }
 
   __device__ std::byte* slice_tile(int offset) const {
-    return shared + offset + at.local_slice * kTileBytes;
+    return shared + offset + at.local_slice * L::kTileBytes;
   }
-  __device__ std::byte* x2_tile(int mini_batch) const {
-    const int buffer = mini_batch & 1;
-    return slice_tile(Layout::kX2 + buffer * Layout::kLocalSlices * kTileBytes);
+  __device__ std::byte* x2_tile(int m) const {
+    return slice_tile(L::kX2 + m % 2 * L::kLocalSlices * L::kTileBytes);
   }
   __device__ std::byte* w2_matrix() const {
-    return shared + Layout::kW2 + at.local_slice * kFeatures * kFeatures * 2;
+    return shared + L::kW2 + at.local_slice * L::kMatrixBytes;
   }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
+  __device__ float* row_means() const { return floats(L::kRowMeans) + at.local_slice * F; }
+  /// What every block has a copy of is done by one slice of each.
+  __device__ bool is_first_of_block() const { return kCluster || at.slice == 0; }
 
-  __device__ ForwardStage stage(int mini_batch) const {
-    std::byte* const bytes = shared + mini_batch % Layout::kStages * Layout::kStageBytes;
-    const int begin = mini_batch * kTokens;
-    const int left = in.num_tokens - begin;
-    return {bytes,
-            bytes + kTileBytes,
-            bytes + 2 * kTileBytes,
-            reinterpret_cast<const float*>(bytes + 3 * kTileBytes),
-            begin,
-            left < kTokens ? left : kTokens};
+  __device__ ForwardStage stage(int m) const {
+    std::byte* const bytes = shared + m % L::kStages * L::kStageBytes;
+    return {bytes, bytes + L::kTileBytes, bytes + 2 * L::kTileBytes,
+            reinterpret_cast<float*>(bytes + 3 * L::kTileBytes)};
   }
 
-  /// Queues the copies; beyond the sequence an empty group, so that every mini-batch is one group.
-  __device__ void load_stage(int mini_batch) const {
-    if (mini_batch * kTokens < in.num_tokens) {
-      const ForwardStage s = stage(mini_batch);
-      const std::int64_t row = pair.row(s.begin);
-      const int thread = static_cast<int>(threadIdx.x);
-      const int copier = thread % kSliceThreads;
+  /// Queues the copies of mini-batch m; beyond the sequence an empty group, so that every mini-batch is one group.
+  __device__ void load_stage(int m) const {
+    if (m < rows.num_mini_batches()) {
+      const ForwardStage s = stage(m);
+      const std::int64_t first = rows.row(m * kTokens) * F;
+      const std::int64_t stride = std::int64_t{in.heads} * F;
+      const int count = rows.count(m);
+      const int thread = 32 * at.warp + at.lane;
       // With four slices, each of the first three loads one tensor and the last one the rates.
-      if (kCluster || at.slice == 0) load_tile(s.k, in.k + row, pair.stride, s.count, copier);
-      if (kCluster || at.slice == 1) load_tile(s.q, in.q + row, pair.stride, s.count, copier);
-      if (kCluster || at.slice == 2) load_tile(s.v, in.v + row, pair.stride, s.count, copier);
-      if ((kCluster || at.slice == 3) && copier < kTokens) {
-        load_rates(const_cast<float*>(s.rates), in.token_lr + row / kFeatures, in.num_heads,
-                   s.count, copier);
-      }
+      const auto is_mine = [&](int slice) { return kCluster || at.slice == slice; };
+      if (is_mine(0)) fused::copy_tile_async<F>(s.k, in.k + first, stride, count, thread);
+      if (is_mine(1)) fused::copy_tile_async<F>(s.q, in.q + first, stride, count, thread);
+      if (is_mine(2)) fused::copy_tile_async<F>(s.v, in.v + first, stride, count, thread);
+      if (is_mine(3)) fused::copy_rates_async(s.rates, in.token_lr, rows, m, thread);
     }
     copy_async_commit();
-  }
-
-  /// A partial sum of two neighbouring features goes to the warp that owns the token.
-  __device__ void send(float* partial, int token, int column, float low, float high) const {
-    if constexpr (kCluster) {
-      const int row = at.slice * Layout::kOwnedTokens + token % Layout::kOwnedTokens;
-      store_in_cluster(partial + wide_index(row, column), token / Layout::kOwnedTokens, low, high);
-    } else {
-      const int row = at.slice * kTokens + token;
-      *reinterpret_cast<float2*>(partial + wide_index(row, column)) = make_float2(low, high);
-    }
-  }
-  __device__ void send(float* partial, const Square& c) const {
-    for (int j = 0; j < 2; ++j) {
-      for (int k = 0; k < 2; ++k) {
-        send(partial, at.g + 8 * k, at.first_output() + 8 * j + 2 * at.t, c[j][2 * k],
-             c[j][2 * k + 1]);
-      }
-    }
-  }
-  /// Adds the slices' partial sums of this warp's token, in order.
-  __device__ void add_partials(float (&z)[2], const float* partial) const {
-    for (int slice = 0; slice < kSlices; ++slice) {
-      const int row = slice * Layout::kOwnedTokens + at.token % Layout::kOwnedTokens;
-      const float* const from = partial + wide_index(row, 2 * at.lane);
-      z[0] += from[0];
-      z[1] += from[1];
-    }
   }
 
   __device__ void load_state();
   __device__ void store_state(const StatePointers& to, bool with_means) const;
   __device__ void hidden_layer(const ForwardStage& s, std::byte* x2);
   __device__ void send_output(const std::byte* x2) const;
-  __device__ void finish_tokens(const ForwardStage& s, bool has_previous, bool is_live);
-  __device__ void step_hidden(const ForwardStage& s, float step);
+  __device__ void finish_tokens(const ForwardStage& s, int m);
+  __device__ void write_output(int m, const LaneNorm<F>& norm) const;
+  __device__ void step_hidden(const ForwardStage& s, int m, float step);
   __device__ void read_and_step(const std::byte* x2, float step);
   __device__ void run();
 };
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::hidden_layer(const ForwardStage& s,
-                                                                std::byte* x2) {
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::hidden_layer(const ForwardStage& s,
+                                                                   std::byte* x2) {
   Square scores = {};
   Square z1;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) z1[j][i] = z1_bar[j][i] = b1[j][i & 1];
   }
-  read_layer(z1, z1_bar, scores, s.k, s.q, w1, at);
-  read_weights(weights, scores, 1.0F, RowScales(in.token_scale, at), at);
+  read_layer<F, true>(z1, z1_bar, scores, s.k, s.q, w1, at);
+  read_weights(weights, scores, 1.0F, RowScales(in.token_scale, at.g), at);
   Square value, derivative;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -192,98 +168,96 @@ __device__ __forceinline__ void Forward<kCluster>::hidden_layer(const ForwardSta
   store_fragment(x2, packed, at);
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::send_output(const std::byte* x2) const {
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::send_output(const std::byte* x2) const {
   Square z2 = {};
-  add_times_state(z2, x2, w2, at);
-  send(floats(Layout::kZ2), z2);
+  add_times_state<F>(z2, x2, w2, at);
+  send<F, kCluster>(floats(L::kZ2), z2, at);
 }
 
-/// The owner of a token: its output of the previous mini-batch, then l G2 of this one.
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::finish_tokens(const ForwardStage& s,
-                                                                 bool has_previous, bool is_live) {
-  const std::int64_t row = pair.row(s.begin + at.token) + 2 * at.lane;
-  const LaneNorm norm(in, pair.head, at);
-  if (has_previous) {
-    float z[2] = {};
-    add_partials(z, floats(Layout::kZ2Bar));
-    const NormalizedRow normalized = normalize_row(z);
-    if (s.begin - kTokens + at.token < in.num_tokens) {
-      *reinterpret_cast<std::uint32_t*>(arguments.out + row - std::int64_t{kTokens} * pair.stride) =
-          pack_bf16(low_bf16(previous_q) + norm.weight[0] * normalized.n[0] + norm.bias[0],
-                    high_bf16(previous_q) + norm.weight[1] * normalized.n[1] + norm.bias[1]);
+/// Of the token of mini-batch m that this warp owns, whose Z2' is there.
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::write_output(int m,
+                                                                   const LaneNorm<F>& norm) const {
+  LaneRow<F> z = {};
+  add_partials<F, kCluster>(z, floats(L::kZ2Bar), at);
+  const NormalizedRow<F> row(z);
+  if (at.token() >= rows.count(m)) return;
+  BFloat16* const to = arguments.out + rows.row(m * kTokens + at.token()) * F;
+  for_each_pair<F>(at.lane, [&](int i, int feature) {
+    const auto y = [&](int e) { return norm.weight[e] * row.n[e] + norm.bias[e]; };
+    *reinterpret_cast<std::uint32_t*>(to + feature) =
+        pack_bf16(low_bf16(previous_q[i]) + y(2 * i), high_bf16(previous_q[i]) + y(2 * i + 1));
+  });
+}
+
+/// The owner of a token: its output of the previous mini-batch, then l G2 of this one, if there is one.
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::finish_tokens(const ForwardStage& s, int m) {
+  if (!at.owns_token()) return;
+  const LaneNorm<F> norm(in, head, at.lane);
+  if (m > 0) write_output(m - 1, norm);
+  if (m == rows.num_mini_batches()) return;
+  LaneRow<F> z;
+  load_row<F>(z, floats(L::kB2), at.lane);
+  add_partials<F, kCluster>(z, floats(L::kZ2), at);
+  std::uint32_t k[kLanePairs<F>], v[kLanePairs<F>];
+  load_words<F>(k, s.k, at.token(), at.lane);
+  load_words<F>(v, s.v, at.token(), at.lane);
+  InnerLossRow<F> loss;
+  inner_loss_row<F>(loss, z, k, v, norm, mean_square);
+  const float rate = s.rates[at.token()];
+  for_each_pair<F>(at.lane, [&](int i, int feature) {
+    const std::uint32_t g2 = pack_bf16(rate * loss.gradient(2 * i, norm.weight[2 * i]),
+                                       rate * loss.gradient(2 * i + 1, norm.weight[2 * i + 1]));
+    send_to_all<kCluster>(pair_at<F>(shared + L::kG2, at.token(), feature), g2);
+    if (arguments.step_gradients != nullptr && at.token() < rows.count(m)) {
+      *reinterpret_cast<std::uint32_t*>(arguments.step_gradients +
+                                        rows.row(m * kTokens + at.token()) * F + feature) = g2;
     }
-  }
-  if (!is_live) return;
-  float z[2] = {floats(Layout::kB2)[2 * at.lane], floats(Layout::kB2)[2 * at.lane + 1]};
-  add_partials(z, floats(Layout::kZ2));
-  const std::uint32_t k = pair_at(s.k, at.token, 2 * at.lane);
-  const std::uint32_t v = pair_at(s.v, at.token, 2 * at.lane);
-  float gap[2];
-  inner_loss_gap(gap, k, v, norm);
-  const InnerLossRow loss = inner_loss_row(z, gap, norm, mean_square);
-  const float rate = s.rates[at.token];
-  const std::uint32_t g2 =
-      pack_bf16(rate * loss.gradient(0, norm.weight[0]), rate * loss.gradient(1, norm.weight[1]));
-  std::uint32_t* const to = &pair_at(shared + Layout::kG2, at.token, 2 * at.lane);
-  if constexpr (kCluster) {
-    for (int rank = 0; rank < kSlices; ++rank) store_in_cluster(to, rank, g2);
-  } else {
-    *to = g2;
-  }
-  if (arguments.step_gradients != nullptr && at.token < s.count) {
-    *reinterpret_cast<std::uint32_t*>(arguments.step_gradients + row) = g2;
-  }
-  previous_q = pair_at(s.q, at.token, 2 * at.lane);
+  });
+  load_words<F>(previous_q, s.q, at.token(), at.lane);
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::step_hidden(const ForwardStage& s, float step) {
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::step_hidden(const ForwardStage& s, int m,
+                                                                  float step) {
   Square u = {};
-  add_times_matrix(u, shared + Layout::kG2, w2_matrix(), at);
+  add_times_matrix(u, shared + L::kG2, w2_matrix(), at);
   for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) u[j][i] *= element(slope, j, i);
+    for (int i = 0; i < 4; ++i) u[j][i] *= unpacked(slope, j, i);
   }
   Fragment g1;
   pack(g1, u);
   if (arguments.hidden_step_gradients != nullptr) {
-    const std::int64_t first = (pair.row(s.begin)) * kSlices + at.first_hidden();
-    for (int j = 0; j < 2; ++j) {
-      for (int k = 0; k < 2; ++k) {
-        const int token = at.g + 8 * k;
-        if (token < s.count) {
-          *reinterpret_cast<std::uint32_t*>(arguments.hidden_step_gradients + first +
-                                            token * pair.stride * kSlices + 8 * j + 2 * at.t) =
-              g1[2 * j + k];
-        }
-      }
+    for (int k = 0; k < 2; ++k) {
+      const int token = at.g + 8 * k;
+      if (token >= rows.count(m)) continue;
+      BFloat16* const to = arguments.hidden_step_gradients +
+                           rows.row(m * kTokens + token) * kHidden<F> + at.first_hidden() +
+                           2 * at.t;
+      for (int j = 0; j < 2; ++j) *reinterpret_cast<std::uint32_t*>(to + 8 * j) = g1[2 * j + k];
     }
   }
-  Fragment b, a;
-  for (int i = 0; i < 4; ++i) b[i] = movmatrix_transposed(g1[i]);
-  reorder(a, b);
+  Fragment g1_t;
+  transpose_blocks(g1_t, g1);
+  multiply_add(z1_bar, weights, g1_t);
   Square value;
   for (int j = 0; j < 2; ++j) {
-    mma_m16n8k16(z1_bar[j], weights, b[2 * j], b[2 * j + 1]);
     for (int i = 0; i < 4; ++i) value[j][i] = gelu(z1_bar[j][i]).value;
   }
   Fragment packed;
   pack(packed, value);
-  store_fragment(slice_tile(Layout::kX2Bar), packed, at);
-  float sums[2][2];
-  sum_over_tokens(sums, b);
-  for (int j = 0; j < 2; ++j) {
-    for (int e = 0; e < 2; ++e) b1[j][e] -= step * sums[j][e];
-  }
-  update_state(w1, a, s.k, -step, at);
+  store_fragment(slice_tile(L::kX2Bar), packed, at);
+  add_token_sums(b1, g1_t, -step);
+  add_outer_product<F>(w1, s.k, g1_t, -step, at.lane);
 }
 
-template <bool kCluster>
-__device__ __forceinline__ void Forward<kCluster>::read_and_step(const std::byte* x2, float step) {
-  const std::byte* const x2_bar = slice_tile(Layout::kX2Bar);
+template <int F, bool kCluster>
+__device__ __forceinline__ void Forward<F, kCluster>::read_and_step(const std::byte* x2,
+                                                                    float step) {
   // What is not a sum over hidden units, b2 and the "+1" of the scores, is slice 0's.
-  float* const b2 = floats(Layout::kB2) + at.first_output() + 2 * at.t;
+  float* const b2 = floats(L::kB2) + at.first_output() + 2 * at.t;
   Square z2 = {};
   if (at.slice == 0) {
     for (int j = 0; j < 2; ++j) {
@@ -291,25 +265,22 @@ __device__ __forceinline__ void Forward<kCluster>::read_and_step(const std::byte
     }
   }
   Square scores = {};
-  read_outputs(z2, scores, x2, x2_bar, w2, at);
-  read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, RowScales(in.token_scale, at), at);
-  Fragment b, a;
-  load_transposed(b, shared + Layout::kG2, at.quarter, at);
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(z2[j], weights, b[2 * j], b[2 * j + 1]);
-  send(floats(Layout::kZ2Bar), z2);
-  if (kCluster || at.slice == 0) {  // every block has a copy of b2
-    float sums[2][2];
-    sum_over_tokens(sums, b);
+  read_layer<F, false>(z2, z2, scores, x2, slice_tile(L::kX2Bar), w2, at);
+  read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, RowScales(in.token_scale, at.g), at);
+  Fragment g2_t;
+  load_transposed<F>(g2_t, shared + L::kG2, at.warp, 0, at.lane);
+  multiply_add(z2, weights, g2_t);
+  send<F, kCluster>(floats(L::kZ2Bar), z2, at);
+  if (is_first_of_block()) {
+    float change[2][2] = {};
+    add_token_sums(change, g2_t, -step);
     __syncwarp();  // these entries have been read above, by this warp alone
     if (at.g == 0) {
-      for (int j = 0; j < 2; ++j) {
-        for (int e = 0; e < 2; ++e) b2[8 * j + e] -= step * sums[j][e];
-      }
+      for_each_bias(at, [&](int j, int e, int) { b2[8 * j + e] += change[j][e]; });
     }
   }
-  reorder(a, b);
-  update_state(w2, a, x2, -step, at);
-  publish(w2_matrix(), w2, at);
+  add_outer_product<F>(w2, x2, g2_t, -step, at.lane);
+  publish<F>(w2_matrix(), w2, at);
 }
 
 }  // namespace ttt::kernels::cuda::mlp

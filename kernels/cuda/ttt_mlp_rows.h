@@ -1,5 +1,5 @@
 #pragma once
-// What the TTT-MLP kernels compute element by element, and row by row: one warp a token, two features a lane.
+// What the TTT-MLP kernels compute element by element, and row by row: one warp a token.
 
 #include "kernels/cuda/simt.h"
 #include "kernels/cuda/ttt_mlp.h"
@@ -19,6 +19,40 @@ __device__ __forceinline__ Gelu gelu(float x) {
           flat * (inner + 0.5F * x * (6.0F * kScale * kCubic * x - 2.0F * t * inner * inner))};
 }
 
+/// A row lies on the lanes in pairs of neighbouring features: lane l has pair l and, of 96 features, lanes below 16 have
+/// pair 32 + l too. What a lane has no feature for is zero, so that sums need not ask.
+template <int F>
+constexpr int kLanePairs = (F / 2 + 31) / 32;
+template <int F>
+constexpr int kLaneFeatures = 2 * kLanePairs<F>;
+template <int F>
+using LaneRow = float[kLaneFeatures<F>];
+
+/// f(i, first feature) for this lane's pairs.
+template <int F, typename Function>
+__device__ __forceinline__ void for_each_pair(int lane, Function&& f) {
+#pragma unroll
+  for (int i = 0; i < kLanePairs<F>; ++i) {
+    if (32 * (i + 1) <= F / 2 || 32 * i + lane < F / 2) f(i, 2 * (32 * i + lane));
+  }
+}
+/// Of an fp32 row.
+template <int F>
+__device__ __forceinline__ void load_row(LaneRow<F>& x, const float* row, int lane) {
+  for (int e = 0; e < kLaneFeatures<F>; ++e) x[e] = 0;
+  for_each_pair<F>(lane, [&](int i, int feature) {
+    x[2 * i] = row[feature];
+    x[2 * i + 1] = row[feature + 1];
+  });
+}
+/// Of a tile.
+template <int F>
+__device__ __forceinline__ void load_words(std::uint32_t (&x)[kLanePairs<F>], std::byte* tile,
+                                           int row, int lane) {
+  for (int i = 0; i < kLanePairs<F>; ++i) x[i] = 0;
+  for_each_pair<F>(lane, [&](int i, int feature) { x[i] = pair_at<F>(tile, row, feature); });
+}
+
 /// Every sum over the warp's lanes.
 template <int kCount>
 __device__ __forceinline__ void sum_over_warp(float (&sums)[kCount]) {
@@ -27,63 +61,93 @@ __device__ __forceinline__ void sum_over_warp(float (&sums)[kCount]) {
     for (int s = 0; s < kCount; ++s) sums[s] += __shfl_xor_sync(kAllLanes, sums[s], mask);
   }
 }
-template <int kCount>
+template <int F, int kCount>
 __device__ __forceinline__ void mean_over_features(float (&sums)[kCount]) {
   sum_over_warp(sums);
-  for (int s = 0; s < kCount; ++s) sums[s] *= 1.0F / kFeatures;
+  for (int s = 0; s < kCount; ++s) sums[s] *= 1.0F / F;
+}
+template <int F>
+__device__ __forceinline__ float mean_of(const LaneRow<F>& x) {
+  float mean[1] = {};
+  for (int e = 0; e < kLaneFeatures<F>; ++e) mean[0] += x[e];
+  mean_over_features<F>(mean);
+  return mean[0];
 }
 
-constexpr float kEpsilon = 1e-6F;
+/// Adds the slices' partial sums (`send`) of this warp's token, in order.
+template <int F, bool kCluster>
+__device__ __forceinline__ void add_partials(LaneRow<F>& z, const float* partial,
+                                             const Place<F>& at) {
+  constexpr int kRows = kCluster ? kOwnedTokens : kTokens;
+  for (int slice = 0; slice < kSlices; ++slice) {
+    const int row = slice * kRows + at.token() % kRows;
+    for_each_pair<F>(at.lane, [&](int i, int feature) {
+      const float2 part = *reinterpret_cast<const float2*>(partial + wide_index<F>(row, feature));
+      z[2 * i] += part.x;
+      z[2 * i + 1] += part.y;
+    });
+  }
+}
 
-/// gamma and beta of this lane's features 2 lane and 2 lane + 1.
+/// gamma and beta of this lane's features.
+template <int F>
 struct LaneNorm {
-  float weight[2], bias[2];
+  LaneRow<F> weight, bias;
 
-  __device__ LaneNorm(const Inputs& in, int head, const Place& at) {
-    for (int e = 0; e < 2; ++e) {
-      weight[e] = in.norm_weight[head * kFeatures + 2 * at.lane + e];
-      bias[e] = in.norm_bias[head * kFeatures + 2 * at.lane + e];
-    }
+  __device__ LaneNorm(const Inputs& in, int head, int lane) {
+    load_row<F>(weight, in.norm_weight + head * F, lane);
+    load_row<F>(bias, in.norm_bias + head * F, lane);
   }
   /// Of gamma over all features.
   [[nodiscard]] __device__ float mean_square() const {
-    float mean[1] = {weight[0] * weight[0] + weight[1] * weight[1]};
-    mean_over_features(mean);
-    return mean[0];
+    LaneRow<F> square;
+    for (int e = 0; e < kLaneFeatures<F>; ++e) square[e] = weight[e] * weight[e];
+    return mean_of<F>(square);
   }
 };
 
-/// LN of this warp's row: n = (z - mean) / deviation.
+/// LN of this warp's row: n = (z - mean) rstd; with a weight of zero where the lane has no feature.
+template <int F>
 struct NormalizedRow {
-  float n[2];
+  LaneRow<F> n;
   float rstd;
+
+  __device__ explicit NormalizedRow(const LaneRow<F>& z) {
+    float mean[2] = {};
+    for (int e = 0; e < kLaneFeatures<F>; ++e) {
+      mean[0] += z[e];
+      mean[1] += z[e] * z[e];
+    }
+    mean_over_features<F>(mean);
+    rstd = rsqrtf(mean[1] - mean[0] * mean[0] + fused::kNormEpsilon);
+    for (int e = 0; e < kLaneFeatures<F>; ++e) n[e] = (z[e] - mean[0]) * rstd;
+  }
 };
-__device__ __forceinline__ NormalizedRow normalize_row(const float (&z)[2]) {
-  float mean[2] = {z[0] + z[1], z[0] * z[0] + z[1] * z[1]};
-  mean_over_features(mean);
-  const float rstd = rsqrtf(mean[1] - mean[0] * mean[0] + kEpsilon);
-  return {{(z[0] - mean[0]) * rstd, (z[1] - mean[0]) * rstd}, rstd};
-}
 
 /// The inner loss at this warp's row: G = (u - mean(u) - n mean(u n)) rstd with u = gamma e, e = gamma n + beta - target.
+template <int F>
 struct InnerLossRow {
-  float n[2], e[2];
+  LaneRow<F> n, e;
   float rstd, mean_u, mean_un;
+
   [[nodiscard]] __device__ float gradient(int i, float weight) const {
     return (weight * e[i] - mean_u - n[i] * mean_un) * rstd;
   }
 };
-/// beta - target; k and v are pairs.
-__device__ __forceinline__ void inner_loss_gap(float (&gap)[2], std::uint32_t k, std::uint32_t v,
-                                               const LaneNorm& norm) {
-  gap[0] = norm.bias[0] - low_bf16(v) + low_bf16(k);
-  gap[1] = norm.bias[1] - high_bf16(v) + high_bf16(k);
-}
-/// All means come from sums of one pass, since u = gamma^2 n + gamma gap is linear in z. `square` is the mean of gamma^2.
-__device__ __forceinline__ InnerLossRow inner_loss_row(const float (&z)[2], const float (&gap)[2],
-                                                       const LaneNorm& norm, float square) {
+/// All means come from sums of one pass, since u = gamma^2 n + gamma gap, gap = beta - (v - k), is linear in z. `square`
+/// is the mean of gamma^2.
+template <int F>
+__device__ __forceinline__ void inner_loss_row(InnerLossRow<F>& row, const LaneRow<F>& z,
+                                               const std::uint32_t (&k)[kLanePairs<F>],
+                                               const std::uint32_t (&v)[kLanePairs<F>],
+                                               const LaneNorm<F>& norm, float square) {
+  LaneRow<F> gap;
+  for (int i = 0; i < kLanePairs<F>; ++i) {
+    gap[2 * i] = norm.bias[2 * i] - low_bf16(v[i]) + low_bf16(k[i]);
+    gap[2 * i + 1] = norm.bias[2 * i + 1] - high_bf16(v[i]) + high_bf16(k[i]);
+  }
   float mean[6] = {};
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kLaneFeatures<F>; ++i) {
     const float slope = norm.weight[i] * norm.weight[i];
     const float offset = norm.weight[i] * gap[i];
     mean[0] += z[i];
@@ -93,19 +157,17 @@ __device__ __forceinline__ InnerLossRow inner_loss_row(const float (&z)[2], cons
     mean[4] += offset * z[i];
     mean[5] += offset;
   }
-  mean_over_features(mean);
-  InnerLossRow row;
+  mean_over_features<F>(mean);
   const float mu = mean[0];
-  row.rstd = rsqrtf(mean[1] - mu * mu + kEpsilon);
+  row.rstd = rsqrtf(mean[1] - mu * mu + fused::kNormEpsilon);
   row.mean_u = (mean[2] - mu * square) * row.rstd + mean[5];
   row.mean_un =
       ((mean[3] - 2.0F * mu * mean[2] + mu * mu * square) * row.rstd + (mean[4] - mu * mean[5])) *
       row.rstd;
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < kLaneFeatures<F>; ++i) {
     row.n[i] = (z[i] - mu) * row.rstd;
     row.e[i] = norm.weight[i] * row.n[i] + gap[i];
   }
-  return row;
 }
 
 }  // namespace ttt::kernels::cuda::mlp

@@ -5,9 +5,9 @@
 
 namespace ttt::kernels::cuda {
 
-/// Whether the fused kernels serve this call: BF16 activations, mini-batches of 16, inner norm and biases, and head dim
-/// 64 or 96; for the MLP head dim 64, a hidden width of four head dims, and a device whose blocks may have as much
-/// shared memory as its backward takes (compute capability 9.0). Any number of tokens.
+/// Whether the fused kernels serve this call: BF16 activations, head dim 64 or 96, mini-batches of 16, inner norm and
+/// biases; for the MLP a hidden width of four head dims and clusters of blocks (compute capability 9.0). Any number of
+/// tokens.
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial);
 
 void fused_linear_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
@@ -19,6 +19,12 @@ void fused_linear_backward(const TttInputs& inputs, const TttState& initial, con
 
 void fused_mlp_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
                        const TttState& final_state, TttSaved* saved, Stream& stream);
+/// How a (batch, head) pair of TTT-MLP is laid over the device: 16 warps of one block (head dim 64 alone), or a cluster
+/// of four blocks. fused_mlp_forward chooses; both give the same bits.
+enum class MlpShape { kOneBlock, kCluster };
+void fused_mlp_forward_as(MlpShape shape, const TttInputs& inputs, const TttState& initial,
+                          TensorView out, const TttState& final_state, TttSaved* saved,
+                          Stream& stream);
 void fused_mlp_backward(const TttInputs& inputs, const TttState& initial, const TttSaved& saved,
                         TensorView d_out, const TttState& d_final,
                         const TttInputGradients& gradients, const TttState& d_initial,
