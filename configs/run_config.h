@@ -10,7 +10,7 @@
 namespace ttt::config {
 
 /// Reads `path` (Protobuf text format; empty: all defaults), applies overrides "optimizer.beta1=0.9",
-/// and checks what needs no data. `world_size` is the number of ranks. Throws kUsage with one line for
+/// and checks what needs no data. `world_size` is the number of ranks; 0: not known. Throws kUsage with one line for
 /// every problem: field, value, reason and, for a misspelt name, the nearest one; 66 if the file is
 /// missing.
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides,
@@ -26,6 +26,8 @@ std::string apply_override(RunConfig& config, const std::string& assignment);
 /// Everything that is wrong with the values themselves; empty if nothing.
 std::vector<std::string> find_problems(const RunConfig& config, int world_size);
 std::vector<std::string> find_model_problems(const ModelConfig& model);
+/// Only of how sequences are cut over parallel.sequence_ranks.
+std::vector<std::string> find_sequence_problems(const RunConfig& config, int world_size);
 
 /// Throws kUsage listing the problems, unless there are none.
 void throw_problems(const std::string& source, const std::vector<std::string>& problems);

@@ -101,7 +101,23 @@ void reduce_to_root(Communicator& communicator, const TensorView& sum, const Ten
   communicator.broadcast(sum, 0, stream);
 }
 
+void reduce(Communicator& communicator, const TensorView& sum, const TensorView& buffer,
+            Stream& stream) {
+  const Shape flat{sum.numel()};
+  if (is_power_of_two(communicator.size())) {
+    reduce_by_halving(communicator, sum.reshape(flat), buffer.reshape(flat), stream);
+  } else {
+    reduce_to_root(communicator, sum.reshape(flat), buffer.reshape(flat), stream);
+  }
+}
+
 }  // namespace
+
+void all_reduce_along_tree(Communicator& communicator, TensorView sum, Stream& stream) {
+  if (communicator.size() == 1) return;
+  const Tensor buffer(sum.shape(), sum.dtype());
+  reduce(communicator, sum, buffer, stream);
+}
 
 void validate_virtual_shards(std::int64_t virtual_shards, int num_ranks) {
   if (virtual_shards < 1 || num_ranks < 1) {
@@ -174,14 +190,7 @@ void TreeAccumulator::finish(Communicator& communicator, TensorView out, Stream&
   free_.push_back(std::move(pending_.back().sum));  // from here on only a receive buffer
   pending_.clear();
   num_pushed_ = 0;
-  const Shape flat{out.numel()};
-  const TensorView sum = out.reshape(flat);
-  const TensorView buffer = free_.back().view().reshape(flat);
-  if (is_power_of_two(communicator.size())) {
-    reduce_by_halving(communicator, sum, buffer, stream);
-  } else {
-    reduce_to_root(communicator, sum, buffer, stream);
-  }
+  reduce(communicator, out, free_.back(), stream);
 }
 
 }  // namespace ttt::dist

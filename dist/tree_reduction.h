@@ -26,6 +26,9 @@ namespace ttt::dist {
 /// Throws kUsage, with the nearest valid choices, unless `num_ranks` is 1 or V is num_ranks * 2^k.
 void validate_virtual_shards(std::int64_t virtual_shards, int num_ranks);
 
+/// Collective. `sum` [n...] (F32, F64) becomes the sum over ranks, added along the same tree with one leaf a rank.
+void all_reduce_along_tree(Communicator& communicator, TensorView sum, Stream& stream);
+
 /// Adds this rank's shards, in order, and then those of all ranks. Holds log2(V/P) + 1 buffers at
 /// most, which it keeps between steps.
 class TreeAccumulator {

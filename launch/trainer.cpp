@@ -40,9 +40,10 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
                  dist::Communicator& communicator)
     : config_(config),
-      communicator_(communicator),
+      grid_(communicator, config.parallel().sequence_ranks()),
+      sequence_(dist::make_sequence_exchange(sequence_split(config), grid_.sequence())),
       stream_(std::move(stream)),
-      train_reader_(config, data::Split::kTrain),
+      train_reader_(config, data::Split::kTrain, sequence_.get()),
       tokenizer_(find_tokenizer(config)),
       model_(make_model(config)),
       optimizer_(config.optimizer(), config.train().steps(), model_->parameters().num_elements(),
@@ -50,7 +51,7 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       accumulator_({model_->parameters().num_elements()}, model_->parameters().dtype()),
       gradients_({model_->parameters().num_elements()}, model_->parameters().dtype()) {
   if (!config.data().validation().empty())
-    validation_reader_.emplace(config, data::Split::kValidation);
+    validation_reader_.emplace(config, data::Split::kValidation, sequence_.get());
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
     if (config.train().init_from().empty()) {
       model_->parameters().initialize(config.seed());
@@ -68,7 +69,8 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
 }
 
 Context Trainer::context(double inner_multiplier) {
-  return {stream_, precision_of(config_.train().precision()), inner_multiplier, nullptr};
+  return {stream_, precision_of(config_.train().precision()), inner_multiplier, nullptr,
+          sequence_.get()};
 }
 
 void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double& data_seconds) {
@@ -100,24 +102,33 @@ Trainer::StepResult Trainer::step() {
   StepResult result;
   stream_.synchronize();  // the last update may still run on memory that is used again here
   const std::int64_t batch = config_.train().batch_size();
-  const std::int64_t local_shards = config_.parallel().virtual_shards() / communicator_.size();
-  // One value a row of the batch and the number of ranks that were asked to stop.
-  const Tensor shared = Tensor::zeros({batch + 1}, DType::kF64);
-  const std::span<double> rows = shared.span<double>();
+  const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
+  // For every segment of the sequences one value a row of the batch and the number of ranks that were asked to stop.
+  const std::int64_t segments = grid_.sequence().size();
+  const Tensor shared = Tensor::zeros({segments, batch + 1}, DType::kF64);
+  const std::span<double> rows =
+      shared.span<double>().subspan(static_cast<std::size_t>(grid_.sequence().rank() * (batch + 1)),
+                                    static_cast<std::size_t>(batch + 1));
   for (std::int64_t s = 0; s < local_shards; ++s) {
     model_->parameters().bind_gradients(accumulator_.slot(stream_));
-    run_shard(communicator_.rank() * local_shards + s, rows, result.data_seconds);
+    run_shard(grid_.data().rank() * local_shards + s, rows, result.data_seconds);
     accumulator_.push(stream_);
   }
   rows.back() = stop_requested() ? 1 : 0;
 
   const Timer communication_timer;
-  accumulator_.finish(communicator_, gradients_, stream_);
-  communicator_.all_reduce_sum(shared, stream_);  // each row comes from one rank: exact
+  accumulator_.finish(grid_.data(), gradients_, stream_);
+  dist::all_reduce_along_tree(grid_.sequence(), gradients_, stream_);
+  grid_.world().all_reduce_sum(shared, stream_);  // each value comes from one rank: exact
   result.communication_seconds = communication_timer.seconds();
 
-  for (std::int64_t row = 0; row < batch; ++row) result.loss += rows[static_cast<std::size_t>(row)];
-  result.stop = rows.back() > 0;
+  const double* value = shared.data<double>();
+  for (std::int64_t row = 0; row < batch; ++row) {
+    double loss = 0;
+    for (std::int64_t s = 0; s < segments; ++s) loss += value[s * (batch + 1) + row];
+    result.loss += loss;
+  }
+  for (std::int64_t s = 1; s <= segments; ++s) result.stop |= value[s * (batch + 1) - 1] > 0;
   result.grad_norm =
       optimizer_.update(model_->parameters().values(), gradients_, state_.step, stream_);
   state_.step += 1;
@@ -154,7 +165,7 @@ void Trainer::evaluate() {
   const std::int64_t windows =
       std::min(config_.eval().num_windows(), validation_reader_->num_windows());
   const double loss = validation_loss(*model_, *validation_reader_, windows,
-                                      config_.eval().micro_batch_size(), communicator_, ctx);
+                                      config_.eval().micro_batch_size(), grid_, ctx);
   if (output_) output_->validation(state_.step, loss);
 }
 
@@ -162,7 +173,7 @@ void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
   if (output_) output_->before_checkpoint();
   stream_.synchronize();
-  save_checkpoint(config_, state_, *model_, optimizer_, tokenizer_, communicator_);
+  save_checkpoint(config_, state_, *model_, optimizer_, tokenizer_, grid_.world());
   last_saved_step_ = state_.step;
 }
 
