@@ -17,8 +17,8 @@ data::TokenArray open_tokens(const config::RunConfig& config, data::Split split)
          "{} has a vocabulary of {} tokens, more than model.vocab_size = {}", tokens.describe(),
          tokens.vocab_size(), vocab);
   }
-  // Files without a stated vocabulary (.npy) have to be read to be trusted.
-  if (tokens.vocab_size() == 0) tokens.verify(vocab);
+  // Files without a stated vocabulary (.npy, .bin) may have been made for any.
+  if (tokens.vocab_size() == 0) tokens.require_vocabulary(vocab);
   return tokens;
 }
 

@@ -64,7 +64,7 @@ void add_prepare_command(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--train-tokenizer", options->train_vocab_size,
                       "Train a SentencePiece BPE model of this many pieces on the training text");
-  command->add_option("--text-field", options->text_field, "Field of the JSON objects")
+  command->add_option("--text-field", options->fields.text, "Field of the JSON objects")
       ->capture_default_str();
   command->add_option("--shard-tokens", options->shard_tokens, "Tokens a shard")
       ->capture_default_str();

@@ -2,8 +2,10 @@
 
 #include <fcntl.h>
 #include <unistd.h>
+#include <zlib.h>
 #include <zstd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <vector>
 
@@ -85,10 +87,73 @@ class ZstdSource final : public ByteSource {
   bool in_frame_ = true;  // a file of no bytes is not a zstd stream
 };
 
+// Members one after another, as `cat` and parallel compressors leave them. zlib checks each one's CRC
+// and length.
+class GzipSource final : public ByteSource {
+ public:
+  explicit GzipSource(const std::string& path) : path_(path), file_(path), block_(1U << 17U) {
+    constexpr int kGzipOnly = 15 + 16;
+    if (::inflateInit2(&stream_, kGzipOnly) != Z_OK) {
+      fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
+    }
+  }
+  ~GzipSource() override { ::inflateEnd(&stream_); }
+  GzipSource(const GzipSource&) = delete;
+  GzipSource& operator=(const GzipSource&) = delete;
+
+  std::size_t read(std::span<char> out) override {
+    stream_.next_out = reinterpret_cast<Bytef*>(out.data());
+    stream_.avail_out = static_cast<uInt>(std::min(out.size(), std::size_t{1} << 30));
+    const uInt wanted = stream_.avail_out;
+    while (stream_.avail_out == wanted) {
+      if (stream_.avail_in == 0 && !refill()) break;
+      const int status = ::inflate(&stream_, Z_NO_FLUSH);
+      in_member_ = status != Z_STREAM_END;
+      if (status == Z_STREAM_END) {
+        ::inflateReset(&stream_);
+      } else if (status != Z_OK && status != Z_BUF_ERROR) {
+        fail(ExitCode::kCorruptInput, "{} is damaged near compressed byte {}: {}", path_,
+             compressed_bytes_ - stream_.avail_in,
+             stream_.msg != nullptr ? stream_.msg : ::zError(status));
+      }
+    }
+    return wanted - stream_.avail_out;
+  }
+
+ private:
+  bool refill() {
+    const std::size_t count = file_.read(block_);
+    if (count == 0 && in_member_) {
+      fail(ExitCode::kCorruptInput,
+           "{} ends inside a gzip member after {} compressed bytes: it is truncated", path_,
+           compressed_bytes_);
+    }
+    compressed_bytes_ += count;
+    stream_.next_in = reinterpret_cast<Bytef*>(block_.data());
+    stream_.avail_in = static_cast<uInt>(count);
+    return count > 0;
+  }
+
+  std::string path_;
+  FileSource file_;
+  std::vector<char> block_;
+  z_stream stream_{};
+  std::size_t compressed_bytes_ = 0;
+  bool in_member_ = true;  // a file of no bytes is not a gzip stream
+};
+
 }  // namespace
 
-std::unique_ptr<ByteSource> open_byte_source(const std::string& path, bool zstd) {
-  if (zstd) return std::make_unique<ZstdSource>(path);
+std::string_view without_compression_suffix(std::string_view path) {
+  for (const std::string_view suffix : {".zst", ".gz"}) {
+    if (path.ends_with(suffix)) return path.substr(0, path.size() - suffix.size());
+  }
+  return path;
+}
+
+std::unique_ptr<ByteSource> open_byte_source(const std::string& path) {
+  if (path.ends_with(".zst")) return std::make_unique<ZstdSource>(path);
+  if (path.ends_with(".gz") || path.ends_with(".tgz")) return std::make_unique<GzipSource>(path);
   return std::make_unique<FileSource>(path);
 }
 

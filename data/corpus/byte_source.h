@@ -1,10 +1,11 @@
 #pragma once
-// The bytes of a file, decompressed on the way if it is zstd.
+// The bytes of a file, decompressed on the way if its name says so.
 
 #include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace ttt::data {
 
@@ -15,7 +16,11 @@ class ByteSource {
   virtual std::size_t read(std::span<char> out) = 0;
 };
 
-/// `zstd`: decompress. Throws 66, 77, 74 for the file, 65 for a damaged or truncated stream.
-std::unique_ptr<ByteSource> open_byte_source(const std::string& path, bool zstd);
+/// `path` without the suffix of its compression: .zst or .gz.
+std::string_view without_compression_suffix(std::string_view path);
+
+/// .zst (any number of frames, windows up to 2^31) and .gz (any number of members) are decompressed.
+/// Errors: 66, 77, 74 for the file, 65 for a damaged or truncated stream.
+std::unique_ptr<ByteSource> open_byte_source(const std::string& path);
 
 }  // namespace ttt::data

@@ -1,14 +1,15 @@
 #include "data/corpus/reader.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "core/base/error.h"
-#include "data/corpus/byte_source.h"
+#include "data/corpus/line_reader.h"
+#include "data/corpus/tar_reader.h"
 #include "data/files.h"
 
 namespace ttt::data {
@@ -16,186 +17,124 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kMaxLineBytes = std::int64_t{64} << 20;
-constexpr int kMaxDepth = 64;
+constexpr const char* kSuffixes =
+    ".txt, .jsonl, .json or .tar file, as it is or compressed (.zst, .gz, .tgz)";
+constexpr const char* kConvertParquet =
+    "Parquet is not read; `duckdb -c \"COPY 'in.parquet' TO 'out.jsonl' (FORMAT json)\"` converts "
+    "it";
 
-bool is_text(std::string_view path) { return path.ends_with(".txt"); }
-bool is_zstd(std::string_view path) { return path.ends_with(".zst"); }
-bool is_corpus_file(std::string_view path) {
-  const auto suffixes = {".txt", ".jsonl", ".json", ".jsonl.zst", ".json.zst"};
-  return std::any_of(suffixes.begin(), suffixes.end(),
-                     [&](const char* suffix) { return path.ends_with(suffix); });
+enum class Kind { kNone, kText, kLines, kTar };
+
+Kind kind_of(std::string_view path) {
+  if (path.ends_with(".tgz")) return Kind::kTar;
+  path = without_compression_suffix(path);
+  if (path.ends_with(".txt")) return Kind::kText;
+  if (path.ends_with(".jsonl") || path.ends_with(".json")) return Kind::kLines;
+  return path.ends_with(".tar") ? Kind::kTar : Kind::kNone;
 }
 
-// Takes the string member `field` of the outermost object and checks everything else as JSON. No
-// tree is built: `meta` members can be larger than the text.
-class TextFieldParser final : public nlohmann::json_sax<nlohmann::json> {
+// Calls visit or reject for a whole file or archive member.
+class WholeText {
  public:
-  explicit TextFieldParser(const std::string& field) : field_(field) {}
+  WholeText(const std::function<void(Document&&)>& visit,
+            const std::function<void(const Rejection&)>& reject)
+      : visit_(visit), reject_(reject) {}
 
-  [[nodiscard]] bool found() const { return found_; }
-  std::string take_text() { return std::move(text_); }
-  [[nodiscard]] const std::string& error() const { return error_; }
-
-  bool null() override { return scalar("null"); }
-  bool boolean(bool) override { return scalar("a boolean"); }
-  bool number_integer(number_integer_t) override { return scalar("a number"); }
-  bool number_unsigned(number_unsigned_t) override { return scalar("a number"); }
-  bool number_float(number_float_t, const string_t&) override { return scalar("a number"); }
-  bool binary(binary_t&) override { return scalar("binary"); }
-  bool string(string_t& value) override {
-    if (depth_ == 0) return reject("a string, not an object");
-    if (at_field_) {
-      text_ = std::move(value);
-      found_ = true;
-      at_field_ = false;
+  void take(std::string&& text, const std::string& name) const {
+    if (text.empty()) return refuse(name, 0, "empty", "it is empty");
+    if (const std::size_t at = find_invalid_utf8(text); at < text.size()) {
+      return refuse(name, static_cast<std::int64_t>(at), "not UTF-8",
+                    fmt::format("0x{:02x} is not UTF-8", static_cast<unsigned char>(text[at])));
     }
-    return true;
+    visit_(Document{std::move(text), name, 0, ""});
   }
-  bool start_object(std::size_t) override { return open("an object"); }
-  bool key(string_t& name) override {
-    at_field_ = depth_ == 1 && name == field_;
-    if (at_field_ && found_) return reject(fmt::format("member \"{}\" twice", field_));
-    return true;
+  void refuse_length(const std::string& name) const {
+    refuse(name, kMaxDocumentBytes, "too long",
+           fmt::format("it has more than {} bytes", kMaxDocumentBytes));
   }
-  bool end_object() override { return close(); }
-  bool start_array(std::size_t) override {
-    if (depth_ == 0) return reject("an array, not an object");
-    return open("an array");
-  }
-  bool end_array() override { return close(); }
-  bool parse_error(std::size_t, const std::string&,
-                   const nlohmann::detail::exception& exception) override {
-    return reject(exception.what());
+  void refuse(const std::string& name, std::int64_t offset, std::string reason,
+              std::string detail) const {
+    reject_({name, 0, offset, std::move(reason), std::move(detail)});
   }
 
  private:
-  bool reject(std::string error) {
-    error_ = std::move(error);
-    return false;
-  }
-  bool scalar(const char* what) {
-    if (depth_ == 0) return reject(fmt::format("{}, not an object", what));
-    if (at_field_) return reject(fmt::format("member \"{}\" is {}, not a string", field_, what));
-    return true;
-  }
-  bool open(const char* what) {
-    if (at_field_) return reject(fmt::format("member \"{}\" is {}, not a string", field_, what));
-    if (++depth_ > kMaxDepth) return reject(fmt::format("nested deeper than {}", kMaxDepth));
-    return true;
-  }
-  bool close() {
-    --depth_;
-    return true;
-  }
-
-  const std::string& field_;
-  std::string text_;
-  std::string error_;
-  bool found_ = false;
-  bool at_field_ = false;
-  int depth_ = 0;
+  const std::function<void(Document&&)>& visit_;
+  const std::function<void(const Rejection&)>& reject_;
 };
 
-void expect_utf8(std::string_view text, const std::string& file, std::int64_t line,
-                 std::int64_t offset) {
-  const std::size_t at = find_invalid_utf8(text);
-  if (at == text.size()) return;
-  const std::int64_t byte = offset + static_cast<std::int64_t>(at);
-  const std::string where = line > 0 ? fmt::format("{}:{}", file, line) : file;
-  fail(ExitCode::kCorruptInput, "{}: byte {} (0x{:02x}) is not UTF-8", where, byte,
-       static_cast<unsigned char>(text[at]));
-}
-
-std::string parse_line(std::string_view json, const std::string& field, const std::string& file,
-                       std::int64_t line) {
-  TextFieldParser parser(field);
-  const bool parsed = nlohmann::json::sax_parse(json.begin(), json.end(), &parser);
-  if (!parsed) {
-    fail(ExitCode::kCorruptInput, "{}:{}: expected one JSON object a line: {}", file, line,
-         parser.error());
-  }
-  if (!parser.found()) {
-    fail(ExitCode::kCorruptInput, "{}:{}: the object has no member \"{}\"", file, line, field);
-  }
-  return parser.take_text();
-}
-
-// Cuts a byte stream into lines, whatever their length up to the limit.
-class LineReader {
- public:
-  explicit LineReader(const std::string& path)
-      : path_(path), source_(open_byte_source(path, is_zstd(path))), block_(1U << 17U) {}
-
-  /// False at the end of the file. A last line need not end in a newline.
-  bool next(std::string& line) {
-    line.clear();
-    offset_ = next_offset_;
-    ++number_;
-    while (true) {
-      if (begin_ == end_) {
-        begin_ = 0;
-        end_ = source_->read(block_);
-        if (end_ == 0) return !line.empty();
-      }
-      const std::string_view rest(block_.data() + begin_, end_ - begin_);
-      const std::size_t newline = rest.find('\n');
-      const std::size_t count = std::min(newline, rest.size());
-      line += rest.substr(0, count);
-      if (static_cast<std::int64_t>(line.size()) > kMaxLineBytes) {
-        fail(ExitCode::kCorruptInput, "{}:{}: the line has more than {} bytes", path_, number_,
-             kMaxLineBytes);
-      }
-      const bool whole = newline != std::string_view::npos;
-      begin_ += count + (whole ? 1 : 0);
-      next_offset_ += static_cast<std::int64_t>(count) + (whole ? 1 : 0);
-      if (whole) return true;
+void read_text(const std::string& file, const WholeText& whole) {
+  const auto source = open_byte_source(file);
+  std::string text;
+  std::array<char, 1U << 16U> block{};
+  while (const std::size_t count = source->read(block)) {
+    if (static_cast<std::int64_t>(text.size() + count) > kMaxDocumentBytes) {
+      return whole.refuse_length(file);
     }
+    text.append(block.data(), count);
   }
-  [[nodiscard]] std::int64_t number() const { return number_; }
-  [[nodiscard]] std::int64_t offset() const { return offset_; }  // of the line, decompressed bytes
+  whole.take(std::move(text), file);
+}
 
- private:
-  const std::string& path_;
-  std::unique_ptr<ByteSource> source_;
-  std::vector<char> block_;
-  std::size_t begin_ = 0;
-  std::size_t end_ = 0;
-  std::int64_t number_ = 0;
-  std::int64_t offset_ = 0;
-  std::int64_t next_offset_ = 0;
-};
+void read_archive(const std::string& file, const WholeText& whole) {
+  const auto source = open_byte_source(file);
+  read_tar(*source, file, [&](TarEntry& entry) {
+    const std::string name = file + ":" + entry.name;
+    if (!entry.irregular.empty()) {
+      whole.refuse(name, 0, "not a regular file", "it is " + entry.irregular);
+    } else if (entry.is_file && entry.name.ends_with(".txt")) {
+      if (entry.num_bytes > kMaxDocumentBytes) return whole.refuse_length(name);
+      whole.take(entry.read(), name);
+    }
+  });
+}
 
-void read_json_lines(const std::string& file, const std::string& field,
-                     const std::function<void(Document&&)>& visit) {
-  LineReader lines(file);
+void read_lines(const std::string& file, const RecordFields& fields,
+                const std::function<void(Document&&)>& visit,
+                const std::function<void(const Rejection&)>& reject) {
+  LineReader lines(open_byte_source(file), static_cast<std::size_t>(kMaxDocumentBytes));
   std::string line;
   while (lines.next(line)) {
-    expect_utf8(line, file, lines.number(), lines.offset());
-    visit(Document{parse_line(line, field, file, lines.number()), file, lines.number()});
+    if (lines.is_too_long()) {
+      reject({file, lines.number(), lines.offset(), "too long",
+              fmt::format("the line has more than {} bytes", kMaxDocumentBytes)});
+      continue;
+    }
+    JsonRecord record = parse_json_record(line, fields);
+    if (record.reason.empty()) {
+      visit(Document{std::move(record.text), file, lines.number(), std::move(record.subset)});
+    } else {
+      reject({file, lines.number(), lines.offset() + static_cast<std::int64_t>(record.at),
+              std::move(record.reason), std::move(record.detail)});
+    }
   }
 }
 
 void append_directory(const std::string& path, std::vector<std::string>& files) {
   std::vector<std::string> found;
+  bool has_parquet = false;
   try {
     for (const auto& entry : fs::recursive_directory_iterator(path)) {
-      if (entry.is_regular_file() && is_corpus_file(entry.path().native())) {
-        found.push_back(entry.path().string());
-      }
+      const std::string& name = entry.path().native();
+      if (entry.is_regular_file() && kind_of(name) != Kind::kNone) found.push_back(name);
+      has_parquet |= name.ends_with(".parquet");
     }
   } catch (const fs::filesystem_error& error) {
     fail_with_errno("search", error.path1().string(), error.code().value());
   }
   if (found.empty()) {
-    fail(ExitCode::kMissingInput, "{} has no .txt, .jsonl, .json, .jsonl.zst or .json.zst file",
-         path);
+    fail(ExitCode::kMissingInput, "{} has no {}{}{}", path, kSuffixes, has_parquet ? "; " : "",
+         has_parquet ? kConvertParquet : "");
   }
   std::sort(found.begin(), found.end());
   files.insert(files.end(), found.begin(), found.end());
 }
 
 }  // namespace
+
+std::string Rejection::message() const {
+  return fmt::format("{}{}: byte {}: {}", file, line > 0 ? fmt::format(":{}", line) : "", offset,
+                     detail);
+}
 
 std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths) {
   std::vector<std::string> files;
@@ -205,26 +144,33 @@ std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths
     if (!fs::exists(status)) fail_with_errno("open", path, error.value());
     if (fs::is_directory(status)) {
       append_directory(path, files);
-    } else if (is_corpus_file(path)) {
+    } else if (kind_of(path) != Kind::kNone) {
       files.push_back(path);
     } else {
-      fail(ExitCode::kUsage, "{} is not a .txt, .jsonl, .json, .jsonl.zst or .json.zst file", path);
+      const bool is_parquet = path.ends_with(".parquet");
+      fail(ExitCode::kUsage, "{} is not a {}{}{}", path, kSuffixes, is_parquet ? "; " : "",
+           is_parquet ? kConvertParquet : "");
     }
   }
   return files;
 }
 
-void read_documents(const std::vector<std::string>& paths, const std::string& text_field,
+void read_file_documents(const std::string& file, const RecordFields& fields,
+                         const std::function<void(Document&&)>& visit,
+                         const std::function<void(const Rejection&)>& reject) {
+  const Kind kind = kind_of(file);
+  const WholeText whole(visit, reject);
+  if (kind == Kind::kLines) return read_lines(file, fields, visit, reject);
+  if (kind == Kind::kTar) return read_archive(file, whole);
+  read_text(file, whole);
+}
+
+void read_documents(const std::vector<std::string>& paths, const RecordFields& fields,
                     const std::function<void(Document&&)>& visit) {
   for (const std::string& file : list_corpus_files(paths)) {
-    if (!is_text(file)) {
-      read_json_lines(file, text_field, visit);
-      continue;
-    }
-    std::string text = read_text_file(file, kMaxLineBytes);
-    if (text.empty()) fail(ExitCode::kCorruptInput, "{} is empty", file);
-    expect_utf8(text, file, 0, 0);
-    visit(Document{std::move(text), file, 0});
+    read_file_documents(file, fields, visit, [](const Rejection& rejection) {
+      fail(ExitCode::kCorruptInput, "{}", rejection.message());
+    });
   }
 }
 

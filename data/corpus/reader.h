@@ -1,21 +1,41 @@
 #pragma once
-// Documents from text files: .txt (one document a file), .jsonl and .json (one JSON object a line),
-// .jsonl.zst and .json.zst (the same, compressed; any number of frames, windows up to 2^31).
+// Documents from the files of a corpus, in a stream.
 //
-// Text is passed on as it is: CRLF, NUL and spaces are kept. Nothing is skipped: whatever cannot be
-// read ends the reading with the file and line.
+//   .txt            one document a file
+//   .jsonl, .json   one JSON object a line
+//   .tar            every regular file NAME.txt in it is a document; nothing is extracted
+//
+// each also compressed (.zst, .gz; .tgz). Text is passed on as it is: CRLF, NUL and spaces are kept.
 
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "data/corpus/json_record.h"
+
 namespace ttt::data {
 
+/// A longer line, file or archive member is no document.
+inline constexpr std::int64_t kMaxDocumentBytes = std::int64_t{64} << 20;
+
 struct Document {
-  std::string text;  // UTF-8
+  std::string text;       // UTF-8
+  std::string file;       // ARCHIVE:MEMBER in an archive
+  std::int64_t line = 0;  // from 1; 0 if the document is no line
+  std::string subset;
+};
+
+/// Something that stands where a document should and is none.
+struct Rejection {
   std::string file;
-  std::int64_t line = 0;  // from 1; 0 for .txt
+  std::int64_t line = 0;
+  std::int64_t offset = 0;  // of what is wrong, in bytes of the decompressed file (or member)
+  std::string reason;       // a few words, the same for every case of a kind
+  std::string detail;
+
+  /// "FILE:LINE: byte OFFSET: DETAIL".
+  [[nodiscard]] std::string message() const;
 };
 
 /// The files `paths` stand for: files as given, directories searched recursively in the byte order
@@ -23,12 +43,15 @@ struct Document {
 /// for a file of another suffix.
 std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths);
 
-/// Visits every document in order. `text_field` is the member of the JSON objects that has the text;
-/// an empty text is a document in .jsonl, an error in .txt.
-/// Errors: 66 for a missing file; 65 for broken JSON, a missing or non-string field, a lone
-/// surrogate, invalid UTF-8 (with the byte offset), a line or .txt file over 64 MiB, nesting deeper
-/// than 64, and a damaged or truncated .zst.
-void read_documents(const std::vector<std::string>& paths, const std::string& text_field,
+/// Visits every document of one file in order, and what is rejected in its place among them. An empty
+/// text is a document in a line, rejected as a file.
+/// Errors: 66 for a missing file; 65 for a damaged or truncated container, of which no rest can be read.
+void read_file_documents(const std::string& file, const RecordFields& fields,
+                         const std::function<void(Document&&)>& visit,
+                         const std::function<void(const Rejection&)>& reject);
+
+/// Visits every document of `paths`; the first rejection is an error: 65.
+void read_documents(const std::vector<std::string>& paths, const RecordFields& fields,
                     const std::function<void(Document&&)>& visit);
 
 }  // namespace ttt::data

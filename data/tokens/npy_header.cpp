@@ -92,6 +92,7 @@ TokenFileInfo read_npy_header(const std::string& path) {
   const HeaderText header = read_header_text(file);
   TokenFileInfo info;
   info.path = path;
+  info.format = "npy";
   info.data_offset = header.data_offset;
   const std::string_view order = value_of(header.text, "fortran_order", path);
   if (order != "False") reject(path, fmt::format("fortran_order is {}", order));

@@ -96,7 +96,7 @@ void train_tokenizer(const PrepareOptions& options, const std::string& model_pat
   std::int64_t num_bytes = 0;
   for (const std::string& file : list_corpus_files(options.inputs)) {
     if (num_bytes >= options.tokenizer_training_bytes) break;
-    read_documents({file}, options.text_field, [&](Document&& document) {
+    read_documents({file}, options.fields, [&](Document&& document) {
       if (is_validation_document(options, number++)) return;
       if (num_bytes >= options.tokenizer_training_bytes) return;
       num_bytes += static_cast<std::int64_t>(document.text.size());
@@ -226,7 +226,7 @@ config::CorpusManifest prepare_corpus(
   PrepareProgress progress;
   const auto tokenize = [&](const std::vector<std::string>& inputs, const auto& writer_of) {
     const auto produce = [&](const PushText& push) {
-      read_documents(inputs, options.text_field,
+      read_documents(inputs, options.fields,
                      [&](Document&& document) { push(std::move(document.text)); });
     };
     tokenize_in_order(*tokenizer, options.num_threads, produce,

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "configs/manifest.pb.h"
+#include "data/corpus/json_record.h"
 #include "data/tokens/token_file.h"
 
 namespace ttt::data {
@@ -18,7 +19,7 @@ namespace ttt::data {
 struct PrepareOptions {
   std::vector<std::string> inputs;             // files and directories, see corpus/reader.h
   std::vector<std::string> validation_inputs;  // if any, these are the validation split
-  std::string text_field = "text";
+  RecordFields fields;
   std::string output_directory;
   std::string tokenizer = "bytes";  // "bytes" or a SentencePiece model
   // Greater than 0: a SentencePiece model of this size is trained on the training documents, and

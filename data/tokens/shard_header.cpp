@@ -101,6 +101,7 @@ TokenFileInfo read_info(const ShardFile& file, const std::string& path) {
   }
   TokenFileInfo info;
   info.path = path;
+  info.format = "HDF5 shard";
   info.num_tokens = file.integer("num_tokens");
   info.num_documents = file.integer("num_documents");
   info.vocab_size = file.integer("vocab_size");

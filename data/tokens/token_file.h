@@ -1,6 +1,6 @@
 #pragma once
-// Token files: HDF5 shards written here, and the .npy arrays of ttt-lm-jax. docs/formats.md has the
-// layouts.
+// Token files: HDF5 shards written here; read as they are: .npy arrays (ttt-lm-jax), .bin of Megatron,
+// llm.c and raw. docs/formats.md has the layouts.
 
 #include <cstddef>
 #include <cstdint>
@@ -19,9 +19,10 @@ inline constexpr std::int64_t kShardFormatVersion = 1;
 /// Larger vocabularies are refused everywhere.
 inline constexpr std::int64_t kMaxVocabSize = std::int64_t{1} << 31;
 
-/// What the header of a token file says. Zero vocab_size and -1 ids: the file does not say (.npy).
+/// What the header of a token file says. Zero num_documents and vocab_size, -1 ids: it does not say.
 struct TokenFileInfo {
   std::string path;
+  std::string format;  // for people: "HDF5 shard", "npy", "Megatron", "llm.c", "raw"
   std::int64_t num_tokens = 0;
   std::int64_t num_documents = 0;
   std::int64_t vocab_size = 0;
@@ -32,7 +33,9 @@ struct TokenFileInfo {
   std::int64_t data_offset = 0;  // bytes from the start of the file to token 0
 };
 
-/// Reads and checks a header: .h5 or .npy by suffix. 66 missing, 65 damaged or of another format.
+/// Reads and checks a header, by suffix: .h5, .npy, .bin (Megatron or llm.c), .bin:u16 and .bin:u32
+/// (tokens alone). 66 missing, 65 damaged or of another format, 64 for another suffix and for a .bin that
+/// does not say what it is.
 TokenFileInfo read_token_file_info(const std::string& path);
 
 /// The documents' first tokens in a shard, and one past the last: num_documents + 1 numbers.
@@ -41,10 +44,10 @@ std::vector<std::uint64_t> read_document_offsets(const std::string& shard_path);
 /// The tokens of several files as one array; memory-mapped, never loaded. Thread safe.
 class TokenArray {
  public:
-  /// `paths`: .h5 shards, .npy arrays (1-D, C order, u16, i32, u32 or i64), and directories made by
-  /// `ttt prepare`, of which the files of `split` are taken in order and whose manifest must agree
-  /// with them. Sizes are checked here, digests by verify_corpus. 64 without paths, 66 missing, 65
-  /// damaged, or vocabularies that differ.
+  /// `paths`: files as for read_token_file_info and directories, of which the files of `split` are taken:
+  /// those made by `ttt prepare`, whose manifest must agree with them, and those of ttt-lm-jax, in which
+  /// (or below which, once) lie train.npy and validation.npy. Sizes are checked here, digests by
+  /// verify_corpus. 64 without paths, 66 missing, 65 damaged, or vocabularies that differ.
   static TokenArray open(const std::vector<std::string>& paths, Split split);
 
   TokenArray(const TokenArray&) = delete;
@@ -60,16 +63,23 @@ class TokenArray {
   /// "2 files (a.h5, b.h5)", for messages.
   [[nodiscard]] std::string describe() const;
 
+  /// From now on `read` fails with 65 for a token outside [0, vocab_size). Small arrays are read through at
+  /// once: a wrong file is told before training begins.
+  void require_vocabulary(std::int64_t vocab_size);
+
   /// Copies tokens [begin, begin + out.size()) to `out`.
   void read(std::int64_t begin, std::span<std::int64_t> out) const;
 
-  /// Reads every token: 65 with file and index for the first outside [0, vocab_size).
+  /// Reads every token: 65 with file and index for the first outside [0, vocab_size). Megatron's indices too.
   void verify(std::int64_t vocab_size) const;
 
  private:
   class Mapping;
   TokenArray();
+  void read_file(std::size_t file, std::int64_t begin, std::int64_t vocab_size,
+                 std::span<std::int64_t> out) const;
 
+  std::int64_t required_vocabulary_ = 0;  // 0: any
   std::vector<TokenFileInfo> files_;
   std::vector<std::unique_ptr<Mapping>> mappings_;  // [files]
   std::vector<std::int64_t> begins_;                // [files + 1]: index of each file's first token

@@ -11,7 +11,8 @@ using testing::ElementsAre;
 std::vector<Document> read_all(const std::vector<std::string>& paths,
                                const std::string& field = "text") {
   std::vector<Document> documents;
-  read_documents(paths, field, [&](Document&& document) { documents.push_back(document); });
+  read_documents(paths, {.text = field},
+                 [&](Document&& document) { documents.push_back(document); });
   return documents;
 }
 
@@ -68,6 +69,41 @@ TEST(CorpusReader, TheTextFieldCanBeNamed) {
   const TemporaryDirectory directory;
   const std::string path = directory.write("a.json", R"({"text": 1, "body": "b"})");
   EXPECT_THAT(texts_of(read_all({path}, "body")), ElementsAre("b"));
+}
+
+TEST(CorpusReader, TextAndSubsetMayLieDeeper) {
+  const TemporaryDirectory directory;
+  const auto path = directory.write(
+      "a.jsonl",
+      "{\"text\": \"a\", \"meta\": {\"x\": [{\"pile_set_name\": 1}], \"pile_set_name\": "
+      "\"Books3\"}}\n"
+      "{\"meta\": {\"redpajama_set_name\": \"C4\", \"text\": \"no\"}, \"text\": \"b\"}\n"
+      "{\"text\": \"c\", \"pile_set_name\": \"no\", \"y\": [{\"meta\": {\"pile_set_name\": "
+      "\"no\"}}]}\n"
+      "{\"text\": \"d\", \"meta\": {\"pile_set_name\": 7}}\n");
+  std::vector<std::string> subsets;
+  read_documents({path}, {}, [&](Document&& document) { subsets.push_back(document.subset); });
+  EXPECT_THAT(subsets, ElementsAre("Books3", "C4", "", ""));
+  const auto deep = directory.write(
+      "b.jsonl", "{\"x\": [[1], {\"body\": \"no\"}, [2]], \"data\": {\"body\": \"yes\"}}");
+  EXPECT_THAT(texts_of(read_all({deep}, "data.body")), ElementsAre("yes"));
+}
+
+TEST(CorpusReader, WhatIsRejectedIsToldInItsPlaceAndReadingGoesOn) {
+  const TemporaryDirectory directory;
+  const std::string bad_json = "{\"text\": nope}";
+  const auto path =
+      directory.write("a.jsonl", "{\"text\": \"a\"}\n" + bad_json + "\n{\"text\": \"b\"}\n\n" +
+                                     "{\"text\": \"\\udc00\"}\n{\"text\": \"c\"}");
+  std::vector<std::string> seen;
+  read_file_documents(
+      path, {}, [&](Document&& document) { seen.push_back(document.text); },
+      [&](const Rejection& rejection) {
+        EXPECT_THAT(rejection.message(), testing::StartsWith(path + ":"));
+        seen.push_back(fmt::format("{}@{}:{}", rejection.reason, rejection.line, rejection.offset));
+      });
+  EXPECT_THAT(
+      seen, ElementsAre("a", "broken JSON@2:24", "b", "broken JSON@4:43", "broken JSON@5:59", "c"));
 }
 
 TEST(CorpusReader, DirectoriesAreSearchedInSortedOrder) {
@@ -128,9 +164,12 @@ TEST(CorpusReader, MissingAndUnknownFiles) {
                  [&] { read_all({directory.path(name)}); });
   }
   static_cast<void>(directory.write("d/a.md", ""));
-  expect_error(ExitCode::kMissingInput, {directory.path("d"), "jsonl.zst"},
+  expect_error(ExitCode::kMissingInput, {directory.path("d"), ".jsonl"},
                [&] { read_all({directory.path("d")}); });
   expect_error(ExitCode::kUsage, {"a.md", ".txt"}, [&] { read_all({directory.path("d/a.md")}); });
+  const auto parquet = directory.write("p/a.parquet", "");
+  expect_error(ExitCode::kUsage, {"a.parquet", "converts it"}, [&] { read_all({parquet}); });
+  expect_error(ExitCode::kMissingInput, {"converts it"}, [&] { read_all({directory.path("p")}); });
 }
 
 TEST(CorpusReader, EmptyTextFileIsCorruptInput) {
@@ -169,12 +208,13 @@ INSTANTIATE_TEST_SUITE_P(
                     BadLine{"{\"text\": \"a\", \"text\": \"b\"}", "\"text\" twice"},
                     BadLine{"[1]", "an array, not an object"},
                     BadLine{"\"text\"", "a string, not an object"},
-                    BadLine{"{\"text\": \"a\xff\"}", "byte 28 (0xff) is not UTF-8"}));
+                    BadLine{"{\"text\": \"a\xff\"}", "byte 28: 0xff is not UTF-8"}));
 
 TEST(CorpusReader, InvalidUtf8InTextFilesNamesTheByte) {
   const TemporaryDirectory directory;
   const auto path = directory.write("a.txt", "abc\xe2\x82");
-  expect_error(ExitCode::kCorruptInput, {path + ": byte 3 (0xe2)"}, [&] { read_all({path}); });
+  expect_error(ExitCode::kCorruptInput, {path + ": byte 3: 0xe2 is not UTF-8"},
+               [&] { read_all({path}); });
 }
 
 TEST(CorpusReader, DeepNestingIsCorruptInput) {
@@ -193,6 +233,12 @@ TEST(CorpusReader, LongLinesAreCorruptInput) {
   const auto path = directory.write("a.jsonl", "{\"text\": \"a\"}\n");
   std::filesystem::resize_file(path, (std::uintmax_t{65} << 20));  // zeros to the end, no newline
   expect_error(ExitCode::kCorruptInput, {path + ":2", "67108864"}, [&] { read_all({path}); });
+  std::ofstream(path, std::ios::app) << "\n{\"text\": \"b\"}";
+  std::vector<std::string> seen;
+  read_file_documents(
+      path, {}, [&](Document&& document) { seen.push_back(document.text); },
+      [&](const Rejection& rejection) { seen.push_back(rejection.reason); });
+  EXPECT_THAT(seen, ElementsAre("a", "too long", "b"));
 }
 
 }  // namespace

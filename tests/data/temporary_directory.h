@@ -39,6 +39,9 @@ class TemporaryDirectory {
     std::ofstream(file, std::ios::binary) << bytes;
     return file;
   }
+  void write_over(const std::string& name, std::string_view bytes) const {
+    static_cast<void>(write(name, bytes));
+  }
 
  private:
   std::string path_;

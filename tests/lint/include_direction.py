@@ -38,6 +38,8 @@ LIBRARIES = (
     ("HDF5", r"hdf5(_hl)?\.h|H5\w*\.h", r"data/.*"),
     ("zstd", r"zstd\w*\.h|zdict\.h", r"data/.*"),
     ("libarchive", r"archive(_entry)?\.h", r"data/.*"),
+    ("zlib", r"zlib\.h", r"data/.*"),
+    ("PCRE2 or utf8proc", r"pcre2\.h|utf8proc\.h", r"data/.*"),
     ("SentencePiece", r"sentencepiece\w*\.h", r"data/.*"),
     ("xxHash", r"xxhash\.h", r"data/.*"),
     ("OpenSSL", r"openssl/", r"data/.*"),
