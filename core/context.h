@@ -1,6 +1,8 @@
 #pragma once
 // What every layer is told besides its input. Passed down; there are no globals.
 
+#include <cstdint>
+
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
 #include "kernels/matmul.h"
@@ -13,6 +15,20 @@ class InnerLossRecorder {
   virtual ~InnerLossRecorder() = default;
   /// `losses` is [3, B, T, H] F64 and valid during the call only.
   virtual void record(std::int64_t layer, TensorView losses) = 0;
+};
+
+/// Told how far a pass over the model has come, in elements of the flat buffers, whose order is that of forward
+/// (core/parameters.h).
+class PassObserver {
+ public:
+  PassObserver() = default;
+  PassObserver(const PassObserver&) = delete;
+  PassObserver& operator=(const PassObserver&) = delete;
+  virtual ~PassObserver() = default;
+  /// Forward reads parameters of elements [0, end) from here on.
+  virtual void before_reading(std::int64_t end, Stream& stream) = 0;
+  /// This pass adds nothing more to gradients of elements from `begin` on.
+  virtual void after_gradients(std::int64_t begin, Stream& stream) = 0;
 };
 
 struct Context {
@@ -28,6 +44,7 @@ struct Context {
   /// Multiplies the inner learning rate of every TTT layer (warm-up of TTT-MLP); 1 in evaluation.
   double inner_lr_multiplier = 1.0;
   InnerLossRecorder* inner_losses = nullptr;
+  PassObserver* observer = nullptr;  // of forward_backward
 };
 
 }  // namespace ttt

@@ -1,10 +1,15 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
+#include "core/base/timer.h"
 #include "dist/communicator.h"
 #include "dist/contracts.h"
 #include "dist/mpi_check.h"
@@ -83,13 +88,17 @@ void expect_received(const MPI_Status& status, const Elements& elements, int pee
             count, elements.count, name_of(elements.dtype));
 }
 
+/// How a call waits for another rank. MPI's own way takes a processor.
+enum class Waiting { kSpins, kSleeps };
+
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(std::int64_t max_message) : max_message_(max_message) {
+  /// Takes `owned` over: a communicator of our own has no other library's messages.
+  MpiCommunicator(MPI_Comm owned, std::int64_t max_message, Waiting waiting = Waiting::kSpins)
+      : max_message_(max_message), waiting_(waiting), world_(owned) {
     TTT_CHECK(max_message >= 1 && max_message <= std::numeric_limits<int>::max(),
               "messages of {} elements", max_message);
-    // A communicator of our own: no other library's messages, and errors come back as codes.
-    TTT_MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world_));
+    // Errors come back as codes.
     TTT_MPI_CHECK(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN));
     TTT_MPI_CHECK(MPI_Comm_rank(world_, &rank_));
     TTT_MPI_CHECK(MPI_Comm_size(world_, &size_));
@@ -112,6 +121,7 @@ class MpiCommunicator final : public Communicator {
   void all_reduce_sum(TensorView inout, Stream& stream) override {
     check_summable(inout);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kSum, inout.num_bytes(), inout.num_bytes());
     // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
     const bool is_root = rank_ == 0;
     for_chunks(elements_of(inout), [&](const Elements& chunk) {
@@ -125,6 +135,7 @@ class MpiCommunicator final : public Communicator {
     check_summable(in);
     check_stacked("out", out, "in", in, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kSum, others(out.num_bytes()), others(out.num_bytes()));
     // Pairwise: the traffic of a ring and one chunk of extra memory; Open MPI's own
     // Reduce_scatter_block is slower than its Allreduce.
     const Elements all = elements_of(in);
@@ -146,6 +157,7 @@ class MpiCommunicator final : public Communicator {
   void all_gather(TensorView in, TensorView out, Stream& stream) override {
     check_stacked("in", in, "out", out, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kGather, others(in.num_bytes()), others(in.num_bytes()));
     const Elements mine = elements_of(in);
     const Elements all = elements_of(out);
     if (mine.count <= max_message_) {
@@ -163,6 +175,7 @@ class MpiCommunicator final : public Communicator {
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
     check_all_to_all(in, out, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kAllToAll, others(in.num_bytes() / size_), others(in.num_bytes() / size_));
     const Elements from_all = elements_of(out);
     const Elements to_all = elements_of(in);
     const std::int64_t count = to_all.count / size_;
@@ -183,6 +196,7 @@ class MpiCommunicator final : public Communicator {
   void send(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
     for_messages(elements_of(view), [&](const Elements& chunk) {
       TTT_MPI_CHECK(
           MPI_Send(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag, world_));
@@ -192,6 +206,7 @@ class MpiCommunicator final : public Communicator {
   void recv(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, 0, view.num_bytes());
     for_messages(elements_of(view), [&](const Elements& chunk) {
       MPI_Status status;
       TTT_MPI_CHECK(MPI_Probe(peer, kTag, world_, &status));
@@ -204,14 +219,31 @@ class MpiCommunicator final : public Communicator {
   void exchange(TensorView out, TensorView in, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, out.num_bytes(), in.num_bytes());
     send_and_receive(elements_of(out), peer, elements_of(in), peer);
   }
 
   void broadcast(TensorView view, int root, Stream& stream) override {
     check_root(root, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kBroadcast, rank_ == root ? view.num_bytes() : 0, rank_ == root ? 0 : view.num_bytes());
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
   }
+
+  [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
+    int provided = MPI_THREAD_SINGLE;
+    TTT_MPI_CHECK(MPI_Query_thread(&provided));
+    if (provided < MPI_THREAD_MULTIPLE) {
+      fail(ExitCode::kUsage,
+           "this MPI library lets one thread communicate (level {} of {}), overlap needs two: set "
+           "parallel.overlap = false",
+           provided, MPI_THREAD_MULTIPLE);
+    }
+    MPI_Comm copy = MPI_COMM_NULL;
+    TTT_MPI_CHECK(MPI_Comm_dup(world_, &copy));
+    return std::make_unique<MpiCommunicator>(copy, max_message_, Waiting::kSleeps);
+  }
+  void stop() override { is_stopped_ = true; }
 
   void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
 
@@ -245,6 +277,9 @@ class MpiCommunicator final : public Communicator {
   /// Bounds the buffer of reduce_scatter_sum: large enough to hide a message's latency.
   static constexpr std::int64_t kReduceChunk = std::int64_t{1} << 20U;
 
+  /// What each of the other ranks gets, or gives.
+  [[nodiscard]] std::int64_t others(std::int64_t bytes) const { return (size_ - 1) * bytes; }
+
   /// Nothing is called for no elements: right for collectives, where all ranks know the count.
   template <typename Function>
   void for_chunks(const Elements& all, const Function& function) const {
@@ -272,12 +307,43 @@ class MpiCommunicator final : public Communicator {
       const Elements sent = chunk_at(out, begin);
       const Elements received = chunk_at(in, begin);
       MPI_Status status;
-      TTT_MPI_CHECK(MPI_Sendrecv(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag,
-                                 received.data, received.mpi_count(), mpi_type(received.dtype),
-                                 from, kTag, world_, &status));
+      if (waiting_ == Waiting::kSpins) {
+        TTT_MPI_CHECK(MPI_Sendrecv(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag,
+                                   received.data, received.mpi_count(), mpi_type(received.dtype),
+                                   from, kTag, world_, &status));
+      } else {
+        std::array<MPI_Request, 2> requests{};
+        TTT_MPI_CHECK(MPI_Irecv(received.data, received.mpi_count(), mpi_type(received.dtype), from,
+                                kTag, world_, &requests[0]));
+        TTT_MPI_CHECK(MPI_Isend(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag, world_,
+                                &requests[1]));
+        status = wait_asleep(requests, from);
+      }
       expect_received(status, received, from);
       begin += max_message_;
     } while (begin < std::max(out.count, in.count));
+  }
+
+  /// Returns the status of the first. Looks often at first, when the message is likely on its way, then rarely.
+  [[nodiscard]] MPI_Status wait_asleep(std::array<MPI_Request, 2>& requests, int peer) const {
+    constexpr double kLongestSleep = 200e-6;
+    const Timer timer;
+    for (;;) {
+      int is_done = 0;
+      std::array<MPI_Status, 2> statuses{};
+      const int code = MPI_Testall(2, requests.data(), &is_done, statuses.data());
+      if (code == MPI_ERR_IN_STATUS) {
+        for (const MPI_Status& status : statuses) check_mpi(status.MPI_ERROR, "MPI_Testall");
+      }
+      check_mpi(code, "MPI_Testall");
+      if (is_done != 0) return statuses[0];
+      if (is_stopped_) {
+        fail(ExitCode::kPeerLost, "stopped after {:.1f} s of waiting for rank {}", timer.seconds(),
+             peer);
+      }
+      const double sleep = std::min(kLongestSleep, timer.seconds() / 16);
+      std::this_thread::sleep_for(std::chrono::duration<double>(sleep));
+    }
   }
 
   [[nodiscard]] Elements chunk_at(const Elements& all, std::int64_t begin) const {
@@ -286,6 +352,8 @@ class MpiCommunicator final : public Communicator {
   }
 
   std::int64_t max_message_;
+  Waiting waiting_;
+  std::atomic<bool> is_stopped_ = false;
   MPI_Comm world_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
@@ -299,7 +367,9 @@ std::unique_ptr<Communicator> make_mpi_communicator(std::int64_t max_message) {
   int is_initialized = 0;
   TTT_MPI_CHECK(MPI_Initialized(&is_initialized));
   TTT_CHECK(is_initialized != 0, "MPI is not initialised");
-  return std::make_unique<MpiCommunicator>(max_message);
+  MPI_Comm world = MPI_COMM_NULL;
+  TTT_MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+  return std::make_unique<MpiCommunicator>(world, max_message);
 }
 
 }  // namespace ttt::dist

@@ -46,6 +46,9 @@ class SingleCommunicator final : public Communicator {
   void broadcast(TensorView /*view*/, int root, Stream& /*stream*/) override {
     check_root(root, 1);
   }
+  [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
+    return make_single_communicator();
+  }
   void barrier() override {}
   [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {
     return {mine};
