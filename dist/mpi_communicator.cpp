@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <numeric>
 #include <thread>
 
@@ -111,7 +112,14 @@ class MpiCommunicator final : public Communicator {
   }
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
-  ~MpiCommunicator() override { MPI_Comm_free(&world_); }
+  ~MpiCommunicator() override {
+    if (std::uncaught_exceptions() > 0) {  // the peers may never take what was posted
+      (void)new std::vector<Posted>(std::move(posted_));
+    } else {
+      for (Posted& message : posted_) MPI_Wait(&message.request, MPI_STATUS_IGNORE);
+    }
+    MPI_Comm_free(&world_);
+  }
 
   [[nodiscard]] int rank() const override { return rank_; }
   [[nodiscard]] int size() const override { return size_; }
@@ -203,6 +211,24 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  void post(TensorView view, int peer, Stream& stream) override {
+    check_peer(peer, rank_, size_);
+    stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
+    std::erase_if(posted_, [](Posted& message) {
+      int is_done = 0;
+      TTT_MPI_CHECK(MPI_Test(&message.request, &is_done, MPI_STATUS_IGNORE));
+      return is_done != 0;
+    });
+    const Tensor kept(view.shape(), view.dtype());
+    copy_elements(elements_of(view), elements_of(kept));
+    for_messages(elements_of(kept), [&](const Elements& chunk) {
+      posted_.push_back({kept, MPI_REQUEST_NULL});
+      TTT_MPI_CHECK(MPI_Isend(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag,
+                              world_, &posted_.back().request));
+    });
+  }
+
   void recv(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
@@ -230,6 +256,11 @@ class MpiCommunicator final : public Communicator {
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
   }
 
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key) override {
+    MPI_Comm part = MPI_COMM_NULL;
+    TTT_MPI_CHECK(MPI_Comm_split(world_, color, key, &part));
+    return std::make_unique<MpiCommunicator>(part, max_message_);
+  }
   [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
     int provided = MPI_THREAD_SINGLE;
     TTT_MPI_CHECK(MPI_Query_thread(&provided));
@@ -351,10 +382,16 @@ class MpiCommunicator final : public Communicator {
     return all.part(start, std::min(max_message_, all.count - start));
   }
 
+  struct Posted {
+    Tensor message;
+    MPI_Request request;
+  };
+
   std::int64_t max_message_;
   Waiting waiting_;
   std::atomic<bool> is_stopped_ = false;
   MPI_Comm world_ = MPI_COMM_NULL;
+  std::vector<Posted> posted_;
   int rank_ = 0;
   int size_ = 1;
   int local_rank_ = 0;
