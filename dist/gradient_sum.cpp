@@ -79,8 +79,7 @@ GradientSum::Job GradientSum::start(Work work, Stream& stream) {
   const Timer timer;
   if (overlap_axes_.empty()) {
     work(*collectives_, stream);
-    exposed_seconds_ += timer.seconds();
-    total_seconds_ += timer.seconds();
+    count_exposed(timer.seconds());
     return {};
   }
   overlap_stream_.wait_for(stream.record());
@@ -94,6 +93,11 @@ GradientSum::Job GradientSum::start(Work work, Stream& stream) {
             total_seconds_ += job_timer.seconds();
           }),
           {}};
+}
+
+void GradientSum::count_exposed(double seconds) {
+  exposed_seconds_ += seconds;
+  total_seconds_ += seconds;
 }
 
 void GradientSum::wait(const Job& job, Stream& stream) {
@@ -150,8 +154,7 @@ double GradientSum::sum_of_squares(Stream& stream) {
   for (Communicator* axis : axes_) {
     if (axis->size() > 1) axis->all_reduce_sum(squares_, stream);
   }
-  exposed_seconds_ += timer.seconds();
-  total_seconds_ += timer.seconds();
+  count_exposed(timer.seconds());
   stream.synchronize();
   double sum = 0;
   for (const double block : squares_.span<double>()) sum += block;
@@ -163,11 +166,10 @@ void GradientSum::gather_parameters(TensorView values, Stream& stream) {
   num_gathered_ = 0;
   gathers_.clear();
   for (const FlatRange& bucket : buckets_) {
-    gathers_.push_back(start(
-        [bucket, values](TreeCollectives& collectives, Stream& queue) {
-          collectives.all_gather(values, bucket, queue);
-        },
-        stream));
+    gathers_.push_back(
+        start([bucket, values](TreeCollectives& collectives,
+                               Stream& queue) { collectives.all_gather(values, bucket, queue); },
+              stream));
   }
 }
 

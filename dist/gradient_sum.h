@@ -83,6 +83,7 @@ class GradientSum final : public PassObserver {
   /// Begins `work` after what `stream` has queued so far.
   Job start(Work work, Stream& stream);
   void wait(const Job& job, Stream& stream);
+  void count_exposed(double seconds);
   void reduce_from(std::int64_t begin, Stream& stream);
   [[nodiscard]] bool is_alone() const;
 

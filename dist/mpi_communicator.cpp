@@ -13,81 +13,12 @@
 #include "core/base/timer.h"
 #include "dist/communicator.h"
 #include "dist/contracts.h"
-#include "dist/mpi_check.h"
+#include "dist/mpi_elements.h"
 
 namespace ttt::dist {
 namespace {
 
 constexpr int kTag = 1;
-
-MPI_Datatype mpi_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return MPI_DOUBLE;
-    case DType::kF32:
-      return MPI_FLOAT;
-    case DType::kBF16:
-      return MPI_UINT16_T;  // only moved, never added
-    case DType::kI64:
-      return MPI_INT64_T;
-    case DType::kI32:
-      return MPI_INT32_T;
-    case DType::kU16:
-      return MPI_UINT16_T;
-    case DType::kU8:
-      return MPI_UINT8_T;
-  }
-  fail(ExitCode::kInternal, "dtype {}", static_cast<int>(dtype));
-}
-
-/// Contiguous elements of one type; the unit of all transfers below.
-struct Elements {
-  std::byte* data;
-  std::int64_t count;
-  DType dtype;
-
-  [[nodiscard]] Elements part(std::int64_t begin, std::int64_t number) const {
-    return {data + begin * size_of(dtype), number, dtype};
-  }
-  [[nodiscard]] int mpi_count() const { return static_cast<int>(count); }
-};
-
-Elements elements_of(const TensorView& view) {
-  return {static_cast<std::byte*>(view.raw()), view.numel(), view.dtype()};
-}
-
-void copy_elements(const Elements& from, const Elements& to) {
-  if (from.count > 0) {
-    std::memcpy(to.data, from.data, static_cast<std::size_t>(from.count * size_of(from.dtype)));
-  }
-}
-
-template <typename T>
-void add_elements(const Elements& term, const Elements& sum) {
-  const T* x = reinterpret_cast<const T*>(term.data);
-  T* y = reinterpret_cast<T*>(sum.data);
-  for (std::int64_t i = 0; i < sum.count; ++i) {
-    y[i] += x[i];
-  }
-}
-
-void add_into(const Elements& term, const Elements& sum) {
-  switch (sum.dtype) {
-    case DType::kF64:
-      return add_elements<double>(term, sum);
-    case DType::kF32:
-      return add_elements<float>(term, sum);
-    default:
-      return add_elements<std::int64_t>(term, sum);
-  }
-}
-
-void expect_received(const MPI_Status& status, const Elements& elements, int peer) {
-  int count = 0;
-  TTT_MPI_CHECK(MPI_Get_count(&status, mpi_type(elements.dtype), &count));
-  TTT_CHECK(count == elements.count, "rank {} sent {} elements, {} of {} were expected", peer,
-            count, elements.count, name_of(elements.dtype));
-}
 
 /// How a call waits for another rank. MPI's own way takes a processor.
 enum class Waiting { kSpins, kSleeps };
@@ -143,7 +74,8 @@ class MpiCommunicator final : public Communicator {
     check_summable(in);
     check_stacked("out", out, "in", in, size_);
     stream.synchronize();
-    const Traffic::Call call(traffic_, Traffic::kSum, others(out.num_bytes()), others(out.num_bytes()));
+    const Traffic::Call call(traffic_, Traffic::kSum, others(out.num_bytes()),
+                             others(out.num_bytes()));
     // Pairwise: the traffic of a ring and one chunk of extra memory; Open MPI's own
     // Reduce_scatter_block is slower than its Allreduce.
     const Elements all = elements_of(in);
@@ -165,7 +97,8 @@ class MpiCommunicator final : public Communicator {
   void all_gather(TensorView in, TensorView out, Stream& stream) override {
     check_stacked("in", in, "out", out, size_);
     stream.synchronize();
-    const Traffic::Call call(traffic_, Traffic::kGather, others(in.num_bytes()), others(in.num_bytes()));
+    const Traffic::Call call(traffic_, Traffic::kGather, others(in.num_bytes()),
+                             others(in.num_bytes()));
     const Elements mine = elements_of(in);
     const Elements all = elements_of(out);
     if (mine.count <= max_message_) {
@@ -183,7 +116,8 @@ class MpiCommunicator final : public Communicator {
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
     check_all_to_all(in, out, size_);
     stream.synchronize();
-    const Traffic::Call call(traffic_, Traffic::kAllToAll, others(in.num_bytes() / size_), others(in.num_bytes() / size_));
+    const Traffic::Call call(traffic_, Traffic::kAllToAll, others(in.num_bytes() / size_),
+                             others(in.num_bytes() / size_));
     const Elements from_all = elements_of(out);
     const Elements to_all = elements_of(in);
     const std::int64_t count = to_all.count / size_;
@@ -252,7 +186,8 @@ class MpiCommunicator final : public Communicator {
   void broadcast(TensorView view, int root, Stream& stream) override {
     check_root(root, size_);
     stream.synchronize();
-    const Traffic::Call call(traffic_, Traffic::kBroadcast, rank_ == root ? view.num_bytes() : 0, rank_ == root ? 0 : view.num_bytes());
+    const Traffic::Call call(traffic_, Traffic::kBroadcast, rank_ == root ? view.num_bytes() : 0,
+                             rank_ == root ? 0 : view.num_bytes());
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
   }
 

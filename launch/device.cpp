@@ -35,8 +35,8 @@ Stream open_stream(const std::string& device, DType dtype, const dist::Communica
 
 Stream another_stream(Device device, const dist::Communicator& communicator) {
   if (device == Device::kCpu) return {};
-  return kernels::make_stream(
-      device, communicator.local_rank() % std::max(1, kernels::num_cuda_devices()));
+  return kernels::make_stream(device,
+                              communicator.local_rank() % std::max(1, kernels::num_cuda_devices()));
 }
 
 }  // namespace ttt::launch

@@ -15,8 +15,7 @@ constexpr const char* kCodeVersion = "0.1.0";
 
 // Digests travel between ranks as text protos; "!" starts an error.
 std::string try_write_shard(const std::string& directory, const std::vector<FlatRange>& owned,
-                            const data::FlatState& state,
-                            const dist::Communicator& communicator) {
+                            const data::FlatState& state, const dist::Communicator& communicator) {
   try {
     std::string text;
     google::protobuf::TextFormat::PrintToString(

@@ -6,6 +6,7 @@
 #include "core/base/log.h"
 #include "core/schedule.h"
 #include "data/tokens/prepare.h"
+#include "launch/device.h"
 #include "launch/evaluation.h"
 #include "launch/stop_signal.h"
 
@@ -37,9 +38,9 @@ std::unique_ptr<dist::GradientSum> make_gradient_sum(const config::RunConfig& co
   options.make_stream = [device = stream.device(), &communicator] {
     return another_stream(device, communicator);
   };
-  return std::make_unique<dist::GradientSum>(
-      model.buckets(config.parallel().bucket_elements()), model.parameters().dtype(), options,
-      std::vector<dist::Communicator*>{&communicator});
+  return std::make_unique<dist::GradientSum>(model.buckets(config.parallel().bucket_elements()),
+                                             model.parameters().dtype(), options,
+                                             std::vector<dist::Communicator*>{&communicator});
 }
 
 }  // namespace

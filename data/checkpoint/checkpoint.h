@@ -34,7 +34,8 @@ struct FlatState {
   TensorView values;  // [n]
   TensorView m;       // [n], or the elements of `moments`
   TensorView v;
-  std::vector<FlatRange> moments = {};  // what m and v hold, one range after the other; none: everything
+  std::vector<FlatRange> moments =
+      {};  // what m and v hold, one range after the other; none: everything
 };
 
 // ---- Writing -------------------------------------------------------------------------------

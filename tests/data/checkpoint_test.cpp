@@ -47,7 +47,8 @@ TEST(Checkpoint, RangesMayLieAnywhereAndMomentsWithTheirOwners) {
     const Tensor held({count}, whole.dtype());
     std::int64_t done = 0;
     for (const FlatRange& range : ranges) {
-      copy(whole.view().slice(range.begin, range.end), held.view().slice(done, done + range.size()));
+      copy(whole.view().slice(range.begin, range.end),
+           held.view().slice(done, done + range.size()));
       done += range.size();
     }
     return held;
