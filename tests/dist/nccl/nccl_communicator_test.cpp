@@ -61,7 +61,8 @@ TEST(NcclCommunicator, SplitsAndDuplicatesAreGroupsOfTheirOwn) {
   const Tensor sum({1}, DType::kI64);
   sum.data<std::int64_t>()[0] = 1;
   part->all_reduce_sum(sum, stream);
-  all->duplicate_for_overlap()->all_reduce_sum(sum, stream);
+  const auto duplicate = all->duplicate_for_overlap();  // outlives what it has queued
+  duplicate->all_reduce_sum(sum, stream);
   stream.synchronize();
   std::int64_t expected = 0;
   for (int r = 0; r < world.size(); ++r) expected += (world.size() + 1 - r % 2) / 2;
