@@ -230,6 +230,7 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
   }
   check_batch(config, world_size, problems);
   problems.append(find_sequence_problems(config, world_size));
+  problems.at_least("parallel.bucket_elements", config.parallel().bucket_elements(), 1);
   problems.at_least("train.steps", config.train().steps(), 0);
   problems.at_least("train.num_threads", config.train().num_threads(), 0);
   check_optimizer(config, problems);

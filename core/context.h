@@ -1,6 +1,8 @@
 #pragma once
 // What every layer is told besides its input. Passed down; there are no globals.
 
+#include <cstdint>
+
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
 #include "kernels/matmul.h"
@@ -18,6 +20,20 @@ class InnerLossRecorder {
   virtual void record(std::int64_t layer, TensorView losses) = 0;
 };
 
+/// Told how far a pass over the model has come, in elements of the flat buffers, whose order is that of forward
+/// (core/parameters.h).
+class PassObserver {
+ public:
+  PassObserver() = default;
+  PassObserver(const PassObserver&) = delete;
+  PassObserver& operator=(const PassObserver&) = delete;
+  virtual ~PassObserver() = default;
+  /// Forward reads parameters of elements [0, end) from here on.
+  virtual void before_reading(std::int64_t end, Stream& stream) = 0;
+  /// This pass adds nothing more to gradients of elements from `begin` on.
+  virtual void after_gradients(std::int64_t begin, Stream& stream) = 0;
+};
+
 struct Context {
   Stream& stream;
   kernels::Precision precision = kernels::Precision::kNative;
@@ -33,6 +49,7 @@ struct Context {
   InnerLossRecorder* inner_losses = nullptr;
   /// The ranks that hold the other segments of these sequences (core/sequence_exchange.h); null: they are whole.
   SequenceExchange* sequence = nullptr;
+  PassObserver* observer = nullptr;  // of forward_backward
 };
 
 }  // namespace ttt

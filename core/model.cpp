@@ -30,9 +30,11 @@ LanguageModel::LanguageModel(const config::ModelConfig& config, std::int64_t con
   const Shape table{config.vocab_size(), config.hidden_size()};
   embedding_ = &store_.add("model.embed_tokens.weight", table, normal);
   for (std::int64_t i = 0; i < config.num_layers(); ++i) {
+    begins_.push_back(store_.num_elements());
     blocks_.push_back(std::make_unique<Block>(store_, fmt::format("model.layers.{}", i), config,
                                               context_length, i));
   }
+  begins_.push_back(store_.num_elements());
   final_norm_ = std::make_unique<RmsNorm>(store_, "model.norm.weight", config.hidden_size(),
                                           config.rms_norm_epsilon());
   head_ = config.tie_embeddings() ? embedding_ : &store_.add("lm_head.weight", table, normal);
@@ -59,24 +61,46 @@ Tensor LanguageModel::encode(TensorView ids, Context& context) const {
   return normed;
 }
 
+std::vector<FlatRange> LanguageModel::buckets(std::int64_t min_elements) const {
+  std::vector<FlatRange> result;
+  std::int64_t end = store_.num_elements();
+  for (std::size_t i = begins_.size(); i-- > 0;) {
+    if (end - begins_[i] < min_elements || end == begins_[i]) continue;
+    result.push_back({begins_[i], end});
+    end = begins_[i];
+  }
+  result.push_back({0, end});
+  std::ranges::reverse(result);
+  return result;
+}
+
 void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bool recompute_blocks,
                                      Context& context) const {
   const std::int64_t tokens = batch.ids.numel();
   const std::int64_t channels = config_.hidden_size();
+  const auto before_reading = [&](std::int64_t end) {
+    if (context.observer != nullptr) context.observer->before_reading(end, context.stream);
+  };
+  const auto after_gradients = [&](std::int64_t begin) {
+    if (context.observer != nullptr) context.observer->after_gradients(begin, context.stream);
+  };
+  before_reading(begins_.front());
   std::vector<Tensor> inputs{embed(batch.ids, context)};  // inputs[i] enters block i
   std::vector<std::unique_ptr<Saved>> saved;
   std::deque<ReplayedExchange> replayed;  // of each block, where its forward runs again
-  for (const auto& block : blocks_) {
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    before_reading(begins_[i + 1]);
     Tensor next(inputs.back().shape(), inputs.back().dtype());
     Context block_context = context;
     if (recompute_blocks && context.sequence != nullptr) {
       block_context.sequence = &replayed.emplace_back(*context.sequence);
     }
-    auto block_saved = block->forward(inputs.back(), next, block_context);
+    auto block_saved = blocks_[i]->forward(inputs.back(), next, block_context);
     if (recompute_blocks) block_saved.reset();
     saved.push_back(std::move(block_saved));
     inputs.push_back(next);
   }
+  before_reading(store_.num_elements());
   const Shape& shape = inputs.back().shape();
   const DType dtype = inputs.back().dtype();
   Tensor normed(shape, dtype);
@@ -91,6 +115,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
                               context.precision, context.stream);
   normed = {};
   final_norm_->backward(inputs.back(), rstd, d_h, d_h, context);
+  after_gradients(begins_.back());
 
   Tensor d_previous(shape, dtype);
   for (std::size_t i = blocks_.size(); i-- > 0;) {
@@ -104,12 +129,14 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
       if (context.sequence != nullptr) replayed.pop_back();
     }
     blocks_[i]->backward(*saved[i], inputs[i], d_h, d_previous, context);
+    after_gradients(begins_[i]);
     saved[i].reset();
     inputs.pop_back();
     std::swap(d_h, d_previous);
   }
   kernels::embedding_backward(batch.ids.reshape({tokens}), d_h.view().reshape(rows),
                               embedding_->grad, context.stream);
+  after_gradients(0);
 }
 
 void LanguageModel::evaluate(const TokenBatch& batch, TensorView nll, Context& context) const {

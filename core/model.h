@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "configs/run.pb.h"
+#include "core/base/flat_range.h"
 #include "core/layers/block.h"
 
 namespace ttt {
@@ -33,8 +34,12 @@ class LanguageModel {
   /// Adds the gradient of the loss to every grad and writes nll [B, T] F64 (unweighted). With
   /// `recompute_blocks` only the blocks' inputs are kept and each block's forward runs again. With
   /// Context::sequence the batch is this rank's segment; every rank's grads are terms of one sum.
+  /// Tells the context's observer of every layer.
   void forward_backward(const TokenBatch& batch, TensorView nll, bool recompute_blocks,
                         Context& context) const;
+  /// Cuts the flat buffers where backward passes from one layer to the next, in parts of at least `min_elements` but for
+  /// the first: what a PassObserver can treat piece by piece. In order, without gaps.
+  [[nodiscard]] std::vector<FlatRange> buckets(std::int64_t min_elements) const;
   /// nll [B, T] F64 without gradients.
   void evaluate(const TokenBatch& batch, TensorView nll, Context& context) const;
   /// All logits [B, T, V] of ids [B, T]: for probing, not for training.
@@ -63,6 +68,8 @@ class LanguageModel {
   ParameterStore store_;
   const Parameter* embedding_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<std::int64_t>
+      begins_;  // of each block in the flat buffers, then of what follows the blocks
   std::unique_ptr<RmsNorm> final_norm_;
   const Parameter* head_;  // the embedding when tied
 };

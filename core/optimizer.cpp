@@ -1,6 +1,7 @@
 #include "core/optimizer.h"
 
 #include <cmath>
+#include <utility>
 
 #include "core/schedule.h"
 #include "kernels/adamw.h"
@@ -9,14 +10,25 @@ namespace ttt {
 
 Optimizer::Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
                      std::int64_t num_elements, DType dtype)
-    : config_(config),
-      total_steps_(total_steps),
-      m_(Tensor::zeros({num_elements}, dtype)),
-      v_(Tensor::zeros({num_elements}, dtype)) {}
+    : Optimizer(config, total_steps, std::vector<FlatRange>{{0, num_elements}}, dtype) {}
+
+Optimizer::Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
+                     std::vector<FlatRange> ranges, DType dtype)
+    : config_(config), total_steps_(total_steps), ranges_(std::move(ranges)) {
+  std::int64_t count = 0;
+  for (const FlatRange& range : ranges_) count += range.size();
+  m_ = Tensor::zeros({count}, dtype);
+  v_ = Tensor::zeros({count}, dtype);
+}
 
 double Optimizer::update(TensorView parameters, TensorView gradients, std::int64_t step,
                          Stream& stream) {
-  const double norm = std::sqrt(kernels::sum_of_squares(gradients, stream));
+  return update(parameters, gradients, kernels::sum_of_squares(gradients, stream), step, stream);
+}
+
+double Optimizer::update(TensorView parameters, TensorView gradients, double sum_of_squares,
+                         std::int64_t step, Stream& stream) {
+  const double norm = std::sqrt(sum_of_squares);
   if (!std::isfinite(norm)) {
     fail(ExitCode::kNumerical,
          "gradient norm is {} at step {}: the parameters were not changed; lower "
@@ -32,7 +44,16 @@ double Optimizer::update(TensorView parameters, TensorView gradients, std::int64
   const bool clip = config_.clip_norm() > 0 && norm >= config_.clip_norm();
   update.grad_scale = clip ? config_.clip_norm() / norm : 1.0;
   update.step = step + 1;
-  kernels::adamw(parameters, gradients, m_, v_, update, stream);
+  std::int64_t done = 0;
+  for (const FlatRange& range : ranges_) {
+    if (range.size() == 0) continue;
+    const auto part = [&](const TensorView& flat) { return flat.slice(range.begin, range.end); };
+    const auto moments = [&](const Tensor& all) {
+      return all.view().slice(done, done + range.size());
+    };
+    kernels::adamw(part(parameters), part(gradients), moments(m_), moments(v_), update, stream);
+    done += range.size();
+  }
   return norm;
 }
 

@@ -1,7 +1,10 @@
 #pragma once
 // The outer update on flat buffers: global-norm clipping and AdamW with decay on every parameter.
 
+#include <vector>
+
 #include "configs/run.pb.h"
+#include "core/base/flat_range.h"
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
 
@@ -12,17 +15,25 @@ class Optimizer {
   /// Zero moments for `num_elements` parameters of `dtype`.
   Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
             std::int64_t num_elements, DType dtype);
+  /// For parameters of which only `ranges` are updated here; m and v are [their sizes' sum], one after the other.
+  Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
+            std::vector<FlatRange> ranges, DType dtype);
 
   /// Update number `step` (from 0) with the summed gradient. Returns its norm before clipping.
   /// Throws kNumerical, leaving the parameters alone, when the norm is not finite.
   double update(TensorView parameters, TensorView gradients, std::int64_t step, Stream& stream);
+  /// The same with the sum of the squares of all gradients, which need be there in the ranges only.
+  double update(TensorView parameters, TensorView gradients, double sum_of_squares,
+                std::int64_t step, Stream& stream);
 
+  [[nodiscard]] const std::vector<FlatRange>& ranges() const { return ranges_; }
   [[nodiscard]] TensorView m() const { return m_; }
   [[nodiscard]] TensorView v() const { return v_; }
 
  private:
   config::OptimizerConfig config_;
   std::int64_t total_steps_;
+  std::vector<FlatRange> ranges_;
   Tensor m_, v_;
 };
 

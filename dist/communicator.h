@@ -19,6 +19,7 @@
 #include "core/base/error.h"
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
+#include "dist/traffic.h"
 
 namespace ttt::dist {
 
@@ -60,11 +61,26 @@ class Communicator {
   /// The ranks that give the same `color`, ordered by `key`, as a communicator of their own.
   [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 
+  /// The same ranks, for work beside this communicator's: from another thread or, where calls return before the work is
+  /// done, on another stream. Threads that wait in it sleep rather than keep a processor from those that compute.
+  /// Collective.
+  [[nodiscard]] virtual std::unique_ptr<Communicator> duplicate_for_overlap() = 0;
+  /// True where calls only queue their work on the stream, as kernels do; then the buffers may be reused by what is
+  /// queued after it.
+  [[nodiscard]] virtual bool is_asynchronous() const { return false; }
+  /// From any thread: calls of a duplicate that wait for another rank throw kPeerLost, now and from now on.
+  virtual void stop() {}
+  /// What was moved so far; of no meaning while a call runs.
+  [[nodiscard]] const Traffic& traffic() const { return traffic_; }
+
   virtual void barrier() = 0;
   /// Every rank's string, in rank order, on every rank: digests, agreement on errors.
   [[nodiscard]] virtual std::vector<std::string> gather_strings(const std::string& mine) = 0;
   /// Ends all ranks at once; the launcher exits with `code`.
   [[noreturn]] virtual void abort(ExitCode code) = 0;
+
+ protected:
+  Traffic traffic_;
 };
 
 /// Over MPI_COMM_WORLD; MPI must be initialised (dist/launch_environment.h) and outlive it. Messages

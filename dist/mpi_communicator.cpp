@@ -1,94 +1,33 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <numeric>
+#include <thread>
 
+#include "core/base/timer.h"
 #include "dist/communicator.h"
 #include "dist/contracts.h"
-#include "dist/mpi_check.h"
+#include "dist/mpi_elements.h"
 
 namespace ttt::dist {
 namespace {
 
 constexpr int kTag = 1;
 
-MPI_Datatype mpi_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF64:
-      return MPI_DOUBLE;
-    case DType::kF32:
-      return MPI_FLOAT;
-    case DType::kBF16:
-      return MPI_UINT16_T;  // only moved, never added
-    case DType::kI64:
-      return MPI_INT64_T;
-    case DType::kI32:
-      return MPI_INT32_T;
-    case DType::kU16:
-      return MPI_UINT16_T;
-    case DType::kU8:
-      return MPI_UINT8_T;
-  }
-  fail(ExitCode::kInternal, "dtype {}", static_cast<int>(dtype));
-}
-
-/// Contiguous elements of one type; the unit of all transfers below.
-struct Elements {
-  std::byte* data;
-  std::int64_t count;
-  DType dtype;
-
-  [[nodiscard]] Elements part(std::int64_t begin, std::int64_t number) const {
-    return {data + begin * size_of(dtype), number, dtype};
-  }
-  [[nodiscard]] int mpi_count() const { return static_cast<int>(count); }
-};
-
-Elements elements_of(const TensorView& view) {
-  return {static_cast<std::byte*>(view.raw()), view.numel(), view.dtype()};
-}
-
-void copy_elements(const Elements& from, const Elements& to) {
-  if (from.count > 0) {
-    std::memcpy(to.data, from.data, static_cast<std::size_t>(from.count * size_of(from.dtype)));
-  }
-}
-
-template <typename T>
-void add_elements(const Elements& term, const Elements& sum) {
-  const T* x = reinterpret_cast<const T*>(term.data);
-  T* y = reinterpret_cast<T*>(sum.data);
-  for (std::int64_t i = 0; i < sum.count; ++i) {
-    y[i] += x[i];
-  }
-}
-
-void add_into(const Elements& term, const Elements& sum) {
-  switch (sum.dtype) {
-    case DType::kF64:
-      return add_elements<double>(term, sum);
-    case DType::kF32:
-      return add_elements<float>(term, sum);
-    default:
-      return add_elements<std::int64_t>(term, sum);
-  }
-}
-
-void expect_received(const MPI_Status& status, const Elements& elements, int peer) {
-  int count = 0;
-  TTT_MPI_CHECK(MPI_Get_count(&status, mpi_type(elements.dtype), &count));
-  TTT_CHECK(count == elements.count, "rank {} sent {} elements, {} of {} were expected", peer,
-            count, elements.count, name_of(elements.dtype));
-}
+/// How a call waits for another rank. MPI's own way takes a processor.
+enum class Waiting { kSpins, kSleeps };
 
 class MpiCommunicator final : public Communicator {
  public:
   /// Takes `owned` over: a communicator of our own has no other library's messages.
-  MpiCommunicator(MPI_Comm owned, std::int64_t max_message)
-      : max_message_(max_message), world_(owned) {
+  MpiCommunicator(MPI_Comm owned, std::int64_t max_message, Waiting waiting = Waiting::kSpins)
+      : max_message_(max_message), waiting_(waiting), world_(owned) {
     TTT_CHECK(max_message >= 1 && max_message <= std::numeric_limits<int>::max(),
               "messages of {} elements", max_message);
     // Errors come back as codes.
@@ -121,6 +60,7 @@ class MpiCommunicator final : public Communicator {
   void all_reduce_sum(TensorView inout, Stream& stream) override {
     check_summable(inout);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kSum, inout.num_bytes(), inout.num_bytes());
     // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
     const bool is_root = rank_ == 0;
     for_chunks(elements_of(inout), [&](const Elements& chunk) {
@@ -134,6 +74,8 @@ class MpiCommunicator final : public Communicator {
     check_summable(in);
     check_stacked("out", out, "in", in, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kSum, others(out.num_bytes()),
+                             others(out.num_bytes()));
     // Pairwise: the traffic of a ring and one chunk of extra memory; Open MPI's own
     // Reduce_scatter_block is slower than its Allreduce.
     const Elements all = elements_of(in);
@@ -155,6 +97,8 @@ class MpiCommunicator final : public Communicator {
   void all_gather(TensorView in, TensorView out, Stream& stream) override {
     check_stacked("in", in, "out", out, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kGather, others(in.num_bytes()),
+                             others(in.num_bytes()));
     const Elements mine = elements_of(in);
     const Elements all = elements_of(out);
     if (mine.count <= max_message_) {
@@ -172,6 +116,8 @@ class MpiCommunicator final : public Communicator {
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
     check_all_to_all(in, out, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kAllToAll, others(in.num_bytes() / size_),
+                             others(in.num_bytes() / size_));
     const Elements from_all = elements_of(out);
     const Elements to_all = elements_of(in);
     const std::int64_t count = to_all.count / size_;
@@ -192,6 +138,7 @@ class MpiCommunicator final : public Communicator {
   void send(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
     for_messages(elements_of(view), [&](const Elements& chunk) {
       TTT_MPI_CHECK(
           MPI_Send(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag, world_));
@@ -201,6 +148,7 @@ class MpiCommunicator final : public Communicator {
   void post(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
     std::erase_if(posted_, [](Posted& message) {
       int is_done = 0;
       TTT_MPI_CHECK(MPI_Test(&message.request, &is_done, MPI_STATUS_IGNORE));
@@ -218,6 +166,7 @@ class MpiCommunicator final : public Communicator {
   void recv(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, 0, view.num_bytes());
     for_messages(elements_of(view), [&](const Elements& chunk) {
       MPI_Status status;
       TTT_MPI_CHECK(MPI_Probe(peer, kTag, world_, &status));
@@ -230,12 +179,15 @@ class MpiCommunicator final : public Communicator {
   void exchange(TensorView out, TensorView in, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kMessage, out.num_bytes(), in.num_bytes());
     send_and_receive(elements_of(out), peer, elements_of(in), peer);
   }
 
   void broadcast(TensorView view, int root, Stream& stream) override {
     check_root(root, size_);
     stream.synchronize();
+    const Traffic::Call call(traffic_, Traffic::kBroadcast, rank_ == root ? view.num_bytes() : 0,
+                             rank_ == root ? 0 : view.num_bytes());
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
   }
 
@@ -244,6 +196,20 @@ class MpiCommunicator final : public Communicator {
     TTT_MPI_CHECK(MPI_Comm_split(world_, color, key, &part));
     return std::make_unique<MpiCommunicator>(part, max_message_);
   }
+  [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
+    int provided = MPI_THREAD_SINGLE;
+    TTT_MPI_CHECK(MPI_Query_thread(&provided));
+    if (provided < MPI_THREAD_MULTIPLE) {
+      fail(ExitCode::kUsage,
+           "this MPI library lets one thread communicate (level {} of {}), overlap needs two: set "
+           "parallel.overlap = false",
+           provided, MPI_THREAD_MULTIPLE);
+    }
+    MPI_Comm copy = MPI_COMM_NULL;
+    TTT_MPI_CHECK(MPI_Comm_dup(world_, &copy));
+    return std::make_unique<MpiCommunicator>(copy, max_message_, Waiting::kSleeps);
+  }
+  void stop() override { is_stopped_ = true; }
 
   void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
 
@@ -277,6 +243,9 @@ class MpiCommunicator final : public Communicator {
   /// Bounds the buffer of reduce_scatter_sum: large enough to hide a message's latency.
   static constexpr std::int64_t kReduceChunk = std::int64_t{1} << 20U;
 
+  /// What each of the other ranks gets, or gives.
+  [[nodiscard]] std::int64_t others(std::int64_t bytes) const { return (size_ - 1) * bytes; }
+
   /// Nothing is called for no elements: right for collectives, where all ranks know the count.
   template <typename Function>
   void for_chunks(const Elements& all, const Function& function) const {
@@ -304,12 +273,43 @@ class MpiCommunicator final : public Communicator {
       const Elements sent = chunk_at(out, begin);
       const Elements received = chunk_at(in, begin);
       MPI_Status status;
-      TTT_MPI_CHECK(MPI_Sendrecv(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag,
-                                 received.data, received.mpi_count(), mpi_type(received.dtype),
-                                 from, kTag, world_, &status));
+      if (waiting_ == Waiting::kSpins) {
+        TTT_MPI_CHECK(MPI_Sendrecv(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag,
+                                   received.data, received.mpi_count(), mpi_type(received.dtype),
+                                   from, kTag, world_, &status));
+      } else {
+        std::array<MPI_Request, 2> requests{};
+        TTT_MPI_CHECK(MPI_Irecv(received.data, received.mpi_count(), mpi_type(received.dtype), from,
+                                kTag, world_, &requests[0]));
+        TTT_MPI_CHECK(MPI_Isend(sent.data, sent.mpi_count(), mpi_type(sent.dtype), to, kTag, world_,
+                                &requests[1]));
+        status = wait_asleep(requests, from);
+      }
       expect_received(status, received, from);
       begin += max_message_;
     } while (begin < std::max(out.count, in.count));
+  }
+
+  /// Returns the status of the first. Looks often at first, when the message is likely on its way, then rarely.
+  [[nodiscard]] MPI_Status wait_asleep(std::array<MPI_Request, 2>& requests, int peer) const {
+    constexpr double kLongestSleep = 200e-6;
+    const Timer timer;
+    for (;;) {
+      int is_done = 0;
+      std::array<MPI_Status, 2> statuses{};
+      const int code = MPI_Testall(2, requests.data(), &is_done, statuses.data());
+      if (code == MPI_ERR_IN_STATUS) {
+        for (const MPI_Status& status : statuses) check_mpi(status.MPI_ERROR, "MPI_Testall");
+      }
+      check_mpi(code, "MPI_Testall");
+      if (is_done != 0) return statuses[0];
+      if (is_stopped_) {
+        fail(ExitCode::kPeerLost, "stopped after {:.1f} s of waiting for rank {}", timer.seconds(),
+             peer);
+      }
+      const double sleep = std::min(kLongestSleep, timer.seconds() / 16);
+      std::this_thread::sleep_for(std::chrono::duration<double>(sleep));
+    }
   }
 
   [[nodiscard]] Elements chunk_at(const Elements& all, std::int64_t begin) const {
@@ -323,6 +323,8 @@ class MpiCommunicator final : public Communicator {
   };
 
   std::int64_t max_message_;
+  Waiting waiting_;
+  std::atomic<bool> is_stopped_ = false;
   MPI_Comm world_ = MPI_COMM_NULL;
   std::vector<Posted> posted_;
   int rank_ = 0;

@@ -50,6 +50,9 @@ class SingleCommunicator final : public Communicator {
   [[nodiscard]] std::unique_ptr<Communicator> split(int /*color*/, int /*key*/) override {
     return make_single_communicator();
   }
+  [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
+    return make_single_communicator();
+  }
   void barrier() override {}
   [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {
     return {mine};

@@ -45,79 +45,7 @@ std::string nearest_shards(std::int64_t virtual_shards, std::int64_t num_ranks) 
   return above == num_ranks ? fmt::format("{}", above) : fmt::format("{} or {}", above / 2, above);
 }
 
-struct Range {
-  std::int64_t begin;
-  std::int64_t end;
-
-  [[nodiscard]] std::int64_t middle() const { return begin + (end - begin) / 2; }
-};
-
-/// Power-of-two ranks: at distance 1, 2, 4, ... partners halve the range they both hold, each adds
-/// up one half; then the ranges are gathered on the way back.
-void reduce_by_halving(Communicator& communicator, const TensorView& sum, const TensorView& buffer,
-                       Stream& stream) {
-  const int rank = communicator.rank();
-  std::vector<Range> ranges = {{0, sum.numel()}};
-  const auto kept_half = [&](const Range& whole, int distance) {
-    return (rank & distance) == 0 ? Range{whole.begin, whole.middle()}
-                                  : Range{whole.middle(), whole.end};
-  };
-  const auto given_half = [&](const Range& whole, int distance) {
-    return (rank & distance) != 0 ? Range{whole.begin, whole.middle()}
-                                  : Range{whole.middle(), whole.end};
-  };
-  const auto part = [](const TensorView& view, const Range& range) {
-    return view.slice(range.begin, range.end);
-  };
-  for (int distance = 1; distance < communicator.size(); distance *= 2) {
-    const Range kept = kept_half(ranges.back(), distance);
-    const Range given = given_half(ranges.back(), distance);
-    communicator.exchange(part(sum, given), part(buffer, kept), rank ^ distance, stream);
-    kernels::add(part(buffer, kept), part(sum, kept), stream);
-    ranges.push_back(kept);
-  }
-  for (int distance = communicator.size() / 2; distance >= 1; distance /= 2) {
-    const Range mine = ranges.back();
-    ranges.pop_back();
-    const Range theirs = given_half(ranges.back(), distance);
-    communicator.exchange(part(sum, mine), part(sum, theirs), rank ^ distance, stream);
-  }
-}
-
-/// Any number of ranks: each node of the tree is added on the rank of its lowest shard.
-void reduce_to_root(Communicator& communicator, const TensorView& sum, const TensorView& buffer,
-                    Stream& stream) {
-  const int rank = communicator.rank();
-  for (int distance = 1; distance < communicator.size(); distance *= 2) {
-    if (rank % (2 * distance) == distance) {
-      communicator.send(sum, rank - distance, stream);
-      break;
-    }
-    if (rank + distance < communicator.size()) {
-      communicator.recv(buffer, rank + distance, stream);
-      kernels::add(buffer, sum, stream);
-    }
-  }
-  communicator.broadcast(sum, 0, stream);
-}
-
-void reduce(Communicator& communicator, const TensorView& sum, const TensorView& buffer,
-            Stream& stream) {
-  const Shape flat{sum.numel()};
-  if (is_power_of_two(communicator.size())) {
-    reduce_by_halving(communicator, sum.reshape(flat), buffer.reshape(flat), stream);
-  } else {
-    reduce_to_root(communicator, sum.reshape(flat), buffer.reshape(flat), stream);
-  }
-}
-
 }  // namespace
-
-void all_reduce_along_tree(Communicator& communicator, TensorView sum, Stream& stream) {
-  if (communicator.size() == 1) return;
-  const Tensor buffer(sum.shape(), sum.dtype());
-  reduce(communicator, sum, buffer, stream);
-}
 
 void validate_virtual_shards(std::int64_t virtual_shards, int num_ranks) {
   if (virtual_shards < 1 || num_ranks < 1) {
@@ -149,6 +77,7 @@ Tensor TreeAccumulator::take_buffer() {
 }
 
 TensorView TreeAccumulator::slot(Stream& stream) {
+  if (is_merging_) start_anew();
   if (!slot_.has_value()) {
     slot_ = take_buffer();
     kernels::fill(*slot_, 0.0, stream);
@@ -156,8 +85,17 @@ TensorView TreeAccumulator::slot(Stream& stream) {
   return *slot_;
 }
 
+void TreeAccumulator::start_anew() {
+  free_.push_back(std::move(*slot_));
+  slot_.reset();
+  for (Subtree& subtree : pending_) free_.push_back(std::move(subtree.sum));
+  pending_.clear();
+  num_pushed_ = 0;
+  is_merging_ = false;
+}
+
 void TreeAccumulator::push(Stream& stream) {
-  TTT_CHECK(slot_.has_value(), "push without a slot");
+  TTT_CHECK(slot_.has_value() && !is_merging_, "push without a slot");
   pending_.push_back({std::move(*slot_), 1});
   slot_.reset();
   ++num_pushed_;
@@ -175,22 +113,20 @@ void TreeAccumulator::merge_last_two(Stream& stream) {
   free_.push_back(std::move(right.sum));
 }
 
-void TreeAccumulator::finish(Communicator& communicator, TensorView out, Stream& stream) {
-  TTT_CHECK(!slot_.has_value(), "finish with a slot that was not pushed");
-  TTT_CHECK(
-      is_valid_split(num_pushed_ * communicator.size(), communicator.size()) && num_pushed_ > 0,
-      "finish after {} shards on each of {} ranks", num_pushed_, communicator.size());
-  expect_shape("out", out, shape_);
-  TTT_CHECK(out.dtype() == dtype_, "out is {}, the sum is {}", name_of(out.dtype()),
-            name_of(dtype_));
-  while (pending_.size() >= 2) {  // an odd number of shards on one rank
-    merge_last_two(stream);
+TensorView TreeAccumulator::merge(const FlatRange& range, Stream& stream) {
+  TTT_CHECK(slot_.has_value(), "merge without a slot");
+  is_merging_ = true;
+  const Shape flat{shape_.numel()};
+  TensorView sum = slot_->view().reshape(flat);
+  // As the pushes of all leaves would do, whatever their number: from the last subtree to the first.
+  for (std::size_t i = pending_.size(); i-- > 0;) {
+    const TensorView left = pending_[i].sum.view().reshape(flat);
+    if (range.size() > 0) {
+      kernels::add(sum.slice(range.begin, range.end), left.slice(range.begin, range.end), stream);
+    }
+    sum = left;
   }
-  kernels::copy(pending_.back().sum, out, stream);
-  free_.push_back(std::move(pending_.back().sum));  // from here on only a receive buffer
-  pending_.clear();
-  num_pushed_ = 0;
-  reduce(communicator, out, free_.back(), stream);
+  return sum;
 }
 
 }  // namespace ttt::dist

@@ -31,7 +31,14 @@ void adamw(TensorView parameters,  // [n] in-out
            TensorView v,           // [n] in-out
            const AdamWStep& step, Stream& stream);
 
-/// Sum of squares of all elements; NaN or infinity if any element is.
+/// Elements of one partial sum of squares.
+inline constexpr std::int64_t kSquaresBlock = 8192;
+
+/// partial[i] is the sum of the squares of elements [i, i + 1) * kSquaresBlock; NaN or infinity if any element is.
+void block_sums_of_squares(TensorView x,        // [n]
+                           TensorView partial,  // [ceil(n / kSquaresBlock)] F64 out
+                           Stream& stream);
+/// Sum of squares of all elements: its blocks' sums, in order.
 double sum_of_squares(TensorView x, Stream& stream);
 
 }  // namespace ttt::kernels

@@ -35,7 +35,7 @@
   X(gated_backward) \
   X(add) \
   X(adamw) \
-  X(sum_of_squares) \
+  X(block_sums_of_squares) \
   X(attention_forward) \
   X(attention_backward) \
   X(causal_conv_forward) \

@@ -30,7 +30,13 @@ Stream open_stream(const std::string& device, DType dtype, const dist::Communica
     log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices",
                  communicator.local_size(), num_devices);
   }
-  return kernels::make_stream(Device::kCuda, communicator.local_rank() % std::max(1, num_devices));
+  return another_stream(Device::kCuda, communicator);
+}
+
+Stream another_stream(Device device, const dist::Communicator& communicator) {
+  if (device == Device::kCpu) return {};
+  return kernels::make_stream(device,
+                              communicator.local_rank() % std::max(1, kernels::num_cuda_devices()));
 }
 
 }  // namespace ttt::launch

@@ -26,4 +26,7 @@ void add_device_option(CLI::App& command, std::string& device);
 /// the host both reach them.
 Stream open_stream(const std::string& device, DType dtype, const dist::Communicator& communicator);
 
+/// One more queue of this rank on the device that open_stream chose.
+Stream another_stream(Device device, const dist::Communicator& communicator);
+
 }  // namespace ttt::launch

@@ -52,7 +52,8 @@ void import_model(const ImportOptions& options, dist::Communicator& communicator
   }
   const auto model = load_model(source, DType::kF32);
   const Optimizer optimizer(config.optimizer(), 0, model->parameters().num_elements(), DType::kF32);
-  save_checkpoint(config, {}, *model, optimizer, source.tokenizer, communicator);
+  save_checkpoint(config, {}, *model, optimizer, optimizer.ranges(), source.tokenizer,
+                  communicator);
   std::cout << fmt::format("{}: checkpoint of {} parameters\n", options.output,
                            model->parameters().num_elements());
 }

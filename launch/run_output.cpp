@@ -57,6 +57,8 @@ void RunOutput::train_step(const Step& step) {
                    {"grad_norm", step.grad_norm},
                    {"tokens", step.tokens},
                    {"tokens_per_second", tokens_per_second},
+                   {"communication_seconds", step.communication_seconds},
+                   {"exposed_communication_seconds", step.exposed_seconds},
                    {"wall_seconds", earlier_seconds_ + wall_.seconds()}}});
   const std::pair<std::string, double> scalars[] = {{"train/loss", step.loss},
                                                     {"train/learning_rate", step.learning_rate},
@@ -67,7 +69,7 @@ void RunOutput::train_step(const Step& step) {
   interval_.step += 1;
   interval_.seconds += step.seconds;
   interval_.data_seconds += step.data_seconds;
-  interval_.communication_seconds += step.communication_seconds;
+  interval_.exposed_seconds += step.exposed_seconds;
   const std::int64_t last = config_.train().steps();
   if (step.step % config_.log().interval_steps() != 0 && step.step != last) return;
   Progress progress;
@@ -83,7 +85,7 @@ void RunOutput::train_step(const Step& step) {
   if (config_.log().peak_flops() > 0) progress.peak_flops = config_.log().peak_flops();
   progress.memory_bytes = static_cast<double>(memory::peak_bytes());
   progress.data_share = interval_.data_seconds / interval_.seconds;
-  progress.communication_share = interval_.communication_seconds / interval_.seconds;
+  progress.communication_share = interval_.exposed_seconds / interval_.seconds;
   progress.seconds_left = interval_.seconds / static_cast<double>(interval_.step) *
                           static_cast<double>(last - step.step);
   progress_.show(progress);

@@ -22,7 +22,9 @@ class RunOutput {
     std::int64_t step = 0;  // updates done
     std::int64_t tokens = 0;
     double loss = 0, learning_rate = 0, grad_norm = 0;
-    double seconds = 0, data_seconds = 0, communication_seconds = 0;
+    double seconds = 0, data_seconds = 0;
+    double communication_seconds = 0;
+    double exposed_seconds = 0;  // of communication: the computing thread waited
   };
   void train_step(const Step& step);
   void validation(std::int64_t step, double loss);

@@ -14,16 +14,22 @@ namespace {
 constexpr const char* kCodeVersion = "0.1.0";
 
 // Digests travel between ranks as text protos; "!" starts an error.
-std::string try_write_shard(const std::string& directory, const data::FlatState& state,
-                            const dist::Communicator& communicator) {
+std::string try_write_shard(const std::string& directory, const std::vector<FlatRange>& owned,
+                            const data::FlatState& state, const dist::Communicator& communicator) {
   try {
     std::string text;
     google::protobuf::TextFormat::PrintToString(
-        data::write_shard(directory, communicator.rank(), communicator.size(), state), &text);
+        data::write_shard(directory, communicator.rank(), owned, state), &text);
     return text;
   } catch (const Error& error) {
     return fmt::format("!{}", error.what());
   }
+}
+
+data::FlatState flat_state(const LanguageModel& model, const Optimizer& optimizer) {
+  data::FlatState state = launch::flat_state(model, optimizer.m(), optimizer.v());
+  state.moments = optimizer.ranges();
+  return state;
 }
 
 // What decides the numbers of a run; the rest may change between its parts.
@@ -38,6 +44,8 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.clear_checkpoint();
   result.clear_eval();
   result.clear_log();
+  result.mutable_parallel()->clear_zero();
+  result.mutable_parallel()->clear_overlap();
   result.mutable_data()->clear_validation();
   result.mutable_train()->clear_steps();
   result.mutable_train()->clear_num_threads();
@@ -64,13 +72,14 @@ std::vector<std::string> resume_conflicts(const config::RunConfig& saved,
 
 void save_checkpoint(const config::RunConfig& config, const RunState& state,
                      const LanguageModel& model, const Optimizer& optimizer,
-                     const std::string& tokenizer, dist::Communicator& communicator) {
+                     const std::vector<FlatRange>& owned, const std::string& tokenizer,
+                     dist::Communicator& communicator) {
   const std::string& run = config.output_directory();
-  const data::FlatState flat = flat_state(model, optimizer.m(), optimizer.v());
+  const data::FlatState flat = flat_state(model, optimizer);
   const std::string temporary = data::begin_checkpoint(run, state.step, communicator.rank());
   communicator.barrier();
   const std::vector<std::string> answers =
-      communicator.gather_strings(try_write_shard(temporary, flat, communicator));
+      communicator.gather_strings(try_write_shard(temporary, owned, flat, communicator));
   config::CheckpointManifest manifest;
   for (std::size_t rank = 0; rank < answers.size(); ++rank) {
     if (answers[rank].starts_with("!")) {
@@ -127,7 +136,7 @@ bool resume_checkpoint(const std::string& resume, const config::RunConfig& confi
              "a new run from its weights):\n  {}",
              directory, fmt::join(conflicts, "\n  "));
       }
-      data::read_state(directory, manifest, flat_state(model, optimizer.m(), optimizer.v()));
+      data::read_state(directory, manifest, flat_state(model, optimizer));
       state.step = manifest.step();
       state.tokens = manifest.tokens();
       log::info("resumed checkpoint={} step={} tokens={} saved_by_ranks={}", directory, state.step,

@@ -14,11 +14,12 @@ struct RunState {
   std::int64_t tokens = 0;  // tokens seen
 };
 
-/// Writes RUN/checkpoints/step-N: a shard a rank, committed by rank 0. `tokenizer` (may be empty) is
-/// copied into it. Collective; throws the same error on every rank when any shard failed.
+/// Writes RUN/checkpoints/step-N: a shard a rank with the elements it `owned`, which over all ranks are all, committed by
+/// rank 0. `tokenizer` (may be empty) is copied into it. Collective; throws the same error on every rank when any shard failed.
 void save_checkpoint(const config::RunConfig& config, const RunState& state,
                      const LanguageModel& model, const Optimizer& optimizer,
-                     const std::string& tokenizer, dist::Communicator& communicator);
+                     const std::vector<FlatRange>& owned, const std::string& tokenizer,
+                     dist::Communicator& communicator);
 
 /// `resume` is "auto" (the newest good checkpoint of the run if there is any), "never", or the path of a
 /// checkpoint. Fills model, optimizer and `state`; true if something was resumed. A damaged newest

@@ -8,6 +8,7 @@
 #include "core/base/log.h"
 #include "data/checkpoint/run_lock.h"
 #include "data/files.h"
+#include "dist/transport.h"
 #include "kernels/threads.h"
 #include "launch/commands.h"
 #include "launch/device.h"
@@ -35,11 +36,13 @@ void print_plan(const config::RunConfig& config, int num_ranks) {
   const auto batch = static_cast<double>(config.train().batch_size());
   const auto context = static_cast<double>(config.data().context_length());
   const double element = config.train().precision() == config::FP64 ? 8 : 4;
-  // Gradient buffers: the sum, and the subtrees of the fixed tree that wait for their neighbours.
+  // Gradient buffers: the shard at work, and the subtrees of the fixed tree that wait for their neighbours.
   double pending = 1;
   const std::int64_t data_ranks = num_ranks / config.parallel().sequence_ranks();
   for (std::int64_t s = config.parallel().virtual_shards() / data_ranks; s > 1; s /= 2)
     pending += 1;
+  const bool shards_moments = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
+  const double moment_parts = shards_moments ? num_ranks : 1;
   const double flops = model.flops_per_token(config.data().context_length());
   std::cout << config::complete_text(config) << "\n"
             << fmt::format(
@@ -55,8 +58,8 @@ void print_plan(const config::RunConfig& config, int num_ranks) {
                    config.parallel().sequence_ranks(), config.train().batch_size() / data_ranks,
                    config.train().batch_size(), config.train().micro_batch_size(), batch * context,
                    batch * context * static_cast<double>(config.train().steps()), flops, 3 * flops,
-                   gib(parameters * element), gib(parameters * element * (pending + 1)),
-                   gib(2 * parameters * element), gib(3 * parameters * element));
+                   gib(parameters * element), gib(parameters * element * pending),
+                   gib(2 * parameters * element / moment_parts), gib(3 * parameters * element));
 }
 
 ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
@@ -84,7 +87,10 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   const int threads = use_threads(config.train().num_threads(), communicator);
   log::info("training config={} ranks={} device={} threads_per_rank={} output={}", options.config,
             communicator.size(), name_of(stream.device()), threads, run);
-  Trainer trainer(config, options.resume, std::move(stream), communicator);
+  const std::unique_ptr<dist::Communicator> of_devices =
+      dist::make_device_communicator(communicator, stream);
+  Trainer trainer(config, options.resume, std::move(stream),
+                  of_devices ? *of_devices : communicator);
   if (communicator.rank() == 0) {
     data::write_file_atomically(run + "/config.textproto", config::complete_text(config));
   }

@@ -6,6 +6,7 @@
 #include "core/base/log.h"
 #include "core/schedule.h"
 #include "data/tokens/prepare.h"
+#include "launch/device.h"
 #include "launch/evaluation.h"
 #include "launch/stop_signal.h"
 
@@ -27,6 +28,21 @@ std::unique_ptr<LanguageModel> make_model(const config::RunConfig& config) {
   return model;
 }
 
+std::unique_ptr<dist::GradientSum> make_gradient_sum(const config::RunConfig& config,
+                                                     const LanguageModel& model,
+                                                     const Stream& stream,
+                                                     const dist::ProcessGrid& grid) {
+  dist::GradientSumOptions options;
+  options.shard_optimizer = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
+  options.overlap = config.parallel().overlap();
+  options.make_stream = [device = stream.device(), &grid] {
+    return another_stream(device, grid.world());
+  };
+  return std::make_unique<dist::GradientSum>(model.buckets(config.parallel().bucket_elements()),
+                                             model.parameters().dtype(), options,
+                                             std::vector<dist::Communicator*>{&grid.data(), &grid.sequence()});
+}
+
 }  // namespace
 
 DType dtype_of(config::PrecisionPreset precision) {
@@ -46,10 +62,9 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       train_reader_(config, data::Split::kTrain, sequence_.get()),
       tokenizer_(find_tokenizer(config)),
       model_(make_model(config)),
-      optimizer_(config.optimizer(), config.train().steps(), model_->parameters().num_elements(),
-                 model_->parameters().dtype()),
-      accumulator_({model_->parameters().num_elements()}, model_->parameters().dtype()),
-      gradients_({model_->parameters().num_elements()}, model_->parameters().dtype()) {
+      gradient_sum_(make_gradient_sum(config, *model_, stream_, grid_)),
+      optimizer_(config.optimizer(), config.train().steps(), gradient_sum_->updated(),
+                 model_->parameters().dtype()) {
   if (!config.data().validation().empty())
     validation_reader_.emplace(config, data::Split::kValidation, sequence_.get());
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
@@ -69,15 +84,19 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
 }
 
 Context Trainer::context(double inner_multiplier) {
-  return {stream_, precision_of(config_.train().precision()), inner_multiplier, nullptr,
-          sequence_.get()};
+  return {.stream = stream_,
+          .precision = precision_of(config_.train().precision()),
+          .inner_lr_multiplier = inner_multiplier,
+          .sequence = sequence_.get()};
 }
 
-void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double& data_seconds) {
+void Trainer::run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
+                        double& data_seconds) {
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t micro_batch = config_.train().micro_batch_size();
   const std::int64_t shard_rows = batch / config_.parallel().virtual_shards();
   Context ctx = context(inner_lr_multiplier(config_.optimizer(), state_.step));
+  ctx.observer = gradient_sum_.get();
   const BatchReader::Buffers buffers = train_reader_.make_buffers(micro_batch);
   const Tensor nll(buffers.ids.shape(), DType::kF64);
   const auto length = static_cast<std::size_t>(nll.size(1));
@@ -85,6 +104,7 @@ void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double
     const Timer timer;
     train_reader_.read(state_.step * batch + row, batch, buffers);
     data_seconds += timer.seconds();
+    if (is_last && row + micro_batch == (shard + 1) * shard_rows) gradient_sum_->expect_final();
     model_->forward_backward(buffers.batch(), nll, config_.train().recompute_blocks(), ctx);
     stream_.synchronize();  // nll is read here, and the buffers are written again
     for (std::int64_t r = 0; r < micro_batch; ++r) {
@@ -110,17 +130,17 @@ Trainer::StepResult Trainer::step() {
       shared.span<double>().subspan(static_cast<std::size_t>(grid_.sequence().rank() * (batch + 1)),
                                     static_cast<std::size_t>(batch + 1));
   for (std::int64_t s = 0; s < local_shards; ++s) {
-    model_->parameters().bind_gradients(accumulator_.slot(stream_));
-    run_shard(grid_.data().rank() * local_shards + s, rows, result.data_seconds);
-    accumulator_.push(stream_);
+    const bool is_last = s + 1 == local_shards;
+    model_->parameters().bind_gradients(gradient_sum_->slot(stream_));
+    run_shard(grid_.data().rank() * local_shards + s, is_last, rows, result.data_seconds);
+    if (!is_last) gradient_sum_->push(stream_);
   }
+  const TensorView gradients = gradient_sum_->finish(stream_);
   rows.back() = stop_requested() ? 1 : 0;
 
   const Timer communication_timer;
-  accumulator_.finish(grid_.data(), gradients_, stream_);
-  dist::all_reduce_along_tree(grid_.sequence(), gradients_, stream_);
   grid_.world().all_reduce_sum(shared, stream_);  // each value comes from one rank: exact
-  result.communication_seconds = communication_timer.seconds();
+  const double seconds = communication_timer.seconds();
 
   const double* value = shared.data<double>();
   for (std::int64_t row = 0; row < batch; ++row) {
@@ -129,8 +149,13 @@ Trainer::StepResult Trainer::step() {
     result.loss += loss;
   }
   for (std::int64_t s = 1; s <= segments; ++s) result.stop |= value[s * (batch + 1) - 1] > 0;
-  result.grad_norm =
-      optimizer_.update(model_->parameters().values(), gradients_, state_.step, stream_);
+  const TensorView values = model_->parameters().values();
+  result.grad_norm = optimizer_.update(values, gradients, gradient_sum_->sum_of_squares(stream_),
+                                       state_.step, stream_);
+  gradient_sum_->gather_parameters(values, stream_);
+  result.communication = gradient_sum_->take_seconds();
+  result.communication.total += seconds;
+  result.communication.exposed += seconds;
   state_.step += 1;
   state_.tokens += batch * config_.data().context_length();
   result.seconds = step_timer.seconds();
@@ -148,7 +173,8 @@ void Trainer::after_step(const StepResult& result) {
     row.grad_norm = result.grad_norm;
     row.seconds = result.seconds;
     row.data_seconds = result.data_seconds;
-    row.communication_seconds = result.communication_seconds;
+    row.communication_seconds = result.communication.total;
+    row.exposed_seconds = result.communication.exposed;
     output_->train_step(row);
   }
   const bool last = state_.step == config_.train().steps();
@@ -161,6 +187,7 @@ void Trainer::after_step(const StepResult& result) {
 
 void Trainer::evaluate() {
   if (!validation_reader_ || config_.eval().num_windows() == 0) return;
+  gradient_sum_->wait_for_parameters(stream_);
   Context ctx = context(1.0);
   const std::int64_t windows =
       std::min(config_.eval().num_windows(), validation_reader_->num_windows());
@@ -172,8 +199,10 @@ void Trainer::evaluate() {
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
   if (output_) output_->before_checkpoint();
+  gradient_sum_->wait_for_parameters(stream_);
   stream_.synchronize();
-  save_checkpoint(config_, state_, *model_, optimizer_, tokenizer_, grid_.world());
+  save_checkpoint(config_, state_, *model_, optimizer_, gradient_sum_->owned(), tokenizer_,
+                  grid_.world());
   last_saved_step_ = state_.step;
 }
 

@@ -7,9 +7,9 @@
 
 #include "core/base/timer.h"
 #include "core/optimizer.h"
+#include "dist/gradient_sum.h"
 #include "dist/process_grid.h"
 #include "dist/sequence_exchange.h"
-#include "dist/tree_reduction.h"
 #include "launch/batch_reader.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
@@ -34,13 +34,15 @@ class Trainer {
     double loss = 0;
     double grad_norm = 0;
     bool stop = false;  // some rank was asked to stop
-    double data_seconds = 0, communication_seconds = 0, seconds = 0;
+    double data_seconds = 0, seconds = 0;
+    dist::GradientSum::Seconds communication;
   };
 
   StepResult step();
   /// Forward and backward of the shard's sequences; writes this segment's part of each row's masked mean
   /// to `row_losses`.
-  void run_shard(std::int64_t shard, std::span<double> row_losses, double& data_seconds);
+  void run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
+                 double& data_seconds);
   void after_step(const StepResult& result);
   void evaluate();
   void checkpoint();
@@ -54,9 +56,8 @@ class Trainer {
   std::optional<BatchReader> validation_reader_;
   std::string tokenizer_;
   std::unique_ptr<LanguageModel> model_;
+  std::unique_ptr<dist::GradientSum> gradient_sum_;
   Optimizer optimizer_;
-  dist::TreeAccumulator accumulator_;
-  Tensor gradients_;
   RunState state_;
   std::int64_t last_saved_step_ = -1;
   std::unique_ptr<RunOutput> output_;  // rank 0

@@ -4,10 +4,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 namespace ttt {
 
 enum class Device : std::uint8_t { kCpu, kCuda };
+
+/// A place in a queue.
+class QueueEvent {
+ public:
+  virtual ~QueueEvent() = default;
+  /// Returns when everything queued before it is done; throws when any of it failed. On any thread.
+  virtual void wait() = 0;
+};
 
 /// What a device does for streams: the CUDA runtime, or the emulator of the tests.
 class DeviceQueue {
@@ -15,12 +24,31 @@ class DeviceQueue {
   virtual ~DeviceQueue() = default;
   /// Returns when everything queued so far is done; throws kDeviceFailure when any of it failed.
   virtual void synchronize() = 0;
+  /// The place reached so far; null when all is done.
+  virtual std::unique_ptr<QueueEvent> record() = 0;
+  /// What is queued from now on starts after `event`, of a queue of the same device.
+  virtual void wait_for(QueueEvent& event) = 0;
   /// The cudaStream_t; null for the emulator.
   [[nodiscard]] virtual void* native() const = 0;
 };
 
 class Stream {
  public:
+  /// A place in a stream; by default one that was reached.
+  class Event {
+   public:
+    Event() = default;
+    explicit Event(std::unique_ptr<QueueEvent> event) : event_(std::move(event)) {}
+    /// Returns when everything queued before it is done.
+    void wait() const {
+      if (event_) event_->wait();
+    }
+
+   private:
+    friend class Stream;
+    std::unique_ptr<QueueEvent> event_;
+  };
+
   /// The CPU.
   Stream() = default;
   /// A CUDA device's queue (kernels/cuda/backend.h makes them).
@@ -30,6 +58,11 @@ class Stream {
   /// Returns when everything queued so far is done.
   void synchronize() const {
     if (queue_) queue_->synchronize();
+  }
+  [[nodiscard]] Event record() const { return Event(queue_ ? queue_->record() : nullptr); }
+  /// What is queued here from now on starts after `event` of a stream of the same device. Does not block.
+  void wait_for(const Event& event) const {
+    if (queue_ && event.event_) queue_->wait_for(*event.event_);
   }
   [[nodiscard]] void* native() const { return queue_ ? queue_->native() : nullptr; }
 

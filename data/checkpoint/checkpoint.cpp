@@ -240,9 +240,9 @@ void read_state(const std::string& directory, const config::CheckpointManifest& 
                 const FlatState& into) {
   require_same_tensors(directory, manifest, into);
   verify_checkpoint(directory, manifest);
-  const auto world_size = static_cast<int>(manifest.world_size());
-  for (int rank = 0; rank < world_size; ++rank) {
-    read_shard(fs::path(directory) / shard_name(rank), rank, world_size, into);
+  const auto ranges = ranges_of_shards(manifest);
+  for (std::size_t rank = 0; rank < ranges.size(); ++rank) {
+    read_shard(fs::path(directory) / shard_name(static_cast<int>(rank)), ranges[rank], into);
   }
 }
 

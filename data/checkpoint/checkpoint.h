@@ -13,12 +13,13 @@
 #include <vector>
 
 #include "configs/manifest.pb.h"
+#include "core/base/flat_range.h"
 #include "core/base/tensor.h"
 #include "data/checkpoint/run_lock.h"  // IWYU pragma: export
 
 namespace ttt::data {
 
-inline constexpr std::uint32_t kCheckpointFormatVersion = 1;
+inline constexpr std::uint32_t kCheckpointFormatVersion = 2;
 
 struct NamedShape {
   std::string name;  // as in ttt-lm-pytorch's state_dict
@@ -26,13 +27,15 @@ struct NamedShape {
 };
 
 /// All parameters, flattened and concatenated in the order of `tensors`, and AdamW's moments.
-/// Views on the caller's whole buffers, [n] each, all F32 or all F64. For reading, `m` and `v` may
-/// be empty: only the values are read then.
+/// Views on the caller's buffers, all F32 or all F64. For reading, `m` and `v` may be empty: only
+/// the values are read then.
 struct FlatState {
   std::vector<NamedShape> tensors;
   TensorView values;  // [n]
-  TensorView m;       // [n]
-  TensorView v;       // [n]
+  TensorView m;       // [n], or the elements of `moments`
+  TensorView v;
+  std::vector<FlatRange> moments =
+      {};  // what m and v hold, one range after the other; none: everything
 };
 
 // ---- Writing -------------------------------------------------------------------------------
@@ -44,10 +47,10 @@ std::string checkpoint_directory(const std::string& run_directory, std::int64_t 
 /// an interrupted save left; the others only compute the name and must not write before a barrier.
 std::string begin_checkpoint(const std::string& run_directory, std::int64_t step, int rank);
 
-/// Writes rank-RRRRR.h5 with the flat range [n * rank / world_size, n * (rank + 1) / world_size)
-/// and fsyncs it. Returns its digest for the manifest. Errors: 74.
-config::FileDigest write_shard(const std::string& directory, int rank, int world_size,
-                               const FlatState& state);
+/// Writes rank-RRRRR.h5 with these ranges of the flat buffers and fsyncs it. Over all ranks the ranges must cover
+/// [0, n) once; no tensor may meet two ranges of a rank. Returns its digest for the manifest. Errors: 74.
+config::FileDigest write_shard(const std::string& directory, int rank,
+                               const std::vector<FlatRange>& ranges, const FlatState& state);
 
 /// Copies a file (the tokenizer) into the temporary directory under its own name, fsyncs it and
 /// returns its digest for the manifest.
@@ -84,8 +87,7 @@ config::CheckpointManifest read_manifest(const std::string& directory);
 /// Checks size and digest of every file the manifest lists. Errors: 66 or 65 naming the file.
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest);
 
-/// Verifies the checkpoint and fills the caller's buffers, whatever the world size it was saved
-/// at. `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ
+/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in. `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ
 /// (or the dtype), 65 / 66 as in verify_checkpoint.
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
                 const FlatState& into);

@@ -110,6 +110,40 @@ std::vector<NamedShape> tensors_of(const config::CheckpointManifest& manifest) {
   return result;
 }
 
+std::vector<std::vector<FlatRange>> ranges_of_shards(const config::CheckpointManifest& manifest) {
+  const std::int64_t n = flat_size(tensors_of(manifest));
+  const auto world_size = static_cast<int>(manifest.world_size());
+  std::vector<std::vector<FlatRange>> result(static_cast<std::size_t>(world_size));
+  std::vector<FlatRange> all;
+  for (int rank = 0; rank < world_size; ++rank) {
+    auto& ranges = result[static_cast<std::size_t>(rank)];
+    if (manifest.format_version() == 1) {
+      ranges.push_back(even_range(n, rank, world_size));
+      continue;
+    }
+    const auto file =
+        std::ranges::find(manifest.files(), shard_name(rank), &config::FileDigest::name);
+    for (int i = 0; i + 1 < file->range_size(); i += 2) {
+      ranges.push_back({file->range(i), file->range(i + 1)});
+    }
+    all.insert(all.end(), ranges.begin(), ranges.end());
+  }
+  if (manifest.format_version() == 1) return result;
+  std::ranges::sort(all, {}, &FlatRange::begin);
+  std::int64_t end = 0;
+  for (const FlatRange& range : all) {
+    if (range.begin != end || range.end <= range.begin) {
+      fail(ExitCode::kCorruptInput, "the manifest's shards have elements [{}, {}) after element {}",
+           range.begin, range.end, end);
+    }
+    end = range.end;
+  }
+  if (end != n) {
+    fail(ExitCode::kCorruptInput, "the manifest's shards end at element {} of {}", end, n);
+  }
+  return result;
+}
+
 config::CheckpointManifest read_manifest(const std::string& directory) {
   const std::string path = std::filesystem::path(directory) / kManifestName;
   std::error_code ignored;

@@ -76,10 +76,37 @@ class Handle {
 struct Group {
   const char* name = nullptr;
   TensorView flat;
+  std::vector<FlatRange> held;  // of the flat buffers, one after the other in `flat`
 };
 
 std::array<Group, 3> groups_of(const FlatState& state) {
-  return {{{"values", state.values}, {"m", state.m}, {"v", state.v}}};
+  const std::vector<FlatRange> all = {{0, flat_size(state.tensors)}};
+  const std::vector<FlatRange>& moments = state.moments.empty() ? all : state.moments;
+  return {{{"values", state.values, all}, {"m", state.m, moments}, {"v", state.v, moments}}};
+}
+
+// What of a slice lies in the buffer.
+struct Part {
+  std::int64_t skipped = 0;  // elements of the slice before it
+  std::int64_t count = 0;
+  void* data = nullptr;
+};
+
+std::vector<Part> parts_of(const Slice& slice, const Group& group) {
+  std::vector<Part> parts;
+  std::int64_t position = 0;  // of the range in the buffer
+  for (const FlatRange& range : group.held) {
+    const std::int64_t begin = std::max(range.begin, slice.flat_begin);
+    const std::int64_t end = std::min(range.end, slice.flat_begin + slice.count);
+    if (begin < end) {
+      const std::int64_t offset = position + begin - range.begin;
+      parts.push_back(
+          {begin - slice.flat_begin, end - begin,
+           static_cast<std::byte*>(group.flat.raw()) + offset * size_of(group.flat.dtype())});
+    }
+    position += range.size();
+  }
+  return parts;
 }
 
 hid_t file_type(DType dtype) {
@@ -88,16 +115,13 @@ hid_t file_type(DType dtype) {
   return dtype == DType::kF32 ? H5T_IEEE_F32LE : H5T_IEEE_F64LE;
 }
 
-void* data_of(const Group& group, const Slice& slice) {
-  return static_cast<std::byte*>(group.flat.raw()) + slice.flat_begin * size_of(group.flat.dtype());
-}
-
 void check_buffers(const FlatState& state, bool values_only_allowed) {
-  const Shape expected{flat_size(state.tensors)};
   for (const Group& group : groups_of(state)) {
+    std::int64_t count = 0;
+    for (const FlatRange& range : group.held) count += range.size();
     const bool is_moment = group.name != std::string("values");
     if (values_only_allowed && is_moment && group.flat.empty()) continue;
-    expect_shape(group.name, group.flat, expected);
+    expect_shape(group.name, group.flat, {count});
     TTT_CHECK(group.flat.dtype() == state.values.dtype(), "{} is {}, but values are {}", group.name,
               name_of(group.flat.dtype()), name_of(state.values.dtype()));
   }
@@ -116,6 +140,9 @@ void write_attribute(Status& status, hid_t object, const char* name,
 }
 
 void write_slice(Status& status, hid_t parent, const Group& group, const Slice& slice) {
+  const std::vector<Part> parts = parts_of(slice, group);
+  TTT_CHECK(parts.size() == 1 && parts[0].count == slice.count, "{} of {} is not whole on its rank",
+            group.name, slice.tensor->name);
   const auto count = static_cast<hsize_t>(slice.count);
   const hid_t type = file_type(group.flat.dtype());
   const Handle space(status, "H5Screate", H5Screate_simple(1, &count, nullptr), H5Sclose);
@@ -132,7 +159,7 @@ void write_slice(Status& status, hid_t parent, const Group& group, const Slice& 
   if (!status.ok()) return;
   write_attribute(status, dataset, "global_shape", slice.tensor->shape.dims());
   write_attribute(status, dataset, "offset", std::span(&slice.offset, 1));
-  status("H5Dwrite", H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data_of(group, slice)));
+  status("H5Dwrite", H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, parts[0].data));
 }
 
 void write_file(Status& status, const std::string& path, const FlatState& state,
@@ -228,9 +255,17 @@ class ShardReader {
             "has another size");
     require_attribute(dataset, "global_shape", slice.tensor->shape.dims(), where);
     require_attribute(dataset, "offset", std::span(&slice.offset, 1), where);
-    status_("H5Dread",
-            H5Dread(dataset, expected_type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data_of(group, slice)));
+    for (const Part& part : parts_of(slice, group)) read_part(dataset, space, expected_type, part);
     require_ok(where);
+  }
+
+  void read_part(hid_t dataset, hid_t space, hid_t type, const Part& part) {
+    const auto first = static_cast<hsize_t>(part.skipped);
+    const auto count = static_cast<hsize_t>(part.count);
+    status_("H5Sselect_hyperslab",
+            H5Sselect_hyperslab(space, H5S_SELECT_SET, &first, nullptr, &count, nullptr));
+    const Handle memory(status_, "H5Screate", H5Screate_simple(1, &count, nullptr), H5Sclose);
+    status_("H5Dread", H5Dread(dataset, type, memory, space, H5P_DEFAULT, part.data));
   }
 
   static bool has_extent(hid_t space, std::int64_t count) {
@@ -274,36 +309,44 @@ std::int64_t flat_size(const std::vector<NamedShape>& tensors) {
   return count;
 }
 
-std::vector<Slice> slices_of_rank(const std::vector<NamedShape>& tensors, int rank,
-                                  int world_size) {
+FlatRange even_range(std::int64_t n, int rank, int world_size) {
   TTT_CHECK(world_size > 0 && rank >= 0 && rank < world_size, "rank {} of {}", rank, world_size);
-  const std::int64_t n = flat_size(tensors);
-  const std::int64_t begin = n * rank / world_size;
-  const std::int64_t end = n * (rank + 1) / world_size;
+  return {n * rank / world_size, n * (rank + 1) / world_size};
+}
+
+std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
+                             const std::vector<FlatRange>& ranges) {
   std::vector<Slice> slices;
   std::int64_t position = 0;
   for (const NamedShape& tensor : tensors) {
     const std::int64_t tensor_end = position + tensor.shape.numel();
-    const std::int64_t from = std::max(begin, position);
-    const std::int64_t to = std::min(end, tensor_end);
-    if (from < to) slices.push_back({&tensor, from, from - position, to - from});
+    for (const FlatRange& range : ranges) {
+      const std::int64_t from = std::max(range.begin, position);
+      const std::int64_t to = std::min(range.end, tensor_end);
+      if (from < to) slices.push_back({&tensor, from, from - position, to - from});
+    }
     position = tensor_end;
   }
   return slices;
 }
 
-config::FileDigest write_shard(const std::string& directory, int rank, int world_size,
-                               const FlatState& state) {
+config::FileDigest write_shard(const std::string& directory, int rank,
+                               const std::vector<FlatRange>& ranges, const FlatState& state) {
   check_buffers(state, false);
   for (const NamedShape& tensor : state.tensors) {
     TTT_CHECK(
         !tensor.name.empty() && tensor.name != "." && tensor.name.find('/') == std::string::npos,
         "'{}' cannot name a dataset", tensor.name);
   }
+  const std::vector<Slice> slices = slices_of(state.tensors, ranges);
+  for (std::size_t i = 1; i < slices.size(); ++i) {
+    TTT_CHECK(slices[i].tensor != slices[i - 1].tensor, "{} meets two ranges of rank {}",
+              slices[i].tensor->name, rank);
+  }
   prepare_hdf5();
   const std::string path = directory + "/" + shard_name(rank);
   Status status;
-  write_file(status, path, state, slices_of_rank(state.tensors, rank, world_size));
+  write_file(status, path, state, slices);
   if (!status.ok()) {
     ::unlink(path.c_str());
     fail(ExitCode::kIo, "cannot write {}: {}", path, status.message());
@@ -313,13 +356,19 @@ config::FileDigest write_shard(const std::string& directory, int rank, int world
   digest.set_name(shard_name(rank));
   digest.set_num_bytes(static_cast<std::uint64_t>(file_size_bytes(path)));
   digest.set_xxh3_128(xxh3_128_hex_of_file(path));
+  for (const FlatRange& range : ranges) {
+    if (range.size() == 0) continue;
+    digest.add_range(range.begin);
+    digest.add_range(range.end);
+  }
   return digest;
 }
 
-void read_shard(const std::string& path, int rank, int world_size, const FlatState& into) {
+void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
+                const FlatState& into) {
   check_buffers(into, true);
   prepare_hdf5();
-  ShardReader(path).read(into, slices_of_rank(into.tensors, rank, world_size));
+  ShardReader(path).read(into, slices_of(into.tensors, ranges));
 }
 
 }  // namespace ttt::data

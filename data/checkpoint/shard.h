@@ -22,12 +22,19 @@ std::string shard_name(int rank);
 /// Number of elements of all tensors.
 std::int64_t flat_size(const std::vector<NamedShape>& tensors);
 
-/// The non-empty slices of [n * rank / world_size, n * (rank + 1) / world_size), in flat order.
-/// The result points into `tensors`.
-std::vector<Slice> slices_of_rank(const std::vector<NamedShape>& tensors, int rank, int world_size);
+/// The range of rank r of P in format version 1.
+FlatRange even_range(std::int64_t n, int rank, int world_size);
 
-/// Reads a shard whose digest has been verified. The file must hold exactly the slices of this
-/// rank, stored the way write_shard stores them. Errors: 65 naming the file and the dataset.
-void read_shard(const std::string& path, int rank, int world_size, const FlatState& into);
+/// The ranges of every rank's shard. Errors: 65 unless they cover the flat buffers once.
+std::vector<std::vector<FlatRange>> ranges_of_shards(const config::CheckpointManifest& manifest);
+
+/// The non-empty slices of ascending `ranges`, in flat order. The result points into `tensors`.
+std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
+                             const std::vector<FlatRange>& ranges);
+
+/// Reads a shard whose digest has been verified. The file must hold exactly the slices of these
+/// ranges, stored the way write_shard stores them. Errors: 65 naming the file and the dataset.
+void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
+                const FlatState& into);
 
 }  // namespace ttt::data

@@ -51,31 +51,37 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
   });
 }
 
-double sum_of_squares(TensorView x, Stream& stream) {
-  expect_shape("x", x, x.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->sum_of_squares(x, stream);
-  constexpr std::int64_t kBlock = 8192;
+void block_sums_of_squares(TensorView x, TensorView partial_sums, Stream& stream) {
   const auto count = x.numel();
-  const auto num_blocks = (count + kBlock - 1) / kBlock;
-  const Tensor partial_sums(Shape{num_blocks}, DType::kF64);
+  const auto num_blocks = (count + kSquaresBlock - 1) / kSquaresBlock;
+  expect_shape("partial", partial_sums, {num_blocks});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->block_sums_of_squares(x, partial_sums, stream);
+  }
   double* const partial = partial_sums.data<double>();
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const data = x.data<T>();
-    for_each_block(num_blocks, kBlock, [=](std::int64_t begin, std::int64_t end) {
+    for_each_block(num_blocks, kSquaresBlock, [=](std::int64_t begin, std::int64_t end) {
       for (std::int64_t block = begin; block < end; ++block) {
         double sum = 0;
-        const auto last = std::min(count, (block + 1) * kBlock);
+        const auto last = std::min(count, (block + 1) * kSquaresBlock);
 #pragma omp simd reduction(+ : sum)
-        for (std::int64_t i = block * kBlock; i < last; ++i) {
+        for (std::int64_t i = block * kSquaresBlock; i < last; ++i) {
           sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
         }
         partial[block] = sum;
       }
     });
   });
+}
+
+double sum_of_squares(TensorView x, Stream& stream) {
+  const Tensor partial({(x.numel() + kSquaresBlock - 1) / kSquaresBlock}, DType::kF64);
+  block_sums_of_squares(x, partial, stream);
+  stream.synchronize();
   double total = 0;
-  for (std::int64_t block = 0; block < num_blocks; ++block) total += partial[block];
+  for (const double sum : partial.span<double>()) total += sum;
   return total;
 }
 

@@ -12,7 +12,6 @@ namespace {
 
 constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr int kThreads = 256;
-constexpr std::int64_t kSumBlock = 32768;  // elements of one partial sum
 
 struct alignas(16) Packet {
   float values[4];
@@ -89,12 +88,12 @@ __device__ __forceinline__ double block_sum(double mine) {
   return sum;
 }
 
-// Block b sums elements [b, b + 1) * kSumBlock. `kIsAligned` changes the accesses, not the order.
+// Block b sums elements [b, b + 1) * kSquaresBlock. `kIsAligned` changes the accesses, not the order.
 template <bool kIsAligned>
 __global__ void __launch_bounds__(kThreads)
     squares_kernel(const float* __restrict__ x, double* __restrict__ partial, std::int64_t count) {
-  const std::int64_t begin = blockIdx.x * kSumBlock;
-  const std::int64_t end = std::min(count, begin + kSumBlock);
+  const std::int64_t begin = blockIdx.x * kSquaresBlock;
+  const std::int64_t end = std::min(count, begin + kSquaresBlock);
   double sum = 0;
 #pragma unroll 4
   for (std::int64_t i = begin + threadIdx.x * 4; i < end; i += kThreads * 4) {
@@ -112,16 +111,6 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// One block: partial [count], added to `total`.
-__global__ void __launch_bounds__(kThreads)
-    total_kernel(const double* __restrict__ partial, double* __restrict__ total,
-                 std::int64_t count) {
-  double sum = 0;
-  for (std::int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) *total = sum;
-}
-
 }  // namespace
 
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
@@ -134,21 +123,11 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
          scalars_of(step), packets, count);
 }
 
-double sum_of_squares(TensorView x, Stream& stream) {
-  const std::int64_t count = x.numel();
-  const std::int64_t blocks = (count + kSumBlock - 1) / kSumBlock;
-  if (blocks == 0) return 0;
-  const Tensor sums({blocks + 1}, DType::kF64);
-  auto* const total = sums.data<double>();
-  auto* const partial = total + 1;
+void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {
   const bool is_aligned = are_aligned({x.raw()});
   launch(is_aligned ? squares_kernel<true> : squares_kernel<false>,
-         {dim3(static_cast<unsigned>(blocks)), dim3(kThreads)}, stream, x.data<float>(), partial,
-         count);
-  launch(total_kernel, {dim3(1), dim3(kThreads)}, stream, partial, total, blocks);
-  double result = 0;
-  copy_to_host(&result, total, sizeof(result), stream);
-  return result;
+         {dim3(static_cast<unsigned>(partial.numel())), dim3(kThreads)}, stream, x.data<float>(),
+         partial.data<double>(), x.numel());
 }
 
 }  // namespace ttt::kernels::cuda

@@ -11,6 +11,23 @@
 namespace ttt::kernels::cuda {
 namespace {
 
+class CudaEvent final : public QueueEvent {
+ public:
+  explicit CudaEvent(cudaStream_t stream) {
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "an event");
+    check_cuda(cudaEventRecord(event_, stream), "an event");
+  }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+  ~CudaEvent() override { cudaEventDestroy(event_); }
+
+  void wait() override { check_cuda(cudaEventSynchronize(event_), "a kernel"); }
+  [[nodiscard]] cudaEvent_t native() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class CudaQueue final : public DeviceQueue {
  public:
   CudaQueue() {
@@ -21,6 +38,10 @@ class CudaQueue final : public DeviceQueue {
   ~CudaQueue() override { cudaStreamDestroy(stream_); }
 
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "a kernel"); }
+  std::unique_ptr<QueueEvent> record() override { return std::make_unique<CudaEvent>(stream_); }
+  void wait_for(QueueEvent& event) override {
+    check_cuda(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).native()), "an event");
+  }
   [[nodiscard]] void* native() const override { return stream_; }
 
  private:

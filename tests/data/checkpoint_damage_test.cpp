@@ -169,7 +169,7 @@ class ForeignShard : public ::testing::Test {
     }
     const std::string temporary = begin_checkpoint(run.str(), 0, 0);
     auto manifest = manifest_of(state, 0, 1);
-    *manifest.add_files() = write_shard(temporary, 0, 1, state.flat());
+    *manifest.add_files() = write_even_shard(temporary, 0, 1, state);
     const std::string path = temporary + "/rank-00000.h5";
     const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
     ASSERT_GE(H5Ldelete(file, "values/a", H5P_DEFAULT), 0);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/shard.h"
 #include "tests/data/temporary_directory.h"
 
 namespace ttt::data {
@@ -44,6 +45,13 @@ struct State {
   Tensor values, m, v;
 };
 
+/// The shard of one rank of several that share evenly.
+inline config::FileDigest write_even_shard(const std::string& directory, int rank, int world_size,
+                                           const State& state) {
+  return write_shard(directory, rank, {even_range(state.values.numel(), rank, world_size)},
+                     state.flat());
+}
+
 inline bool equal_bits(const TensorView& a, const TensorView& b) {
   return a.num_bytes() == b.num_bytes() &&
          std::memcmp(a.raw(), b.raw(), static_cast<std::size_t>(a.num_bytes())) == 0;
@@ -66,7 +74,7 @@ inline std::string save(const std::string& run, const State& state, std::int64_t
   auto manifest = manifest_of(state, step, world_size);
   for (int rank = 0; rank < world_size; ++rank) {
     EXPECT_EQ(begin_checkpoint(run, step, 1), temporary);
-    *manifest.add_files() = write_shard(temporary, rank, world_size, state.flat());
+    *manifest.add_files() = write_even_shard(temporary, rank, world_size, state);
   }
   const std::string final_directory = checkpoint_directory(run, step);
   commit_checkpoint(temporary, final_directory, manifest);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 
+#include "data/checkpoint/manifest.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/temporary_directory.h"
 
@@ -31,6 +32,76 @@ TEST(Checkpoint, AnyWorldSizeReadsBackTheSameBits) {
       EXPECT_TRUE(equal_bits(back.v, state.v)) << world_size;
     }
   }
+}
+
+// As ZeRO has it: ranges apart from each other, a rank without any, and moments that only their owner holds.
+TEST(Checkpoint, RangesMayLieAnywhereAndMomentsWithTheirOwners) {
+  State state;
+  state.fill_with_numbers();
+  const std::int64_t n = state.values.numel();
+  const std::vector<std::vector<FlatRange>> owned = {
+      {{300, 703}, {750, n}}, {{9, 9}}, {{0, 300}, {703, 750}}};
+  const auto part = [](const Tensor& whole, const std::vector<FlatRange>& ranges) {
+    std::int64_t count = 0;
+    for (const FlatRange& range : ranges) count += range.size();
+    const Tensor held({count}, whole.dtype());
+    std::int64_t done = 0;
+    for (const FlatRange& range : ranges) {
+      copy(whole.view().slice(range.begin, range.end),
+           held.view().slice(done, done + range.size()));
+      done += range.size();
+    }
+    return held;
+  };
+  const TemporaryDirectory run;
+  const std::string temporary = begin_checkpoint(run.str(), 4, 0);
+  auto manifest = manifest_of(state, 4, 3);
+  for (int rank = 0; rank < 3; ++rank) {
+    const auto& mine = owned[static_cast<std::size_t>(rank)];
+    const Tensor m = part(state.m, mine);
+    const Tensor v = part(state.v, mine);
+    *manifest.add_files() =
+        write_shard(temporary, rank, mine, {state.tensors, state.values, m, v, mine});
+  }
+  const std::string directory = checkpoint_directory(run.str(), 4);
+  commit_checkpoint(temporary, directory, manifest);
+  const State whole;
+  load(directory, whole);
+  EXPECT_TRUE(equal_bits(whole.values, state.values));
+  EXPECT_TRUE(equal_bits(whole.m, state.m));
+  EXPECT_TRUE(equal_bits(whole.v, state.v));
+  // Another layout of moments reads its own.
+  const std::vector<FlatRange> mine = {{5, 290}, {310, 720}, {n - 3, n}};
+  const Tensor values({n}, DType::kF32);
+  const Tensor m = part(values, mine);
+  const Tensor v = part(values, mine);
+  read_state(directory, read_manifest(directory), {state.tensors, values, m, v, mine});
+  EXPECT_TRUE(equal_bits(values, state.values));
+  EXPECT_TRUE(equal_bits(m, part(state.m, mine)));
+  EXPECT_TRUE(equal_bits(v, part(state.v, mine)));
+
+  manifest.mutable_files(2)->set_range(1, 299);
+  write_manifest(directory, manifest);
+  expect_error(ExitCode::kCorruptInput, "elements [300, 703) after element 299",
+               [&] { load(directory, whole); });
+  manifest.mutable_files(2)->set_range(1, 300);
+  manifest.mutable_files(0)->set_range(3, n - 1);
+  write_manifest(directory, manifest);
+  expect_error(ExitCode::kCorruptInput, "end at element", [&] { load(directory, whole); });
+}
+
+TEST(Checkpoint, FormatVersionOneIsRead) {
+  State state;
+  state.fill_with_numbers();
+  const TemporaryDirectory run;
+  const std::string directory = save(run.str(), state, 12, 3);
+  auto manifest = read_manifest(directory);
+  for (auto& file : *manifest.mutable_files()) file.clear_range();
+  manifest.set_format_version(1);
+  for (const auto& ranges : ranges_of_shards(manifest)) EXPECT_EQ(ranges.size(), 1U);
+  const State back;
+  read_state(directory, manifest, back.flat());
+  EXPECT_TRUE(equal_bits(back.m, state.m));
 }
 
 TEST(Checkpoint, MoreRanksThanElementsStillRoundTrips) {
@@ -76,7 +147,7 @@ TEST(Checkpoint, ManifestKeepsItsFieldsAndTokenizer) {
   auto manifest = manifest_of(state, 3, 1);
   manifest.set_tokenizer("tok.model");
   manifest.set_next_window(77);
-  *manifest.add_files() = write_shard(temporary, 0, 1, state.flat());
+  *manifest.add_files() = write_even_shard(temporary, 0, 1, state);
   *manifest.add_files() = add_file(temporary, run / "tok.model");
   const std::string directory = checkpoint_directory(run.str(), 3);
   commit_checkpoint(temporary, directory, manifest);
@@ -95,7 +166,7 @@ TEST(Checkpoint, KilledBeforeCommitLeavesNone) {
   save(run.str(), state, 1, 1);
   const pid_t child = ::fork();
   if (child == 0) {
-    write_shard(begin_checkpoint(run.str(), 2, 0), 0, 1, state.flat());
+    write_even_shard(begin_checkpoint(run.str(), 2, 0), 0, 1, state);
     ::raise(SIGKILL);
   }
   int status = 0;
@@ -157,7 +228,7 @@ TEST(Checkpoint, FullDiskIsAnErrorAndTheProcessGoesOn) {
     ::setrlimit(RLIMIT_FSIZE, &limit);
     bool failed = false;
     try {
-      write_shard(temporary, 0, 1, state.flat());
+      write_even_shard(temporary, 0, 1, state);
     } catch (const Error& error) {
       failed = error.code() == ExitCode::kIo;
     }
@@ -178,7 +249,7 @@ TEST(Checkpoint, IncompleteManifestIsNotCommitted) {
   const TemporaryDirectory run;
   const std::string temporary = begin_checkpoint(run.str(), 1, 0);
   auto manifest = manifest_of(state, 1, 2);
-  *manifest.add_files() = write_shard(temporary, 0, 2, state.flat());
+  *manifest.add_files() = write_even_shard(temporary, 0, 2, state);
   expect_error(ExitCode::kInternal, "rank-00001.h5",
                [&] { commit_checkpoint(temporary, checkpoint_directory(run.str(), 1), manifest); });
   EXPECT_TRUE(list_checkpoints(run.str()).empty());

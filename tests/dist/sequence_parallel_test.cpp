@@ -9,7 +9,7 @@
 #include "core/base/memory.h"
 #include "dist/process_grid.h"
 #include "dist/sequence_exchange.h"
-#include "dist/tree_reduction.h"
+#include "dist/tree_collectives.h"
 #include "tests/core/model_cases.h"
 #include "tests/support/mpi_world.h"
 #ifdef TTT_TEST_CUDA
@@ -73,8 +73,10 @@ Result run_on_grid(SmallModel& small, const ProcessGrid& grid, const config::Run
     }
   }
   grid.world().all_reduce_sum(result.nll, context.stream);
-  all_reduce_along_tree(grid.data(), result.gradients, context.stream);
-  all_reduce_along_tree(grid.sequence(), result.gradients, context.stream);
+  const FlatRange all{0, result.gradients.numel()};
+  TreeCollectives sum({&grid.data(), &grid.sequence()}, 1, {all}, result.gradients.dtype());
+  sum.reduce_scatter(result.gradients, all, context.stream);
+  sum.all_gather(result.gradients, all, context.stream);
   context.stream.synchronize();
   return result;
 }

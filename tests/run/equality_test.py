@@ -2,7 +2,7 @@
 
 import unittest
 
-from harness import RunTest, curve, rows
+from harness import RunTest, checkpoints, curve, rows
 
 TRANSFORMER = ("model.use_gate=false", "model.share_qk=false", "model.pre_conv=false")
 SHORT = ("train.steps=6", "eval.interval_steps=3", "optimizer.warmup_steps=2", "optimizer.decay_steps=6",
@@ -46,6 +46,43 @@ class Ranks(RunTest):
 
     def test_linear_attention(self):
         self.expect_same_on((2,), "linear-attention", *SHORT, "model.mixer=LINEAR_ATTENTION", *TRANSFORMER)
+
+
+class HowGradientsTravel(RunTest):
+    """ZeRO and overlap change no bit: of the curve, of the state, of a run resumed with others of them."""
+
+    BUCKETS = (*SHORT, "parallel.bucket_elements=20000", "checkpoint.interval_steps=3", "checkpoint.keep_last=9")
+    VARIANTS = [(f"parallel.zero={zero}", f"parallel.overlap={overlap}")
+                for zero in ("ZERO_OPTIMIZER", "ZERO_NONE") for overlap in ("true", "false")]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.golden = cls("test_every_variant").train("golden", *cls.BUCKETS)
+
+    def test_every_variant(self):
+        for number, variant in enumerate(self.VARIANTS):
+            for ranks in (2, 4) if number == 0 else (2,):
+                with self.subTest(variant=variant, ranks=ranks):
+                    self.assert_same_run(self.train(f"v{number}-{ranks}", *self.BUCKETS, *variant, ranks=ranks),
+                                         self.golden)
+
+    def test_resumed_with_others(self):
+        run = self.directory / "resumed"
+        for steps, ranks, variant in ((2, 4, self.VARIANTS[0]), (3, 2, self.VARIANTS[3]), (5, 8, self.VARIANTS[0]),
+                                      (6, 0, self.VARIANTS[2])):
+            self.succeed(*self.train_arguments(run, *self.BUCKETS, *variant, f"train.steps={steps}",
+                                               "eval.interval_steps=0"), ranks=ranks)
+        self.assertEqual(rows(run), rows(self.golden))
+        self.assertTrue(self.state(run) == self.state(self.golden))
+
+    def test_moments_lie_with_their_owners_only(self):
+        """Every element is in one shard, and no rank has all of them."""
+        run = self.train("owners", *self.BUCKETS, ranks=4)
+        sizes = [path.stat().st_size for path in sorted(checkpoints(run)[-1].glob("rank-*.h5"))]
+        whole = (checkpoints(self.golden)[-1] / "rank-00000.h5").stat().st_size
+        self.assertEqual(len(sizes), 4)
+        self.assertLess(max(sizes), whole / 2)
 
 
 class OneRank(RunTest):

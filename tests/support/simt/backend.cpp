@@ -10,6 +10,8 @@ namespace {
 class EmulatedQueue final : public DeviceQueue {
  public:
   void synchronize() override {}
+  std::unique_ptr<QueueEvent> record() override { return nullptr; }
+  void wait_for(QueueEvent& /*event*/) override {}
   [[nodiscard]] void* native() const override { return nullptr; }
 };
 

@@ -1,0 +1,78 @@
+#include "tests/support/lazy_device.h"
+
+#include <utility>
+
+#include "kernels/device_ops.h"
+
+namespace ttt::test {
+namespace {
+
+class LazyEvent final : public QueueEvent {
+ public:
+  LazyEvent(LazyQueue& queue, std::int64_t count) : queue_(queue), count_(count) {}
+  void wait() override { queue_.run_until(count_); }
+
+ private:
+  LazyQueue& queue_;
+  std::int64_t count_;
+};
+
+template <typename Op>
+void queue_on_cpu(const Stream& stream, Op op) {
+  static_cast<LazyQueue*>(stream.native())->add([op] {
+    Stream cpu;
+    op(cpu);
+  });
+}
+
+void add(TensorView x, TensorView y, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::add(x, y, cpu); });
+}
+void copy(TensorView from, TensorView to, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::copy(from, to, cpu); });
+}
+void fill(TensorView y, double value, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::fill(y, value, cpu); });
+}
+void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::block_sums_of_squares(x, partial, cpu); });
+}
+
+const kernels::DeviceOps kOps = [] {
+  kernels::DeviceOps ops;
+  ops.add = &add;
+  ops.copy = &copy;
+  ops.fill = &fill;
+  ops.block_sums_of_squares = &block_sums_of_squares;
+  return ops;
+}();
+
+}  // namespace
+
+void LazyQueue::run_until(std::int64_t count) {
+  while (num_done_ < count) {
+    const std::function<void()> work = std::move(work_.front());
+    work_.pop_front();
+    ++num_done_;
+    work();
+  }
+}
+
+std::unique_ptr<QueueEvent> LazyQueue::record() {
+  return std::make_unique<LazyEvent>(*this, num_done_ + static_cast<std::int64_t>(work_.size()));
+}
+
+void LazyQueue::wait_for(QueueEvent& event) {
+  // The event may be gone when the queue comes to it.
+  add([event = static_cast<LazyEvent&>(event)]() mutable { event.wait(); });
+}
+
+void use_lazy_device() {
+  kernels::CudaBackend backend;
+  backend.ops = &kOps;
+  backend.num_devices = [] { return 1; };
+  backend.make_stream = [](int /*device*/) { return Stream(std::make_unique<LazyQueue>()); };
+  kernels::set_cuda_backend(backend);
+}
+
+}  // namespace ttt::test

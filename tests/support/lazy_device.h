@@ -1,0 +1,32 @@
+#pragma once
+// A device whose queues do nothing until somebody waits for them: what is not ordered by the queues' own order and by
+// events then happens in the wrong order, every time. Its few ops are the CPU's.
+
+#include <deque>
+#include <functional>
+#include <memory>
+
+#include "core/base/stream.h"
+
+namespace ttt::test {
+
+class LazyQueue final : public DeviceQueue {
+ public:
+  void add(std::function<void()> work) { work_.push_back(std::move(work)); }
+  /// Does the first `count` pieces of work ever added.
+  void run_until(std::int64_t count);
+
+  void synchronize() override { run_until(num_done_ + static_cast<std::int64_t>(work_.size())); }
+  std::unique_ptr<QueueEvent> record() override;
+  void wait_for(QueueEvent& event) override;
+  [[nodiscard]] void* native() const override { return const_cast<LazyQueue*>(this); }
+
+ private:
+  std::deque<std::function<void()>> work_;
+  std::int64_t num_done_ = 0;
+};
+
+/// Makes it the program's CUDA device: add, copy, fill and block_sums_of_squares only.
+void use_lazy_device();
+
+}  // namespace ttt::test
