@@ -26,8 +26,10 @@ ModelSource open_hugging_face(const std::string& directory) {
   source.kind = SourceKind::kHuggingFace;
   source.directory = directory;
   *source.config.mutable_model() = data::read_hf_config(directory);
-  const fs::path tokenizer = fs::path(directory) / "tokenizer.model";
-  if (fs::exists(tokenizer)) source.tokenizer = tokenizer.string();
+  for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
+    const fs::path tokenizer = fs::path(directory) / name;
+    if (source.tokenizer.empty() && fs::exists(tokenizer)) source.tokenizer = tokenizer.string();
+  }
   return source;
 }
 

@@ -16,8 +16,10 @@ namespace {
 // The tokenizer of the training data, so that checkpoints and exports stand on their own.
 std::string find_tokenizer(const config::RunConfig& config) {
   for (const std::string& path : config.data().train()) {
-    const std::string candidate = path + "/tokenizer.model";
-    if (std::filesystem::exists(candidate)) return candidate;
+    for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
+      const std::string candidate = path + "/" + name;
+      if (std::filesystem::exists(candidate)) return candidate;
+    }
   }
   return {};
 }

@@ -8,6 +8,7 @@
 #include "data/interchange/huggingface.h"
 #include "data/interchange/python_sources.h"
 #include "data/interchange/rotary_rows.h"
+#include "data/tokenizer/tokenizer.h"
 
 namespace ttt::data {
 namespace {
@@ -79,8 +80,14 @@ void write_json(const fs::path& path, const Json& json) {
 
 void write_tokenizer(const fs::path& directory, const HfExport& options) {
   constexpr std::int64_t kMaxTokenizerBytes = std::int64_t{256} << 20;
-  write_file_atomically(directory / "tokenizer.model",
-                        read_text_file(options.tokenizer, kMaxTokenizerBytes));
+  const std::string name = tokenizer_file_name(options.tokenizer);
+  write_file_atomically(directory / name, read_text_file(options.tokenizer, kMaxTokenizerBytes));
+  if (name == "tokenizer.json") {  // it says everything but its class
+    write_json(directory / "tokenizer_config.json", {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                                                     {"clean_up_tokenization_spaces", false},
+                                                     {"model_max_length", options.context_length}});
+    return;
+  }
   const Json special = {{"bos_token", "<s>"}, {"eos_token", "</s>"}, {"unk_token", "<unk>"}};
   write_json(directory / "special_tokens_map.json", special);
   Json tokenizer = special;

@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "data/files.h"
+#include "data/tokenizer/special_tokens.h"
 
 namespace ttt::data {
 namespace {
@@ -32,7 +33,7 @@ std::string replace_space_symbol(std::string_view piece) {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  explicit SentencePieceTokenizer(const std::string& path) : path_(path) {
+  SentencePieceTokenizer(const std::string& path, const TokenizerOptions& options) : path_(path) {
     const auto status = processor_.LoadFromSerializedProto(read_text_file(path, kMaxModelBytes));
     if (!status.ok()) {
       fail(ExitCode::kCorruptInput, "{} is not a SentencePiece model: {}", path, status.ToString());
@@ -45,11 +46,21 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::vector<std::string> pieces;
     check(processor_.Encode("a", &pieces));
     adds_leading_space_ = !pieces.empty() && pieces.front().starts_with(kSpaceSymbol);
+    if (options.parse_special) special_ = control_pieces();
   }
 
+  // Every part between control tokens is encoded as a text of its own, with a space before it: what Hugging
+  // Face's fast Llama tokenizer does (its "legacy" behaviour), and so what ttt-lm-jax's arrays hold.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
     std::vector<std::int32_t> ids;
-    check(processor_.Encode({text.data(), text.size()}, &ids));
+    std::vector<int> part_ids;
+    special_.split(
+        text,
+        [&](std::string_view part) {
+          check(processor_.Encode({part.data(), part.size()}, &part_ids));
+          ids.insert(ids.end(), part_ids.begin(), part_ids.end());
+        },
+        [&](std::int32_t id) { ids.push_back(id); });
     return ids;
   }
 
@@ -78,7 +89,18 @@ class SentencePieceTokenizer final : public Tokenizer {
     }
   }
 
+  [[nodiscard]] SpecialTokens control_pieces() const {
+    std::vector<SpecialTokens::Token> tokens;
+    for (int id = 0; id < processor_.GetPieceSize(); ++id) {
+      if (processor_.IsControl(id) || processor_.IsUnknown(id)) {
+        tokens.push_back({processor_.IdToPiece(id), id});
+      }
+    }
+    return SpecialTokens(std::move(tokens));
+  }
+
   std::string path_;
+  SpecialTokens special_;  // none: all text is text
   sentencepiece::SentencePieceProcessor processor_;
   bool adds_leading_space_ = false;
 };
@@ -126,8 +148,9 @@ class LineIterator final : public sentencepiece::SentenceIterator {
 
 }  // namespace
 
-std::unique_ptr<Tokenizer> open_sentencepiece(const std::string& path) {
-  return std::make_unique<SentencePieceTokenizer>(path);
+std::unique_ptr<Tokenizer> open_sentencepiece(const std::string& path,
+                                              const TokenizerOptions& options) {
+  return std::make_unique<SentencePieceTokenizer>(path, options);
 }
 
 void train_sentencepiece(const SentencePieceTraining& training, const std::string& model_path) {

@@ -9,6 +9,7 @@
 namespace ttt::data {
 
 /// See open_tokenizer.
-std::unique_ptr<Tokenizer> open_sentencepiece(const std::string& path);
+std::unique_ptr<Tokenizer> open_sentencepiece(const std::string& path,
+                                              const TokenizerOptions& options);
 
 }  // namespace ttt::data

@@ -2,6 +2,7 @@
 
 #include "core/base/error.h"
 #include "data/files.h"
+#include "data/tokenizer/byte_level_tokenizer.h"
 #include "data/tokenizer/sentencepiece_tokenizer.h"
 
 namespace ttt::data {
@@ -47,9 +48,15 @@ bool is_incomplete_sequence(const std::string& bytes) {
 
 bool is_byte_tokenizer(std::string_view path) { return path.empty() || path == "bytes"; }
 
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path) {
+std::string tokenizer_file_name(std::string_view path) {
+  return path.ends_with(".json") ? "tokenizer.json" : "tokenizer.model";
+}
+
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path,
+                                          const TokenizerOptions& options) {
   if (is_byte_tokenizer(path)) return std::make_unique<ByteTokenizer>();
-  return open_sentencepiece(path);
+  if (path.ends_with(".json")) return open_byte_level(path, options);
+  return open_sentencepiece(path, options);
 }
 
 std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {

@@ -1,5 +1,6 @@
 #pragma once
-// Text to token ids and back: a byte tokenizer that needs no file, and SentencePiece models.
+// Text to token ids and back: a byte tokenizer that needs no file, SentencePiece models, and byte-level BPE
+// as Hugging Face's tokenizer.json has it.
 
 #include <cstdint>
 #include <memory>
@@ -15,7 +16,7 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  /// The ids of `text`, without BOS and EOS. Text that looks like a control token ("</s>") is text.
+  /// The ids of `text` (UTF-8), without BOS and EOS.
   [[nodiscard]] virtual std::vector<std::int32_t> encode(std::string_view text) const = 0;
   /// The bytes the ids stand for; control ids stand for none. Undoes `encode` for UTF-8 text (a
   /// SentencePiece model cannot tell U+2581 from a space). Ids outside the vocabulary are 65.
@@ -32,9 +33,20 @@ class Tokenizer {
   [[nodiscard]] virtual std::int32_t eos_id() const = 0;
 };
 
-/// "" or "bytes": one id a byte (0 unknown, 1 BOS, 2 EOS, 3 + byte; vocabulary 259). Else the path
-/// of a SentencePiece model: 66 if it is missing, 65 if it is none or has no BOS and EOS.
-std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path);
+struct TokenizerOptions {
+  /// Text that looks like a control token ("</s>", "<|endoftext|>") becomes that token, as in ttt-lm-jax's
+  /// arrays; else it is text like any other.
+  bool parse_special = false;
+};
+
+/// "" or "bytes": one id a byte (0 unknown, 1 BOS, 2 EOS, 3 + byte; vocabulary 259; no control token has a
+/// text). Else the path of a tokenizer.json (byte_level_tokenizer.h) or of a SentencePiece model: 66 if it is
+/// missing, 65 if it is none or has no BOS and EOS.
+std::unique_ptr<Tokenizer> open_tokenizer(const std::string& path,
+                                          const TokenizerOptions& options = {});
+
+/// The name a tokenizer's file has beside tokens and weights: "tokenizer.json" or "tokenizer.model".
+std::string tokenizer_file_name(std::string_view path);
 
 /// True for the two names of the byte tokenizer.
 bool is_byte_tokenizer(std::string_view path);
