@@ -43,7 +43,8 @@ if [[ -n $outside ]]; then
   exit 1
 fi
 needed=$(objdump -T "$bundle"/bin/* "$bundle"/lib/* | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1)
-XZ_OPT="-6 -T${TTT_JOBS:-$(nproc)}" tar -C "$bundle" -cJf "$bundle.tar.xz" bin lib
+# The programs hold the same kernels: a dictionary that spans them stores them once.
+XZ_OPT="--lzma2=preset=6,dict=128MiB" tar -C "$bundle" -cJf "$bundle.tar.xz" bin lib
 mib=$(($(stat -c %s "$bundle.tar.xz") / 1048576))
 echo "$bundle: $(du -sm "$bundle" | cut -f1) MiB; $bundle.tar.xz: $mib MiB; needs $needed or later and the driver for CUDA 13"
 if ((mib > most_mib)); then
