@@ -1,6 +1,7 @@
 #include "dist/launch_environment.h"
 
 #include <mpi.h>
+#include <unistd.h>
 
 #include <array>
 #include <charconv>
@@ -12,6 +13,7 @@
 
 #include "core/base/log.h"
 #include "dist/mpi_check.h"
+#include "dist/watchdog.h"
 
 namespace ttt::dist {
 namespace {
@@ -70,6 +72,12 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
   return environment;
 }
 
+std::string host_name() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
 void check_world_size(const LaunchEnvironment& environment, int mpi_size) {
   if (mpi_size == 1 && environment.expected_size > 1) {
     fail(ExitCode::kUsage,
@@ -118,6 +126,7 @@ Runtime::~Runtime() {
 }
 
 void Runtime::abort(ExitCode code) {
+  exit_within(10, code);  // MPI_Abort may wait for a daemon that is not there any more
   world_->abort(code);
   std::_Exit(static_cast<int>(code));  // [[noreturn]] is not seen through a virtual call
 }

@@ -21,6 +21,9 @@ struct LaunchEnvironment {
 /// `get` is std::getenv, or a test's.
 LaunchEnvironment read_launch_environment(const std::function<const char*(const char*)>& get);
 
+/// The name of this host.
+std::string host_name();
+
 /// Throws kUsage when a launcher started several processes that MPI does not connect: each would
 /// train alone and overwrite the others' files.
 void check_world_size(const LaunchEnvironment& environment, int mpi_size);

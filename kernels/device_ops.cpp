@@ -16,6 +16,10 @@ void set_cuda_backend(const CudaBackend& backend) { cuda_backend = backend; }
 
 int num_cuda_devices() { return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices(); }
 
+std::string device_id(const Stream& stream) {
+  return stream.device() == Device::kCpu ? std::string() : cuda_backend.device_id();
+}
+
 Stream make_stream(Device device, int index) {
   if (device == Device::kCpu) return {};
   if (cuda_backend.ops == nullptr) {

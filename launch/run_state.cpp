@@ -38,6 +38,7 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.clear_checkpoint();
   result.clear_eval();
   result.clear_log();
+  result.clear_watchdog();
   result.mutable_data()->clear_validation();
   result.mutable_train()->clear_steps();
   result.mutable_train()->clear_num_threads();

@@ -38,9 +38,10 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
 }
 
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
-                 dist::Communicator& communicator)
+                 dist::Communicator& communicator, dist::FlightRecord& record)
     : config_(config),
       communicator_(communicator),
+      record_(record),
       stream_(std::move(stream)),
       train_reader_(config, data::Split::kTrain),
       tokenizer_(find_tokenizer(config)),
@@ -80,6 +81,7 @@ void Trainer::run_shard(std::int64_t shard, std::span<double> row_losses, double
   const Tensor nll(buffers.ids.shape(), DType::kF64);
   const auto length = static_cast<std::size_t>(nll.size(1));
   for (std::int64_t row = shard * shard_rows; row < (shard + 1) * shard_rows; row += micro_batch) {
+    record_.mark_progress();
     const Timer timer;
     train_reader_.read(state_.step * batch + row, batch, buffers);
     data_seconds += timer.seconds();
@@ -150,6 +152,7 @@ void Trainer::after_step(const StepResult& result) {
 
 void Trainer::evaluate() {
   if (!validation_reader_ || config_.eval().num_windows() == 0) return;
+  const dist::PhaseScope scope(record_, dist::Phase::kEvaluation);
   Context ctx = context(1.0);
   const std::int64_t windows =
       std::min(config_.eval().num_windows(), validation_reader_->num_windows());
@@ -160,6 +163,7 @@ void Trainer::evaluate() {
 
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
+  const dist::PhaseScope scope(record_, dist::Phase::kCheckpoint);
   if (output_) output_->before_checkpoint();
   stream_.synchronize();
   save_checkpoint(config_, state_, *model_, optimizer_, tokenizer_, communicator_);
@@ -167,6 +171,7 @@ void Trainer::checkpoint() {
 }
 
 ExitCode Trainer::run() {
+  const dist::PhaseScope scope(record_, dist::Phase::kStep);
   bool stopped = false;
   while (state_.step < config_.train().steps() && !stopped) {
     const StepResult result = step();

@@ -8,6 +8,7 @@
 #include "core/base/timer.h"
 #include "core/optimizer.h"
 #include "dist/communicator.h"
+#include "dist/flight_record.h"
 #include "dist/tree_reduction.h"
 #include "launch/batch_reader.h"
 #include "launch/run_output.h"
@@ -19,9 +20,9 @@ class Trainer {
  public:
   /// Opens the data, builds the model and puts it at its start: resumed, `train.init_from`, or random.
   /// `resume` as in resume_checkpoint. The configuration has been checked; `stream` says which device computes.
-  /// Collective.
+  /// `record` is told what this rank is busy with. Collective.
   Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
-          dist::Communicator& communicator);
+          dist::Communicator& communicator, dist::FlightRecord& record);
 
   /// Trains to train.steps. kOk, or kStoppedEarly with a checkpoint after a stop signal. Collective.
   ExitCode run();
@@ -46,6 +47,7 @@ class Trainer {
 
   config::RunConfig config_;
   dist::Communicator& communicator_;
+  dist::FlightRecord& record_;
   Stream stream_;
   BatchReader train_reader_;
   std::optional<BatchReader> validation_reader_;

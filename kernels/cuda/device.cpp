@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+
 #include "core/base/memory.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -68,6 +70,15 @@ Stream make_stream(int device) {
   check_cuda(cudaSetDevice(device), "choosing a device");
   memory::set_block_source({&allocate_managed, &release_managed});
   return Stream(std::make_unique<CudaQueue>());
+}
+
+std::string device_id() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device");
+  std::array<char, 32> id{};
+  check_cuda(cudaDeviceGetPCIBusId(id.data(), static_cast<int>(id.size()), device),
+             "asking for the device's address");
+  return id.data();
 }
 
 }  // namespace ttt::kernels::cuda

@@ -18,6 +18,9 @@ int num_devices();
 /// A queue on CUDA device `device` of this process.
 Stream make_stream(int device);
 
+/// The PCI address of the device that was chosen last.
+std::string device_id();
+
 /// All of this, for set_cuda_backend.
 CudaBackend backend();
 

@@ -22,6 +22,8 @@ int num_devices() { return 1; }
 
 Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
 
+std::string device_id() { return "emulated"; }
+
 void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
   Stream cpu;
   if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
