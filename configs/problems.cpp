@@ -1,8 +1,10 @@
 // What can be wrong with a configuration's values, found before anything is allocated.
 
+#include <algorithm>
 #include <cmath>
 
 #include "configs/run_config.h"
+#include "configs/sequence_split.h"
 #include "core/base/error.h"
 
 namespace ttt::config {
@@ -87,14 +89,67 @@ void check_batch(const RunConfig& config, int world_size, Problems& problems) {
                              "parallel.virtual_shards = {} / {})",
                              batch / shards, batch, shards));
   }
-  if (world_size > shards) {
-    problems.add(
-        "parallel.virtual_shards", shards,
-        fmt::format("is less than the {} ranks; use at least one shard a rank", world_size));
-  } else if (world_size > 1 &&
-             (shards % world_size != 0 || !is_power_of_two(shards / world_size))) {
+  const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
+  if (sequence_ranks < 1 || world_size % sequence_ranks != 0) return;
+  const std::int64_t ranks = world_size / sequence_ranks;  // that share the batch
+  const char* kind = sequence_ranks > 1 ? "data ranks" : "ranks";
+  if (ranks > shards) {
     problems.add("parallel.virtual_shards", shards,
-                 fmt::format("must be {} (the ranks) times a power of two", world_size));
+                 fmt::format("is less than the {} {}; use at least one shard a rank", ranks, kind));
+  } else if (ranks > 1 && (shards % ranks != 0 || !is_power_of_two(shards / ranks))) {
+    problems.add("parallel.virtual_shards", shards,
+                 fmt::format("must be {} (the {}) times a power of two", ranks, kind));
+  }
+}
+
+void check_head_exchange(const ModelConfig& model, std::int64_t ranks, Problems& problems) {
+  const auto check = [&](const char* name, std::int64_t heads) {
+    if (heads < 1 || heads % ranks == 0) return;
+    problems.add("parallel.sequence_ranks", ranks,
+                 fmt::format("must divide {} = {} with HEAD_EXCHANGE", name, heads));
+  };
+  check("model.num_heads", model.num_heads());
+  if (model.mixer() == ATTENTION && model.attention().num_kv_heads() > 0) {
+    check("model.attention.num_kv_heads", model.attention().num_kv_heads());
+  }
+}
+
+void check_sequence_split(const RunConfig& config, int world_size, Problems& problems) {
+  const ModelConfig& model = config.model();
+  const std::int64_t ranks = config.parallel().sequence_ranks();
+  problems.at_least("parallel.sequence_ranks", ranks, 1);
+  if (ranks <= 1) return;
+  if (world_size % ranks != 0) {
+    problems.add("parallel.sequence_ranks", ranks,
+                 fmt::format("must divide the {} ranks", world_size));
+  }
+  if (resolve_sequence_exchange(config) == ParallelConfig::HEAD_EXCHANGE) {
+    check_head_exchange(model, ranks, problems);
+  } else if (model.mixer() == ATTENTION) {
+    problems.add("parallel.sequence_exchange", "STATE_PASSING",
+                 "attention has no state to pass; use HEAD_EXCHANGE");
+  } else if (sequence_unit(config) == 0) {
+    problems.add("parallel.sequence_exchange", "STATE_PASSING",
+                 "model.ttt.mini_batch_size = 0 is one mini-batch, which cannot be cut; use "
+                 "HEAD_EXCHANGE");
+  }
+  const std::int64_t length = config.data().context_length();
+  const std::int64_t unit = sequence_unit(config);
+  if (length < 1 || unit < 1) return;
+  const std::int64_t units = (length + unit - 1) / unit;
+  if (units < ranks) {
+    problems.add("parallel.sequence_ranks", ranks,
+                 fmt::format("data.context_length = {} has {} {}, fewer than one a rank", length,
+                             units, unit > 1 ? fmt::format("mini-batches of {}", unit) : "tokens"));
+    return;
+  }
+  // All ranks but the last hand the end of their segment to the next one's convolutions.
+  const std::int64_t halo = model.conv_kernel() - 1;
+  const std::int64_t shortest = units / ranks * unit;
+  if ((model.share_qk() || model.pre_conv()) && shortest < halo) {
+    problems.add("parallel.sequence_ranks", ranks,
+                 fmt::format("gives segments of {} tokens; model.conv_kernel = {} needs {}",
+                             shortest, model.conv_kernel(), halo));
   }
 }
 
@@ -166,6 +221,7 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
                  fmt::format("must be between 1 and {}", kMaxContext));
   }
   check_batch(config, world_size, problems);
+  check_sequence_split(config, world_size, problems);
   problems.at_least("train.steps", config.train().steps(), 0);
   problems.at_least("train.num_threads", config.train().num_threads(), 0);
   check_optimizer(config, problems);

@@ -10,7 +10,7 @@
 namespace ttt::config {
 
 /// Reads `path` (Protobuf text format; empty: all defaults), applies overrides "optimizer.beta1=0.9",
-/// and checks what needs no data. `world_size` is the number of ranks. Throws kUsage with one line for
+/// and checks what needs no data. `world_size` is the number of ranks; 0: not known. Throws kUsage with one line for
 /// every problem: field, value, reason and, for a misspelt name, the nearest one; 66 if the file is
 /// missing.
 RunConfig load_run_config(const std::string& path, const std::vector<std::string>& overrides,

@@ -48,11 +48,17 @@ class Communicator {
   virtual void all_to_all(TensorView in, TensorView out, Stream& stream) = 0;
   /// Blocks until `peer` takes it or the transport has buffered it.
   virtual void send(TensorView view, int peer, Stream& stream) = 0;
+  /// Like `send`, but never waits for `peer`: what is sent is a copy, kept until `peer` takes it. Sends and posts to
+  /// one peer arrive in the order of the calls.
+  virtual void post(TensorView view, int peer, Stream& stream) = 0;
   /// The element count must be the sender's.
   virtual void recv(TensorView view, int peer, Stream& stream) = 0;
   /// Sends `out` to `peer` and receives `in` from it at once; `peer` calls it too.
   virtual void exchange(TensorView out, TensorView in, int peer, Stream& stream) = 0;
   virtual void broadcast(TensorView view, int root, Stream& stream) = 0;
+
+  /// The ranks that give the same `color`, ordered by `key`, as a communicator of their own.
+  [[nodiscard]] virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
 
   virtual void barrier() = 0;
   /// Every rank's string, in rank order, on every rank: digests, agreement on errors.

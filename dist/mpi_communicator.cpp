@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <numeric>
 
 #include "dist/communicator.h"
@@ -85,11 +86,12 @@ void expect_received(const MPI_Status& status, const Elements& elements, int pee
 
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(std::int64_t max_message) : max_message_(max_message) {
+  /// Takes `owned` over: a communicator of our own has no other library's messages.
+  MpiCommunicator(MPI_Comm owned, std::int64_t max_message)
+      : max_message_(max_message), world_(owned) {
     TTT_CHECK(max_message >= 1 && max_message <= std::numeric_limits<int>::max(),
               "messages of {} elements", max_message);
-    // A communicator of our own: no other library's messages, and errors come back as codes.
-    TTT_MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world_));
+    // Errors come back as codes.
     TTT_MPI_CHECK(MPI_Comm_set_errhandler(world_, MPI_ERRORS_RETURN));
     TTT_MPI_CHECK(MPI_Comm_rank(world_, &rank_));
     TTT_MPI_CHECK(MPI_Comm_size(world_, &size_));
@@ -102,7 +104,14 @@ class MpiCommunicator final : public Communicator {
   }
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
-  ~MpiCommunicator() override { MPI_Comm_free(&world_); }
+  ~MpiCommunicator() override {
+    if (std::uncaught_exceptions() > 0) {  // the peers may never take what was posted
+      (void)new std::vector<Posted>(std::move(posted_));
+    } else {
+      for (Posted& message : posted_) MPI_Wait(&message.request, MPI_STATUS_IGNORE);
+    }
+    MPI_Comm_free(&world_);
+  }
 
   [[nodiscard]] int rank() const override { return rank_; }
   [[nodiscard]] int size() const override { return size_; }
@@ -189,6 +198,23 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  void post(TensorView view, int peer, Stream& stream) override {
+    check_peer(peer, rank_, size_);
+    stream.synchronize();
+    std::erase_if(posted_, [](Posted& message) {
+      int is_done = 0;
+      TTT_MPI_CHECK(MPI_Test(&message.request, &is_done, MPI_STATUS_IGNORE));
+      return is_done != 0;
+    });
+    const Tensor kept(view.shape(), view.dtype());
+    copy_elements(elements_of(view), elements_of(kept));
+    for_messages(elements_of(kept), [&](const Elements& chunk) {
+      posted_.push_back({kept, MPI_REQUEST_NULL});
+      TTT_MPI_CHECK(MPI_Isend(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag,
+                              world_, &posted_.back().request));
+    });
+  }
+
   void recv(TensorView view, int peer, Stream& stream) override {
     check_peer(peer, rank_, size_);
     stream.synchronize();
@@ -211,6 +237,12 @@ class MpiCommunicator final : public Communicator {
     check_root(root, size_);
     stream.synchronize();
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
+  }
+
+  [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key) override {
+    MPI_Comm part = MPI_COMM_NULL;
+    TTT_MPI_CHECK(MPI_Comm_split(world_, color, key, &part));
+    return std::make_unique<MpiCommunicator>(part, max_message_);
   }
 
   void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
@@ -285,8 +317,14 @@ class MpiCommunicator final : public Communicator {
     return all.part(start, std::min(max_message_, all.count - start));
   }
 
+  struct Posted {
+    Tensor message;
+    MPI_Request request;
+  };
+
   std::int64_t max_message_;
   MPI_Comm world_ = MPI_COMM_NULL;
+  std::vector<Posted> posted_;
   int rank_ = 0;
   int size_ = 1;
   int local_rank_ = 0;
@@ -299,7 +337,9 @@ std::unique_ptr<Communicator> make_mpi_communicator(std::int64_t max_message) {
   int is_initialized = 0;
   TTT_MPI_CHECK(MPI_Initialized(&is_initialized));
   TTT_CHECK(is_initialized != 0, "MPI is not initialised");
-  return std::make_unique<MpiCommunicator>(max_message);
+  MPI_Comm world = MPI_COMM_NULL;
+  TTT_MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+  return std::make_unique<MpiCommunicator>(world, max_message);
 }
 
 }  // namespace ttt::dist

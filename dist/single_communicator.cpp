@@ -39,12 +39,16 @@ class SingleCommunicator final : public Communicator {
   }
   // One rank has no peer: check_peer always throws.
   void send(TensorView /*view*/, int peer, Stream& /*stream*/) override { check_peer(peer, 0, 1); }
+  void post(TensorView /*view*/, int peer, Stream& /*stream*/) override { check_peer(peer, 0, 1); }
   void recv(TensorView /*view*/, int peer, Stream& /*stream*/) override { check_peer(peer, 0, 1); }
   void exchange(TensorView /*out*/, TensorView /*in*/, int peer, Stream& /*stream*/) override {
     check_peer(peer, 0, 1);
   }
   void broadcast(TensorView /*view*/, int root, Stream& /*stream*/) override {
     check_root(root, 1);
+  }
+  [[nodiscard]] std::unique_ptr<Communicator> split(int /*color*/, int /*key*/) override {
+    return make_single_communicator();
   }
   void barrier() override {}
   [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {

@@ -100,7 +100,7 @@ void inspect(const std::string& path, bool verify) {
   } else if (suffix == ".h5" || suffix == ".npy") {
     inspect_tokens(path, verify);
   } else if (suffix == ".textproto") {
-    const config::RunConfig config = config::load_run_config(path, {}, 1);
+    const config::RunConfig config = config::load_run_config(path, {}, 0);
     std::cout << config::complete_text(config);
     const LanguageModel model(config.model(), config.data().context_length());
     std::cout << fmt::format("# {} parameters\n", model.parameters().num_elements());

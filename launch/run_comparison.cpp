@@ -26,7 +26,7 @@ Series losses(const std::vector<MetricsRow>& rows, const std::string& kind) {
 
 std::string name_of_run(const std::string& directory) {
   const std::string config = directory + "/config.textproto";
-  if (std::filesystem::exists(config)) return config::load_run_config(config, {}, 1).name();
+  if (std::filesystem::exists(config)) return config::load_run_config(config, {}, 0).name();
   return std::filesystem::path(directory).lexically_normal().filename().string();
 }
 

@@ -44,6 +44,8 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.mutable_train()->clear_num_threads();
   result.mutable_train()->clear_recompute_blocks();
   result.mutable_train()->clear_init_from();
+  result.mutable_parallel()->clear_sequence_ranks();
+  result.mutable_parallel()->clear_sequence_exchange();
   return result;
 }
 

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "configs/run_config.h"
+#include "configs/sequence_split.h"
 #include "core/base/error.h"
 
 namespace ttt::config {
@@ -147,6 +148,56 @@ TEST(Problems, RanksAndShardsFit) {
   EXPECT_THAT(problems_of({shards(8), "train.micro_batch_size=5"}, 1),
               ElementsAre(HasSubstr("must divide the 32 sequences of a virtual shard")));
   EXPECT_THAT(problems_of({shards(0)}, 1), ElementsAre(HasSubstr("must be at least 1")));
+}
+
+TEST(Problems, OfSplitSequencesAreFound) {
+  const auto problems = [](int ranks, std::vector<std::string> assignments, int world_size) {
+    assignments.push_back(fmt::format("parallel.sequence_ranks={}", ranks));
+    return problems_of(assignments, world_size);
+  };
+  const std::string passing = "parallel.sequence_exchange=STATE_PASSING";
+  const std::string heads = "parallel.sequence_exchange=HEAD_EXCHANGE";
+  const std::string attention = "model.mixer=ATTENTION";
+  EXPECT_THAT(problems(4, {}, 32), IsEmpty());
+  EXPECT_THAT(problems(4, {attention}, 4), IsEmpty());
+  EXPECT_THAT(problems(5, {"model.mixer=LINEAR_ATTENTION", "data.context_length=7"}, 5), IsEmpty());
+  EXPECT_THAT(problems(4, {"model.ttt.mini_batch_size=0", heads}, 4), IsEmpty());
+  EXPECT_THAT(problems(3, {}, 0), IsEmpty()) << "the number of ranks is not known";
+  EXPECT_THAT(problems(0, {}, 1), ElementsAre(HasSubstr("sequence_ranks = 0: must be at least 1")));
+  EXPECT_THAT(problems(3, {}, 4),
+              ElementsAre("parallel.sequence_ranks = 3: must divide the 4 ranks"));
+  EXPECT_THAT(problems(4, {}, 64),
+              ElementsAre(HasSubstr("virtual_shards = 8: is less than the 16 data ranks")));
+  EXPECT_THAT(problems(2, {}, 6),
+              ElementsAre(HasSubstr("must be 3 (the data ranks) times a power of two")));
+  EXPECT_THAT(problems(8, {attention}, 8),
+              ElementsAre("parallel.sequence_ranks = 8: must divide model.num_heads = 12 with "
+                          "HEAD_EXCHANGE"));
+  EXPECT_THAT(problems(4, {attention, "model.attention.num_kv_heads=2"}, 4),
+              ElementsAre(HasSubstr("must divide model.attention.num_kv_heads = 2")));
+  EXPECT_THAT(problems(2, {attention, passing}, 2),
+              ElementsAre(HasSubstr("STATE_PASSING: attention has no state to pass")));
+  EXPECT_THAT(problems(2, {"model.ttt.mini_batch_size=0"}, 2),
+              ElementsAre(HasSubstr("mini_batch_size = 0 is one mini-batch")));
+  EXPECT_THAT(
+      problems(4, {"data.context_length=48"}, 4),
+      ElementsAre("parallel.sequence_ranks = 4: data.context_length = 48 has 3 mini-batches "
+                  "of 16, fewer than one a rank"));
+  EXPECT_THAT(problems(4, {"data.context_length=49"}, 4), IsEmpty());
+  EXPECT_THAT(
+      problems(4, {"data.context_length=3", heads}, 4),
+      ElementsAre(HasSubstr("data.context_length = 3 has 3 tokens, fewer than one a rank")));
+  EXPECT_THAT(problems(4, {"data.context_length=11", heads, "model.pre_conv=true"}, 4),
+              ElementsAre("parallel.sequence_ranks = 4: gives segments of 2 tokens; "
+                          "model.conv_kernel = 4 needs 3"));
+}
+
+TEST(SequenceBounds, CutBetweenUnitsAndDifferByOneAtMost) {
+  EXPECT_THAT(sequence_bounds(128, 16, 4), ElementsAre(0, 32, 64, 96, 128));
+  EXPECT_THAT(sequence_bounds(113, 16, 3),
+              ElementsAre(0, 32, 80, 113));  // 8 mini-batches, the last of 1
+  EXPECT_THAT(sequence_bounds(13, 1, 4), ElementsAre(0, 3, 6, 9, 13));
+  EXPECT_THAT(sequence_bounds(13, 4, 1), ElementsAre(0, 13));
 }
 
 TEST(HostileText, IsRefusedWithTheUsageCode) {
