@@ -13,8 +13,8 @@ const char* name_of(Phase phase) {
 
 const char* name_of(Operation operation) {
   constexpr std::array kNames = {
-      "none", "all_reduce_sum", "reduce_scatter_sum", "all_gather", "all_to_all",    "send",
-      "recv", "exchange",       "broadcast",          "barrier",    "gather_strings"};
+      "none", "all_reduce_sum", "reduce_scatter_sum", "all_gather", "all_to_all", "send",
+      "post", "recv",           "exchange",           "broadcast",  "barrier",    "gather_strings"};
   return kNames.at(static_cast<std::size_t>(operation));
 }
 

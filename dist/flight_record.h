@@ -22,6 +22,7 @@ enum class Operation : std::int32_t {
   kAllGather,
   kAllToAll,
   kSend,
+  kPost,
   kRecv,
   kExchange,
   kBroadcast,
@@ -72,6 +73,22 @@ class FlightRecord {
   double last_progress_ = 0;
   std::int64_t num_operations_ = 0;
   std::array<Entry, kNumEntries> entries_;
+};
+
+/// One operation, from here to the end of the block. `record` may be null.
+class RecordedOperation {
+ public:
+  RecordedOperation(FlightRecord* record, Operation operation, std::int64_t bytes, int peer = -1)
+      : record_(record), number_(record ? record->begin(operation, bytes, peer) : 0) {}
+  RecordedOperation(const RecordedOperation&) = delete;
+  RecordedOperation& operator=(const RecordedOperation&) = delete;
+  ~RecordedOperation() {
+    if (record_) record_->end(number_);
+  }
+
+ private:
+  FlightRecord* record_;
+  std::int64_t number_;
 };
 
 /// What a rank is busy with, from here to the end of the block.

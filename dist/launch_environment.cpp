@@ -78,6 +78,14 @@ std::string host_name() {
   return name.data();
 }
 
+std::string mpi_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  TTT_MPI_CHECK(MPI_Get_library_version(text.data(), &length));
+  const std::string version(text.data(), static_cast<std::size_t>(length));
+  return version.substr(0, version.find('\n'));
+}
+
 void check_world_size(const LaunchEnvironment& environment, int mpi_size) {
   if (mpi_size == 1 && environment.expected_size > 1) {
     fail(ExitCode::kUsage,

@@ -24,6 +24,9 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
 /// The name of this host.
 std::string host_name();
 
+/// "Open MPI v4.1.4, ..." as the library calls itself.
+std::string mpi_version();
+
 /// Throws kUsage when a launcher started several processes that MPI does not connect: each would
 /// train alone and overwrite the others' files.
 void check_world_size(const LaunchEnvironment& environment, int mpi_size);

@@ -119,6 +119,7 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] int local_size() const override { return local_size_; }
 
   void all_reduce_sum(TensorView inout, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllReduceSum, inout.num_bytes());
     check_summable(inout);
     stream.synchronize();
     // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
@@ -131,6 +132,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce_scatter_sum(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kReduceScatterSum, in.num_bytes());
     check_summable(in);
     check_stacked("out", out, "in", in, size_);
     stream.synchronize();
@@ -153,6 +155,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_gather(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllGather, out.num_bytes());
     check_stacked("in", in, "out", out, size_);
     stream.synchronize();
     const Elements mine = elements_of(in);
@@ -170,6 +173,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllToAll, in.num_bytes());
     check_all_to_all(in, out, size_);
     stream.synchronize();
     const Elements from_all = elements_of(out);
@@ -190,6 +194,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void send(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kSend, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     for_messages(elements_of(view), [&](const Elements& chunk) {
@@ -199,6 +204,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void post(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kPost, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     std::erase_if(posted_, [](Posted& message) {
@@ -216,6 +222,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void recv(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kRecv, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     for_messages(elements_of(view), [&](const Elements& chunk) {
@@ -228,12 +235,14 @@ class MpiCommunicator final : public Communicator {
   }
 
   void exchange(TensorView out, TensorView in, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kExchange, out.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     send_and_receive(elements_of(out), peer, elements_of(in), peer);
   }
 
   void broadcast(TensorView view, int root, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kBroadcast, view.num_bytes(), root);
     check_root(root, size_);
     stream.synchronize();
     for_chunks(elements_of(view), [&](const Elements& chunk) { broadcast_chunk(chunk, root); });
@@ -242,12 +251,19 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key) override {
     MPI_Comm part = MPI_COMM_NULL;
     TTT_MPI_CHECK(MPI_Comm_split(world_, color, key, &part));
-    return std::make_unique<MpiCommunicator>(part, max_message_);
+    auto communicator = std::make_unique<MpiCommunicator>(part, max_message_);
+    communicator->set_record(record_);
+    return communicator;
   }
 
-  void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
+  void barrier() override {
+    const RecordedOperation operation(record_, Operation::kBarrier, 0);
+    TTT_MPI_CHECK(MPI_Barrier(world_));
+  }
 
   [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {
+    const RecordedOperation operation(record_, Operation::kGatherStrings,
+                                      static_cast<std::int64_t>(mine.size()));
     TTT_CHECK(mine.size() <= std::size_t{1} << 20U, "a string of {} bytes is too long to gather",
               mine.size());
     const int my_length = static_cast<int>(mine.size());

@@ -126,10 +126,8 @@ void exit_within(double seconds, ExitCode code) {
 }
 
 Watchdog::Watchdog(Communicator& world, const WatchdogOptions& options)
-    : plain_(world),
-      options_(options),
-      recorded_(make_recorded_communicator(world, record_)),
-      interval_seconds_(tick_seconds(options)) {
+    : world_(world), options_(options), interval_seconds_(tick_seconds(options)) {
+  world.set_record(&record_);
   const bool watches = options.silence_seconds > 0 ||
                        std::ranges::any_of(options.phase_seconds, [](double s) { return s > 0; });
   if (!watches || world.size() == 1) return;
@@ -147,10 +145,13 @@ Watchdog::Watchdog(Communicator& world, const WatchdogOptions& options)
   thread_ = std::thread([this] { watch(); });
 }
 
-Watchdog::~Watchdog() { stop(); }
+Watchdog::~Watchdog() {
+  stop();
+  world_.set_record(nullptr);
+}
 
 void Watchdog::finish() {
-  plain_.barrier();
+  world_.barrier();
   stop();
 }
 
@@ -166,14 +167,14 @@ void Watchdog::watch() {
   while (!stops_) {
     forgive_suspension();
     tick_.restart();
-    if (plain_.rank() == 0) {
+    if (world_.rank() == 0) {
       judge_ranks();
     } else {
       report_to_rank_zero();
     }
     for (double left = interval_seconds_; left > 0 && !stops_;
          left = interval_seconds_ - tick_.seconds()) {
-      if (plain_.rank() == 0) {
+      if (world_.rank() == 0) {
         receive_reports(left);
       } else {
         receive_answers(left);
@@ -222,7 +223,7 @@ void Watchdog::judge_ranks() {
 
 void Watchdog::report_to_rank_zero() {
   const Peer& zero = peers_.front();
-  const Report report{job_, plain_.rank(), record_.activity()};
+  const Report report{job_, world_.rank(), record_.activity()};
   // The address that answered, as long as it does.
   if (zero.address.port != 0 && zero.heard.seconds() < 5 * interval_seconds_) {
     socket_->send(bytes_of(report), zero.address);
@@ -231,7 +232,7 @@ void Watchdog::report_to_rank_zero() {
   }
   // Rank 1 speaks for all; the others give its exit time to end them.
   const double silent = zero.heard.seconds();
-  const double patience = plain_.rank() == 1 ? 0.0 : 2.0;
+  const double patience = world_.rank() == 1 ? 0.0 : 2.0;
   if (options_.silence_seconds > 0 && silent > options_.silence_seconds + patience) {
     exit_within(5, ExitCode::kPeerLost);
     end_job(silence_line({0}, hosts_, silent, options_.silence_seconds));
@@ -242,7 +243,7 @@ void Watchdog::receive_reports(double seconds) {
   Report report;
   Address from;
   if (!socket_->receive(std::as_writable_bytes(std::span(&report, 1)), from, seconds)) return;
-  if (report.job != job_ || report.rank < 1 || report.rank >= plain_.size()) return;
+  if (report.job != job_ || report.rank < 1 || report.rank >= world_.size()) return;
   Peer& peer = peers_.at(static_cast<std::size_t>(report.rank));
   peer.activity = report.activity;
   peer.address = from;
@@ -278,7 +279,7 @@ void Watchdog::end_job(const std::string& line) {
 
 void Watchdog::write_record() const {
   if (options_.directory.empty()) return;
-  std::ofstream(fmt::format("{}/flight_{:05d}.txt", options_.directory, plain_.rank()))
+  std::ofstream(fmt::format("{}/flight_{:05d}.txt", options_.directory, world_.rank()))
       << record_.text();
 }
 

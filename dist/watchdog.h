@@ -53,8 +53,7 @@ class Watchdog {
   /// Stops watching. Before it an orderly end calls `finish`.
   ~Watchdog();
 
-  /// `world`, recorded: what a run communicates by.
-  [[nodiscard]] Communicator& world() { return *recorded_; }
+  /// What `world` writes to meanwhile, and the run its phases.
   [[nodiscard]] FlightRecord& record() { return record_; }
 
   /// Collective: from here on no rank misses another.
@@ -79,10 +78,9 @@ class Watchdog {
     bool was_warned = false;
   };
 
-  Communicator& plain_;
+  Communicator& world_;
   WatchdogOptions options_;
   FlightRecord record_;
-  std::unique_ptr<Communicator> recorded_;
   double interval_seconds_ = 1;
   std::uint64_t job_ = 0;  // a random number: other jobs' datagrams are not ours
   std::vector<std::string> hosts_;
@@ -93,8 +91,5 @@ class Watchdog {
   std::atomic<bool> stops_ = false;
   std::thread thread_;
 };
-
-/// `inner`, every call written to `record`. Both must outlive it.
-std::unique_ptr<Communicator> make_recorded_communicator(Communicator& inner, FlightRecord& record);
 
 }  // namespace ttt::dist

@@ -20,6 +20,10 @@ std::string device_id(const Stream& stream) {
   return stream.device() == Device::kCpu ? std::string() : cuda_backend.device_id();
 }
 
+std::string cuda_versions() {
+  return cuda_backend.ops == nullptr ? std::string() : cuda_backend.versions();
+}
+
 Stream make_stream(Device device, int index) {
   if (device == Device::kCpu) return {};
   if (cuda_backend.ops == nullptr) {

@@ -20,7 +20,7 @@ namespace {
 constexpr const char* kFooter =
     "Under mpirun and srun every subcommand runs on all ranks; `train` and `eval` share the work.\n"
     "Exit codes: 0 done, 64 usage or configuration, 65 corrupt input, 66 missing input, 73 output\n"
-    "in use, 74 I/O, 75 peer lost (retry), 78 resume mismatch, 80 stopped with a checkpoint\n"
+    "in use, 74 I/O, 75 rank lost or hung (retry), 78 resume mismatch, 80 stopped with a checkpoint\n"
     "(requeue), 81 numerical; docs/reliability.md has all of them.";
 
 // Every rank finds the same mistake in a command or file; rank 0 says it for all of them and ends the
@@ -57,6 +57,7 @@ int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   ttt::launch::add_probe_command(app, action);
   ttt::launch::add_inspect_command(app, action);
   ttt::launch::add_report_command(app, action);
+  ttt::launch::add_doctor_command(app, action);
   check_subcommand(app, argc, argv);
   try {
     app.parse(argc, argv);

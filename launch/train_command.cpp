@@ -118,7 +118,7 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   check_placement(my_place(threads, kernels::device_id(stream)), options.share_devices,
                   communicator);
   dist::Watchdog watchdog(communicator, watchdog_options(config));
-  Trainer trainer(config, options.resume, std::move(stream), watchdog.world(), watchdog.record());
+  Trainer trainer(config, options.resume, std::move(stream), communicator, watchdog.record());
   if (communicator.rank() == 0) {
     data::write_file_atomically(run + "/config.textproto", config::complete_text(config));
   }

@@ -1,10 +1,12 @@
 #include "kernels/cpu/blas.h"
 
 #include <cblas.h>
+#include <fmt/format.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <string>
 
 // Exported by OpenBLAS when it is built for many CPUs (Debian's is); absent otherwise, hence weak.
 extern "C" {
@@ -67,6 +69,15 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, doub
               static_cast<blasint>(n), static_cast<blasint>(k), alpha, a,
               static_cast<blasint>(ld_a), b, static_cast<blasint>(ld_b), beta, c,
               static_cast<blasint>(ld_c));
+}
+
+std::string blas_version() {
+  prepare_blas();
+  const std::string config =
+      openblas_get_config();  // "OpenBLAS 0.3.21 NO_LAPACK ... SkylakeX MAX_THREADS=64"
+  const auto version_end = config.find(' ', config.find(' ') + 1);
+  return fmt::format("{}, kernels {}", config.substr(0, version_end),
+                     openblas_get_corename == nullptr ? "of its build" : openblas_get_corename());
 }
 
 }  // namespace ttt::kernels::cpu

@@ -1,6 +1,7 @@
 // Devices and streams of the CUDA runtime. Tensors lie in managed memory: host code that fills, reads or saves them
 // needs no second path, and pages that kernels use stay on the device.
 
+#include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <array>
@@ -79,6 +80,18 @@ std::string device_id() {
   check_cuda(cudaDeviceGetPCIBusId(id.data(), static_cast<int>(id.size()), device),
              "asking for the device's address");
   return id.data();
+}
+
+std::string versions() {
+  int driver = 0;
+  int runtime = 0;
+  (void)cudaDriverGetVersion(&driver);  // 0 without a driver
+  check_cuda(cudaRuntimeGetVersion(&runtime), "asking for the version");
+  const auto name = [](int version) {
+    return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+  };
+  return fmt::format("CUDA driver {}, runtime {}, cuBLAS {}", driver == 0 ? "none" : name(driver),
+                     name(runtime), cublasLtGetVersion());
 }
 
 }  // namespace ttt::kernels::cuda

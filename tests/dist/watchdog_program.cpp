@@ -66,7 +66,7 @@ int main(int argc, char** argv) {
   ttt::dist::Watchdog watchdog(runtime.world(), options);
   std::printf("pid %d\n", getpid());
   std::fflush(stdout);
-  Communicator& world = watchdog.world();
+  Communicator& world = runtime.world();
   const ttt::dist::PhaseScope scope(watchdog.record(), ttt::dist::Phase::kStep);
   world.barrier();
   if (way == "behave") {

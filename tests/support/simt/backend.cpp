@@ -23,6 +23,7 @@ int num_devices() { return 1; }
 Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
 
 std::string device_id() { return "emulated"; }
+std::string versions() { return "emulated"; }
 
 void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
   Stream cpu;
