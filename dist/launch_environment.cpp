@@ -49,6 +49,7 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
   for (const char* name : kRankVariables) {
     if (get(name) != nullptr) {
       environment.rank_variable = name;
+      environment.process = static_cast<int>(parse_count(name, get(name)));
       break;
     }
   }
@@ -66,8 +67,12 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
       return environment;
     }
   }
-  if (is_slurm_task(get) && !read_size("SLURM_STEP_NUM_TASKS")) {
-    read_size("SLURM_NTASKS");
+  if (is_slurm_task(get)) {
+    if (!read_size("SLURM_STEP_NUM_TASKS")) read_size("SLURM_NTASKS");
+    const char* process = get("SLURM_PROCID");
+    if (environment.rank_variable.empty() && process != nullptr) {
+      environment.process = static_cast<int>(parse_count("SLURM_PROCID", process));
+    }
   }
   return environment;
 }

@@ -16,6 +16,7 @@ struct LaunchEnvironment {
   std::string rank_variable;  // OMPI_COMM_WORLD_RANK, PMIX_RANK, ...; empty: no MPI launcher
   std::string size_variable;  // the variable that `expected_size` comes from; empty: none
   int expected_size = 1;      // processes the launcher says it started
+  int process = 0;            // this one's number among them
 };
 
 /// `get` is std::getenv, or a test's.

@@ -7,8 +7,8 @@
 #include "data/files.h"
 #include "dist/launch_environment.h"
 #include "dist/watchdog.h"
-#include "kernels/cpu/blas.h"
 #include "kernels/device_ops.h"
+#include "kernels/versions.h"
 #include "launch/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
@@ -33,7 +33,7 @@ struct Diagnosis {
 
 std::vector<std::string> versions() {
   std::vector<std::string> all = {dist::mpi_version(), "HDF5 " + data::hdf5_version(),
-                                  kernels::cpu::blas_version()};
+                                  kernels::blas_version()};
   if (const std::string cuda = kernels::cuda_versions(); !cuda.empty()) all.push_back(cuda);
   return all;
 }

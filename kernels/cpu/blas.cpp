@@ -8,6 +8,8 @@
 #include <mutex>
 #include <string>
 
+#include "kernels/versions.h"
+
 // Exported by OpenBLAS when it is built for many CPUs (Debian's is); absent otherwise, hence weak.
 extern "C" {
 __attribute__((weak)) void gotoblas_dynamic_init();
@@ -71,8 +73,12 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, doub
               static_cast<blasint>(ld_c));
 }
 
+}  // namespace ttt::kernels::cpu
+
+namespace ttt::kernels {
+
 std::string blas_version() {
-  prepare_blas();
+  cpu::prepare_blas();
   const std::string config =
       openblas_get_config();  // "OpenBLAS 0.3.21 NO_LAPACK ... SkylakeX MAX_THREADS=64"
   const auto version_end = config.find(' ', config.find(' ') + 1);
@@ -80,4 +86,4 @@ std::string blas_version() {
                      openblas_get_corename == nullptr ? "of its build" : openblas_get_corename());
 }
 
-}  // namespace ttt::kernels::cpu
+}  // namespace ttt::kernels

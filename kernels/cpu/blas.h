@@ -8,7 +8,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <string>
 
 namespace ttt::kernels::cpu {
 
@@ -22,9 +21,6 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, floa
 void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, double alpha,
           const double* a, std::int64_t ld_a, const double* b, std::int64_t ld_b, double beta,
           double* c, std::int64_t ld_c);
-
-/// The library's name, version and the kernels it has chosen.
-std::string blas_version();
 
 /// Makes OpenBLAS use the kernels of this CPU; called by `for_each_block`.
 void prepare_blas();
