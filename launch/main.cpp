@@ -25,9 +25,9 @@ constexpr const char* kFooter =
     "(requeue), 81 numerical; docs/reliability.md has all of them.";
 
 // Every rank finds the same mistake in a command or file; rank 0 says it for all of them and ends the
-// job before the others speak.
+// job before the others speak; mpirun may take two seconds to end those of other hosts.
 void let_rank_zero_speak_first(int rank) {
-  if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(3));
 }
 
 // Processes that MPI does not connect are all rank 0 and find the same fault.

@@ -8,5 +8,5 @@ run=(--config configs/small.textproto)          # what `ttt train --help` lists
 cd "$(dirname "$0")/../.." || exit
 # -x passes a variable on to the other hosts. With several networks say which one carries the run:
 # --mca btl_tcp_if_include NAME --mca oob_tcp_if_include NAME, and for NCCL -x NCCL_SOCKET_IFNAME=NAME.
-exec bash launch/supervise.sh mpirun --bind-to none --hostfile "$hosts" -x LD_LIBRARY_PATH \
+exec bash launch/supervise.sh mpirun --bind-to none --hostfile "$hosts" ${LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH} \
   "${TTT_BINARY:-build/bin/ttt}" train "${run[@]}"

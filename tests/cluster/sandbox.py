@@ -87,6 +87,7 @@ class Host:
 
 def make_hosts(directory: Path, count: int) -> list[Host]:
     """Hosts node1, node2, ... that know each other's names; `directory`/agent HOST COMMAND runs a command on one."""
+    directory.mkdir()
     names = [f"node{i}" for i in range(1, count + 1)]
     addresses = [f"{SUBNET}.{i}" for i in range(1, count + 1)]
     (directory / "hosts").write_text("127.0.0.1 localhost\n" +

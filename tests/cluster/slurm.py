@@ -13,8 +13,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
 CredType=cred/none
-# A requeued job waits this long; by default two minutes.
-AuthInfo=cred_expire=2
+# A requeued job waits this long; two minutes by default, and with less than five seconds.
+AuthInfo=cred_expire=5
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool.%n
 SlurmctldPidFile={directory}/slurmctld.pid

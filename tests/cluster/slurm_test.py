@@ -25,7 +25,7 @@ class SlurmTest(RunTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.hosts = sandbox.make_hosts(cls.directory, 2)
+        cls.hosts = sandbox.make_hosts(cls.directory / "network", 2)
         cls.addClassCleanup(sandbox.stop_hosts, cls.hosts)
         cls.slurm = Slurm(cls.hosts, cls.directory / "slurm", cpus=16)
         cls.addClassCleanup(cls.slurm.stop)
