@@ -25,8 +25,8 @@ def enter() -> None:
     if probe.returncode != 0:
         sys.exit(f"this machine does not let {sys.argv[0]} make hosts (namespaces; needs root): {probe.stderr.strip()}")
     os.environ[INSIDE] = "1"
-    os.execvp("unshare", ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *NAMESPACES, sys.executable, "-B",
-                          *sys.argv])
+    os.execvp("unshare", ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *NAMESPACES, sys.executable,
+                          "-B", *sys.argv])
 
 
 class Host:

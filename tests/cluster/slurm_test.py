@@ -76,7 +76,8 @@ class SlurmTest(RunTest):
             template = "train_mpirun.sbatch" if name == "mpirun" else "train.sbatch"
             resources = FOUR_RANKS.replace("--time=10", "--time=1") if name == "limit" else FOUR_RANKS
             options = ["--signal=B:USR1@30"] if name == "limit" else []
-            jobs[name], logs[name] = self.submit(template, resources, self.train_arguments(run, *RUN, endless), *options)
+            arguments = self.train_arguments(run, *RUN, endless)
+            jobs[name], logs[name] = self.submit(template, resources, arguments, *options)
         array, array_log = self.submit(
             "array.sbatch", "--array=0-1 --ntasks=2 --time=10",
             self.train_arguments(self.directory / "array-$SLURM_ARRAY_TASK_ID", *RUN, "train.steps=20",
@@ -87,7 +88,8 @@ class SlurmTest(RunTest):
         os.kill(self.hosts[1].rank_processes(runs["hang"])[3], signal.SIGSTOP)
         self.slurm("scancel", "--batch", "--signal=USR1", jobs["mpirun"])
         for name, code in (("mpirun", 80), ("hang", 75), ("limit", 80)):
-            wait_until(lambda: f"code {code} after 0 restarts: back to the queue" in text(name), f"{name}: {text(name)}")
+            requeued = f"code {code} after 0 restarts: back to the queue"
+            wait_until(lambda: requeued in text(name), f"{name}: {text(name)}")
         for name, run in runs.items():
             stopped = last_step(run) if name != "hang" else step_of(checkpoints(run)[-1])
             wait_until(lambda: "resumed checkpoint=" in text(name), f"{name}: {text(name)}")
@@ -98,8 +100,8 @@ class SlurmTest(RunTest):
             self.slurm("scancel", job)
         self.slurm.wait_for_end([*jobs.values(), array])
         for task in range(2):
-            run = self.directory / f"array-{task}"
-            self.assertEqual(curve(run), curve(self.train(f"{run.name}-golden", *RUN, "train.steps=20", f"seed={task}")))
+            golden = self.train(f"array-{task}-golden", *RUN, "train.steps=20", f"seed={task}")
+            self.assertEqual(curve(self.directory / f"array-{task}"), curve(golden))
 
 
 if __name__ == "__main__":

@@ -41,15 +41,15 @@ void misbehave(const std::string& way, Communicator& world) {
 void behave(Communicator& world, ttt::dist::Watchdog& watchdog) {
   {
     const ttt::dist::PhaseScope scope(watchdog.record(), ttt::dist::Phase::kCheckpoint);
-    if (world.rank() == 0) usleep(1'500'000);
+    if (world.rank() == 0) usleep(2'500'000);
     world.barrier();
   }
-  for (int i = 0; i < 6; ++i) {
-    usleep(300'000);
+  for (int i = 0; i < 5; ++i) {
+    usleep(500'000);
     watchdog.record().mark_progress();
   }
   world.barrier();
-  suspend_for(3);
+  suspend_for(4);
   usleep(200'000);
 }
 
@@ -60,8 +60,8 @@ int main(int argc, char** argv) {
   ttt::dist::Runtime runtime;
   ttt::log::configure(runtime.world().rank(), "");
   ttt::dist::WatchdogOptions options;
-  options.silence_seconds = 1;
-  options.phase_seconds = {1, 1, 1, 60};
+  options.silence_seconds = 2;  // a busy machine may keep a process waiting for one
+  options.phase_seconds = {2, 2, 2, 60};
   options.directory = argc > 2 ? argv[2] : "";
   ttt::dist::Watchdog watchdog(runtime.world(), options);
   std::printf("pid %d\n", getpid());

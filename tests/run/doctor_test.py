@@ -6,8 +6,8 @@ import unittest
 
 from harness import MISSING, OK, PERMISSION, USAGE, RunTest, ttt
 
-OPERATIONS = {"barrier", "gather_strings", "all_reduce_sum", "reduce_scatter_sum", "all_gather", "all_to_all", "broadcast",
-              "exchange"}
+OPERATIONS = {"barrier", "gather_strings", "all_reduce_sum", "reduce_scatter_sum", "all_gather", "all_to_all",
+              "broadcast", "exchange"}
 
 
 class Doctor(RunTest):
@@ -48,7 +48,8 @@ class Doctor(RunTest):
         self.assertIn(f"ranks 0-1 run 2 threads on 1 processor ({cpu})", result.out)
 
     def test_bad_input(self):
-        for code, arguments in ((MISSING, ["--directory", self.directory / "nowhere"]), (USAGE, ["--largest-bytes", 0])):
+        nowhere = self.directory / "nowhere"
+        for code, arguments in ((MISSING, ["--directory", nowhere]), (USAGE, ["--largest-bytes", 0])):
             result = ttt("doctor", *arguments)
             self.assertEqual(result.code, code, result.err)
             self.assertIn(str(arguments[-1]), result.err)
