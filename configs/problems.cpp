@@ -241,6 +241,12 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
   problems.at_least("eval.micro_batch_size", config.eval().micro_batch_size(), 1);
   problems.at_least("log.interval_steps", config.log().interval_steps(), 1);
   problems.at_least_zero("log.peak_flops", config.log().peak_flops());
+  const WatchdogConfig& watchdog = config.watchdog();
+  problems.at_least_zero("watchdog.silence_seconds", watchdog.silence_seconds());
+  problems.at_least_zero("watchdog.start_seconds", watchdog.start_seconds());
+  problems.at_least_zero("watchdog.step_seconds", watchdog.step_seconds());
+  problems.at_least_zero("watchdog.evaluation_seconds", watchdog.evaluation_seconds());
+  problems.at_least_zero("watchdog.checkpoint_seconds", watchdog.checkpoint_seconds());
   return problems.lines();
 }
 

@@ -63,6 +63,9 @@ std::string read_text_file(const std::string& path, std::int64_t limit_bytes);
 /// Size in bytes; throws as fail_with_errno.
 std::int64_t file_size_bytes(const std::string& path);
 
+/// "1.10.8": the HDF5 library that this process uses.
+std::string hdf5_version();
+
 /// XXH3-128 of a file's bytes, 32 lower-case hexadecimal digits (what `xxhsum -H2` prints).
 std::string xxh3_128_hex_of_file(const std::string& path);
 /// The same of bytes in memory.

@@ -19,6 +19,7 @@
 #include "core/base/error.h"
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
+#include "dist/flight_record.h"
 #include "dist/traffic.h"
 
 namespace ttt::dist {
@@ -79,8 +80,12 @@ class Communicator {
   /// Ends all ranks at once; the launcher exits with `code`.
   [[noreturn]] virtual void abort(ExitCode code) = 0;
 
+  /// Calls are written to `record`, also those of communicators made from this one from here on; null: to none.
+  void set_record(FlightRecord* record) { record_ = record; }
+
  protected:
   Traffic traffic_;
+  FlightRecord* record_ = nullptr;
 };
 
 /// Over MPI_COMM_WORLD; MPI must be initialised (dist/launch_environment.h) and outlive it. Messages

@@ -1,6 +1,7 @@
 #include "dist/launch_environment.h"
 
 #include <mpi.h>
+#include <unistd.h>
 
 #include <array>
 #include <charconv>
@@ -12,6 +13,7 @@
 
 #include "core/base/log.h"
 #include "dist/mpi_check.h"
+#include "dist/watchdog.h"
 
 namespace ttt::dist {
 namespace {
@@ -47,6 +49,7 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
   for (const char* name : kRankVariables) {
     if (get(name) != nullptr) {
       environment.rank_variable = name;
+      environment.process = static_cast<int>(parse_count(name, get(name)));
       break;
     }
   }
@@ -64,10 +67,28 @@ LaunchEnvironment read_launch_environment(const std::function<const char*(const 
       return environment;
     }
   }
-  if (is_slurm_task(get) && !read_size("SLURM_STEP_NUM_TASKS")) {
-    read_size("SLURM_NTASKS");
+  if (is_slurm_task(get)) {
+    if (!read_size("SLURM_STEP_NUM_TASKS")) read_size("SLURM_NTASKS");
+    const char* process = get("SLURM_PROCID");
+    if (environment.rank_variable.empty() && process != nullptr) {
+      environment.process = static_cast<int>(parse_count("SLURM_PROCID", process));
+    }
   }
   return environment;
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+std::string mpi_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  TTT_MPI_CHECK(MPI_Get_library_version(text.data(), &length));
+  const std::string version(text.data(), static_cast<std::size_t>(length));
+  return version.substr(0, version.find('\n'));
 }
 
 void check_world_size(const LaunchEnvironment& environment, int mpi_size) {
@@ -118,6 +139,7 @@ Runtime::~Runtime() {
 }
 
 void Runtime::abort(ExitCode code) {
+  exit_within(10, code);  // MPI_Abort may wait for a daemon that is not there any more
   world_->abort(code);
   std::_Exit(static_cast<int>(code));  // [[noreturn]] is not seen through a virtual call
 }

@@ -16,10 +16,17 @@ struct LaunchEnvironment {
   std::string rank_variable;  // OMPI_COMM_WORLD_RANK, PMIX_RANK, ...; empty: no MPI launcher
   std::string size_variable;  // the variable that `expected_size` comes from; empty: none
   int expected_size = 1;      // processes the launcher says it started
+  int process = 0;            // this one's number among them
 };
 
 /// `get` is std::getenv, or a test's.
 LaunchEnvironment read_launch_environment(const std::function<const char*(const char*)>& get);
+
+/// The name of this host.
+std::string host_name();
+
+/// "Open MPI v4.1.4, ..." as the library calls itself.
+std::string mpi_version();
 
 /// Throws kUsage when a launcher started several processes that MPI does not connect: each would
 /// train alone and overwrite the others' files.

@@ -58,6 +58,7 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] int local_size() const override { return local_size_; }
 
   void all_reduce_sum(TensorView inout, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllReduceSum, inout.num_bytes());
     check_summable(inout);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kSum, inout.num_bytes(), inout.num_bytes());
@@ -71,6 +72,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce_scatter_sum(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kReduceScatterSum, in.num_bytes());
     check_summable(in);
     check_stacked("out", out, "in", in, size_);
     stream.synchronize();
@@ -95,6 +97,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_gather(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllGather, out.num_bytes());
     check_stacked("in", in, "out", out, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kGather, others(in.num_bytes()),
@@ -114,6 +117,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kAllToAll, in.num_bytes());
     check_all_to_all(in, out, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kAllToAll, others(in.num_bytes() / size_),
@@ -136,6 +140,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void send(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kSend, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
@@ -146,6 +151,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void post(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kPost, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
@@ -164,6 +170,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void recv(TensorView view, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kRecv, view.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kMessage, 0, view.num_bytes());
@@ -177,6 +184,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void exchange(TensorView out, TensorView in, int peer, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kExchange, out.num_bytes(), peer);
     check_peer(peer, rank_, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kMessage, out.num_bytes(), in.num_bytes());
@@ -184,6 +192,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void broadcast(TensorView view, int root, Stream& stream) override {
+    const RecordedOperation operation(record_, Operation::kBroadcast, view.num_bytes(), root);
     check_root(root, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kBroadcast, rank_ == root ? view.num_bytes() : 0,
@@ -194,7 +203,9 @@ class MpiCommunicator final : public Communicator {
   [[nodiscard]] std::unique_ptr<Communicator> split(int color, int key) override {
     MPI_Comm part = MPI_COMM_NULL;
     TTT_MPI_CHECK(MPI_Comm_split(world_, color, key, &part));
-    return std::make_unique<MpiCommunicator>(part, max_message_);
+    auto communicator = std::make_unique<MpiCommunicator>(part, max_message_);
+    communicator->set_record(record_);
+    return communicator;
   }
   [[nodiscard]] std::unique_ptr<Communicator> duplicate_for_overlap() override {
     int provided = MPI_THREAD_SINGLE;
@@ -207,13 +218,20 @@ class MpiCommunicator final : public Communicator {
     }
     MPI_Comm copy = MPI_COMM_NULL;
     TTT_MPI_CHECK(MPI_Comm_dup(world_, &copy));
-    return std::make_unique<MpiCommunicator>(copy, max_message_, Waiting::kSleeps);
+    auto communicator = std::make_unique<MpiCommunicator>(copy, max_message_, Waiting::kSleeps);
+    communicator->set_record(record_);
+    return communicator;
   }
   void stop() override { is_stopped_ = true; }
 
-  void barrier() override { TTT_MPI_CHECK(MPI_Barrier(world_)); }
+  void barrier() override {
+    const RecordedOperation operation(record_, Operation::kBarrier, 0);
+    TTT_MPI_CHECK(MPI_Barrier(world_));
+  }
 
   [[nodiscard]] std::vector<std::string> gather_strings(const std::string& mine) override {
+    const RecordedOperation operation(record_, Operation::kGatherStrings,
+                                      static_cast<std::int64_t>(mine.size()));
     TTT_CHECK(mine.size() <= std::size_t{1} << 20U, "a string of {} bytes is too long to gather",
               mine.size());
     const int my_length = static_cast<int>(mine.size());

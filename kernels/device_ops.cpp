@@ -16,6 +16,14 @@ void set_cuda_backend(const CudaBackend& backend) { cuda_backend = backend; }
 
 int num_cuda_devices() { return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices(); }
 
+std::string device_id(const Stream& stream) {
+  return stream.device() == Device::kCpu ? std::string() : cuda_backend.device_id();
+}
+
+std::string cuda_versions() {
+  return cuda_backend.ops == nullptr ? std::string() : cuda_backend.versions();
+}
+
 Stream make_stream(Device device, int index) {
   if (device == Device::kCpu) return {};
   if (cuda_backend.ops == nullptr) {

@@ -85,12 +85,19 @@ struct CudaBackend {
   const DeviceOps* ops = nullptr;
   int (*num_devices)() = nullptr;  // 0 where there is no driver
   Stream (*make_stream)(int device) = nullptr;
+  std::string (*device_id)() = nullptr;  // of the device that this process computes on
+  std::string (*versions)() = nullptr;   // of the driver and the libraries
 };
 /// Called once, before the first stream on a CUDA device is made.
 void set_cuda_backend(const CudaBackend& backend);
 
 /// 0 in a program without CUDA and on a machine without a device.
 int num_cuda_devices();
+/// What tells the device of `stream` from the others of the machine (its PCI address), whatever number it has in this
+/// process; "" for the CPU.
+std::string device_id(const Stream& stream);
+/// Versions of the CUDA driver, runtime and cuBLAS; "" in a program without CUDA.
+std::string cuda_versions();
 /// A queue on `device`; of CUDA devices number `index` of this process.
 Stream make_stream(Device device, int index);
 

@@ -24,6 +24,7 @@ void add_export_command(CLI::App& app, Action& action);
 void add_probe_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);
 void add_report_command(CLI::App& app, Action& action);
+void add_doctor_command(CLI::App& app, Action& action);
 
 /// Sets the kernels' threads for this process: `requested`, or this rank's share of the processors it
 /// may run on. Returns the number.

@@ -20,13 +20,21 @@ namespace {
 constexpr const char* kFooter =
     "Under mpirun and srun every subcommand runs on all ranks; `train` and `eval` share the work.\n"
     "Exit codes: 0 done, 64 usage or configuration, 65 corrupt input, 66 missing input, 73 output\n"
-    "in use, 74 I/O, 75 peer lost (retry), 78 resume mismatch, 80 stopped with a checkpoint\n"
+    "in use, 74 I/O, 75 rank lost or hung (retry), 78 resume mismatch, 80 stopped with a "
+    "checkpoint\n"
     "(requeue), 81 numerical; docs/reliability.md has all of them.";
 
 // Every rank finds the same mistake in a command or file; rank 0 says it for all of them and ends the
-// job before the others speak.
+// job before the others speak; mpirun may take two seconds to end those of other hosts.
 void let_rank_zero_speak_first(int rank) {
-  if (rank != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  if (rank != 0) std::this_thread::sleep_for(std::chrono::seconds(3));
+}
+
+// Processes that MPI does not connect are all rank 0 and find the same fault.
+bool is_first_process() {
+  const auto environment =
+      ttt::dist::read_launch_environment([](const char* name) { return std::getenv(name); });
+  return environment.process == 0;
 }
 
 // CLI11 only says that a subcommand is required.
@@ -57,6 +65,7 @@ int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   ttt::launch::add_probe_command(app, action);
   ttt::launch::add_inspect_command(app, action);
   ttt::launch::add_report_command(app, action);
+  ttt::launch::add_doctor_command(app, action);
   check_subcommand(app, argc, argv);
   try {
     app.parse(argc, argv);
@@ -83,7 +92,7 @@ int main(int argc, char** argv) {
     return run(argc, argv, runtime->world());
   } catch (const ttt::Error& error) {
     let_rank_zero_speak_first(rank);
-    ttt::log::error("{}", error.what());
+    if (runtime || is_first_process()) ttt::log::error("{}", error.what());
     if (runtime) runtime->abort(error.code());
     return static_cast<int>(error.code());
   } catch (const std::bad_alloc&) {

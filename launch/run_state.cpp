@@ -46,6 +46,7 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.clear_log();
   result.mutable_parallel()->clear_zero();
   result.mutable_parallel()->clear_overlap();
+  result.clear_watchdog();
   result.mutable_data()->clear_validation();
   result.mutable_train()->clear_steps();
   result.mutable_train()->clear_num_threads();

@@ -1,6 +1,6 @@
 #pragma once
-// Stopping on request: SIGUSR1, SIGTERM and SIGINT ask for a checkpoint and a clean end; a second
-// one ends the process at once.
+// Stopping on request: SIGUSR1, SIGTERM and SIGINT ask for a checkpoint and a clean end; another
+// one, more than a second later, ends the process at once.
 
 namespace ttt::launch {
 

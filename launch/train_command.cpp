@@ -9,9 +9,13 @@
 #include "data/checkpoint/run_lock.h"
 #include "data/files.h"
 #include "dist/transport.h"
+#include "dist/watchdog.h"
+#include "kernels/device_ops.h"
 #include "kernels/threads.h"
+#include "launch/agreement.h"
 #include "launch/commands.h"
 #include "launch/device.h"
+#include "launch/placement.h"
 #include "launch/stop_signal.h"
 #include "launch/trainer.h"
 
@@ -23,6 +27,7 @@ struct TrainOptions {
   std::vector<std::string> overrides;
   std::string resume = "auto";
   std::string device = "auto";
+  bool share_devices = false;
   bool dry_run = false;
   bool help_config = false;
 };
@@ -62,17 +67,46 @@ void print_plan(const config::RunConfig& config, int num_ranks) {
                    gib(2 * parameters * element / moment_parts), gib(3 * parameters * element));
 }
 
+// Ranks that differ would train something, and nobody could say what.
+void expect_agreement(const TrainOptions& options, const config::RunConfig& config,
+                      dist::Communicator& communicator) {
+  if (communicator.size() == 1) return;
+  expect_same(communicator, "the program", program_digest(), "install one build on every host");
+  expect_same(communicator, "the configuration",
+              fmt::format("{}--resume {}\n--device {}\n", config::complete_text(config),
+                          options.resume, options.device),
+              "give every rank the same command and the same files");
+}
+
+void check_placement(const RankPlace& mine, bool share_devices, dist::Communicator& communicator) {
+  const std::vector<RankPlace> places = gather_places(communicator, mine);
+  if (!share_devices) refuse_shared_devices(places);
+  for (const std::string& line : host_lines(places)) log::info("{}", line);
+  for (const std::string& warning : placement_warnings(places)) log::warning("{}", warning);
+}
+
+dist::WatchdogOptions watchdog_options(const config::RunConfig& config) {
+  const config::WatchdogConfig& watchdog = config.watchdog();
+  return {watchdog.silence_seconds(),
+          {watchdog.start_seconds(), watchdog.step_seconds(), watchdog.evaluation_seconds(),
+           watchdog.checkpoint_seconds()},
+          config.output_directory() + "/logs"};
+}
+
 ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   if (options.help_config) {
     if (communicator.rank() == 0) std::cout << config::schema_text();
     return ExitCode::kOk;
   }
-  const config::RunConfig config =
-      config::load_run_config(options.config, options.overrides, communicator.size());
+  config::RunConfig config;
+  run_together(communicator, [&] {
+    config = config::load_run_config(options.config, options.overrides, communicator.size());
+  });
   if (options.dry_run) {
     if (communicator.rank() == 0) print_plan(config, communicator.size());
     return ExitCode::kOk;
   }
+  expect_agreement(options, config, communicator);
   Stream stream = open_stream(options.device, dtype_of(config.train().precision()), communicator);
   install_stop_handlers();
   const std::string& run = config.output_directory();
@@ -87,14 +121,19 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   const int threads = use_threads(config.train().num_threads(), communicator);
   log::info("training config={} ranks={} device={} threads_per_rank={} output={}", options.config,
             communicator.size(), name_of(stream.device()), threads, run);
+  check_placement(my_place(threads, kernels::device_id(stream)), options.share_devices,
+                  communicator);
+  dist::Watchdog watchdog(communicator, watchdog_options(config));
   const std::unique_ptr<dist::Communicator> of_devices =
       dist::make_device_communicator(communicator, stream);
   Trainer trainer(config, options.resume, std::move(stream),
-                  of_devices ? *of_devices : communicator);
+                  of_devices ? *of_devices : communicator, watchdog.record());
   if (communicator.rank() == 0) {
     data::write_file_atomically(run + "/config.textproto", config::complete_text(config));
   }
-  return trainer.run();
+  const ExitCode code = trainer.run();
+  watchdog.finish();
+  return code;
 }
 
 }  // namespace
@@ -122,6 +161,8 @@ void add_train_command(CLI::App& app, Action& action) {
                    "auto: from the newest good checkpoint of the run, if any; never; or a path")
       ->capture_default_str();
   add_device_option(*command, options->device);
+  command->add_flag("--share-devices", options->share_devices,
+                    "Let several ranks compute on one CUDA device; refused without it");
   command->add_flag("--dry-run", options->dry_run,
                     "Check the configuration and print what the run would need; reads no data");
   command->add_flag("--help-config", options->help_config,

@@ -56,10 +56,11 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
 }
 
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
-                 dist::Communicator& communicator)
+                 dist::Communicator& communicator, dist::FlightRecord& record)
     : config_(config),
       grid_(communicator, config.parallel().sequence_ranks()),
       sequence_(dist::make_sequence_exchange(sequence_split(config), grid_.sequence())),
+      record_(record),
       stream_(std::move(stream)),
       train_reader_(config, data::Split::kTrain, sequence_.get()),
       tokenizer_(find_tokenizer(config)),
@@ -103,6 +104,7 @@ void Trainer::run_shard(std::int64_t shard, bool is_last, std::span<double> row_
   const Tensor nll(buffers.ids.shape(), DType::kF64);
   const auto length = static_cast<std::size_t>(nll.size(1));
   for (std::int64_t row = shard * shard_rows; row < (shard + 1) * shard_rows; row += micro_batch) {
+    record_.mark_progress();
     const Timer timer;
     train_reader_.read(state_.step * batch + row, batch, buffers);
     data_seconds += timer.seconds();
@@ -189,6 +191,7 @@ void Trainer::after_step(const StepResult& result) {
 
 void Trainer::evaluate() {
   if (!validation_reader_ || config_.eval().num_windows() == 0) return;
+  const dist::PhaseScope scope(record_, dist::Phase::kEvaluation);
   gradient_sum_->wait_for_parameters(stream_);
   Context ctx = context(1.0);
   const std::int64_t windows =
@@ -200,6 +203,7 @@ void Trainer::evaluate() {
 
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
+  const dist::PhaseScope scope(record_, dist::Phase::kCheckpoint);
   if (output_) output_->before_checkpoint();
   gradient_sum_->wait_for_parameters(stream_);
   stream_.synchronize();
@@ -209,6 +213,7 @@ void Trainer::checkpoint() {
 }
 
 ExitCode Trainer::run() {
+  const dist::PhaseScope scope(record_, dist::Phase::kStep);
   bool stopped = false;
   while (state_.step < config_.train().steps() && !stopped) {
     const StepResult result = step();

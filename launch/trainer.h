@@ -7,6 +7,7 @@
 
 #include "core/base/timer.h"
 #include "core/optimizer.h"
+#include "dist/flight_record.h"
 #include "dist/gradient_sum.h"
 #include "dist/process_grid.h"
 #include "dist/sequence_exchange.h"
@@ -20,9 +21,9 @@ class Trainer {
  public:
   /// Opens the data, builds the model and puts it at its start: resumed, `train.init_from`, or random.
   /// `resume` as in resume_checkpoint. The configuration has been checked; `stream` says which device computes.
-  /// Collective.
+  /// `record` is told what this rank is busy with. Collective.
   Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
-          dist::Communicator& communicator);
+          dist::Communicator& communicator, dist::FlightRecord& record);
 
   /// Trains to train.steps. kOk, or kStoppedEarly with a checkpoint after a stop signal. Collective.
   ExitCode run();
@@ -51,6 +52,7 @@ class Trainer {
   config::RunConfig config_;
   dist::ProcessGrid grid_;
   std::unique_ptr<SequenceExchange> sequence_;  // null: sequences are whole
+  dist::FlightRecord& record_;
   Stream stream_;
   BatchReader train_reader_;
   std::optional<BatchReader> validation_reader_;

@@ -3,7 +3,7 @@
     python3 tests/asan_tests.py BUILD_FOLDER
 
 The tests come from CTest. One whose command is an MPI launcher is left out, and so are the whole
-runs of tests/run. Leaks are looked for except in a program that links libmpi, whose plugins leak. The last line is
+runs of tests/run and tests/cluster. Leaks are looked for except in a program that links libmpi, whose plugins leak. The last line is
 `N passed, N failed`."""
 
 import json
@@ -14,6 +14,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 LAUNCHERS = re.compile(r"\b(mpirun|mpiexec|mpiexec\.hydra|srun|prterun)\b")
+
+SCRIPTS = re.compile(r"/tests/(run|cluster)/")
 
 
 def tests(build: str) -> list[dict]:
@@ -51,7 +53,7 @@ def main() -> int:
     passed = failed = 0
     every = tests(sys.argv[1])
     chosen = [test for test in every
-              if not any(LAUNCHERS.search(os.path.basename(word)) or "/tests/run/" in word for word in test["command"])]
+              if not any(LAUNCHERS.search(os.path.basename(word)) or SCRIPTS.search(word) for word in test["command"])]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for test, result in zip(chosen, pool.map(run, chosen)):
             if result.returncode == 0:

@@ -1,10 +1,14 @@
 #include "kernels/cpu/blas.h"
 
 #include <cblas.h>
+#include <fmt/format.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <string>
+
+#include "kernels/versions.h"
 
 // Exported by OpenBLAS when it is built for many CPUs (Debian's is); absent otherwise, hence weak.
 extern "C" {
@@ -70,3 +74,16 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, doub
 }
 
 }  // namespace ttt::kernels::cpu
+
+namespace ttt::kernels {
+
+std::string blas_version() {
+  cpu::prepare_blas();
+  const std::string config =
+      openblas_get_config();  // "OpenBLAS 0.3.21 NO_LAPACK ... SkylakeX MAX_THREADS=64"
+  const auto version_end = config.find(' ', config.find(' ') + 1);
+  return fmt::format("{}, kernels {}", config.substr(0, version_end),
+                     openblas_get_corename == nullptr ? "of its build" : openblas_get_corename());
+}
+
+}  // namespace ttt::kernels

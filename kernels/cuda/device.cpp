@@ -1,7 +1,10 @@
 // Devices and streams of the CUDA runtime. Tensors lie in managed memory: host code that fills, reads or saves them
 // needs no second path, and pages that kernels use stay on the device.
 
+#include <cublasLt.h>
 #include <cuda_runtime.h>
+
+#include <array>
 
 #include "core/base/memory.h"
 #include "kernels/cuda/attention_library.h"
@@ -92,6 +95,27 @@ Stream make_stream(int device) {
   check_cuda(cudaSetDevice(device), "choosing a device");
   memory::set_block_source({&allocate_managed, &release_managed});
   return Stream(std::make_unique<CudaQueue>());
+}
+
+std::string device_id() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "asking for the device");
+  std::array<char, 32> id{};
+  check_cuda(cudaDeviceGetPCIBusId(id.data(), static_cast<int>(id.size()), device),
+             "asking for the device's address");
+  return id.data();
+}
+
+std::string versions() {
+  int driver = 0;
+  int runtime = 0;
+  (void)cudaDriverGetVersion(&driver);  // 0 without a driver
+  check_cuda(cudaRuntimeGetVersion(&runtime), "asking for the version");
+  const auto name = [](int version) {
+    return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+  };
+  return fmt::format("CUDA driver {}, runtime {}, cuBLAS {}", driver == 0 ? "none" : name(driver),
+                     name(runtime), cublasLtGetVersion());
 }
 
 }  // namespace ttt::kernels::cuda

@@ -18,6 +18,12 @@ int num_devices();
 /// A queue on CUDA device `device` of this process.
 Stream make_stream(int device);
 
+/// The PCI address of the device that was chosen last.
+std::string device_id();
+
+/// Of the driver, the runtime and cuBLAS.
+std::string versions();
+
 /// All of this, for set_cuda_backend.
 CudaBackend backend();
 

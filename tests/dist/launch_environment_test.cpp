@@ -49,11 +49,14 @@ TEST(LaunchEnvironment, MpirunInsideSlurmIsMpirun) {
                                {"SLURM_NTASKS", "2"},
                                {"SLURM_PROCID", "1"}};
   EXPECT_EQ(read(variables).expected_size, 8);
+  EXPECT_EQ(read(variables).process, 3);
   EXPECT_EQ(message_of(variables, 8), "no error");
 }
 
 TEST(LaunchEnvironment, SingletonsUnderSlurmAreAnError) {
-  const Variables variables = {{"SLURM_STEP_ID", "0"}, {"SLURM_NTASKS", "4"}};
+  const Variables variables = {
+      {"SLURM_STEP_ID", "0"}, {"SLURM_NTASKS", "4"}, {"SLURM_PROCID", "2"}};
+  EXPECT_EQ(read(variables).process, 2);
   EXPECT_THAT(message_of(variables, 1), HasSubstr("started 4 processes (SLURM_NTASKS)"));
   EXPECT_THAT(message_of(variables, 1), HasSubstr("use --mpi=pmix"));
   EXPECT_EQ(message_of(variables, 4), "no error");

@@ -51,7 +51,8 @@ LIBRARIES = (
 STANDARD = re.compile(
     r"[a-z_0-9]+"  # <vector>, <cstdint>
     r"|(sys|netinet|arpa|linux|asm)/\w+\.h"
-    r"|(dirent|dlfcn|errno|execinfo|fcntl|fenv|glob|limits|math|netdb|poll|pthread|pwd|sched|semaphore|signal"
+    r"|net/if\.h"
+    r"|(dirent|dlfcn|errno|execinfo|fcntl|fenv|glob|ifaddrs|limits|math|netdb|poll|pthread|pwd|sched|semaphore|signal"
     r"|spawn|stdint|stdio|stdlib|string|syslog|termios|time|ucontext|unistd|malloc)\.h")
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 OMP_PRAGMA = re.compile(r"\s*#\s*pragma\s+omp\b")

@@ -27,6 +27,9 @@ const AttentionLibrary* attention_library() { return nullptr; }
 
 Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
 
+std::string device_id() { return "emulated"; }
+std::string versions() { return "emulated"; }
+
 void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
   Stream cpu;
   if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
