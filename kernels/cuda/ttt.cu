@@ -24,13 +24,7 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
 }  // namespace
 
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial) {
-  const std::int64_t features = inputs.q.size(3);
-  const bool size_fits =
-      options.model == InnerModel::kLinear
-          ? features == 64 || features == 96
-          : features == 64 && initial.w1.size(3) == 4 * features && compute_capability() >= kHopper;
-  return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && size_fits &&
-         options.inner_norm && options.bias;
+  return is_fused_on(compute_capability(), inputs, options, initial);
 }
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
