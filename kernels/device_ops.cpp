@@ -1,5 +1,7 @@
 #include "kernels/device_ops.h"
 
+#include "kernels/planning.h"
+
 namespace ttt::kernels {
 namespace {
 
@@ -8,6 +10,7 @@ CudaBackend cuda_backend;
 }  // namespace
 
 const DeviceOps* device_ops(const Stream& stream) {
+  if (stream.is_planning()) return &planning_ops();
   if (stream.device() == Device::kCpu) return nullptr;
   return cuda_backend.ops;
 }

@@ -77,7 +77,7 @@ struct DeviceOps {
 #undef TTT_MEMBER
 };
 
-/// The ops of the stream's device; null for the CPU.
+/// The ops of the stream's device; null for the CPU. A planning stream's are those of kernels/planning.h.
 const DeviceOps* device_ops(const Stream& stream);
 
 /// A CUDA backend: its ops, its devices and how streams on them are made.

@@ -14,9 +14,21 @@
 //   are NaN: the host would have to wait for the targets.
 // Source: arXiv:2407.04620 (training objective); chunking after arXiv:2410.10989 (Liger kernel).
 
+#include <algorithm>
+
 #include "kernels/matmul.h"
 
 namespace ttt::kernels {
+
+/// Rows of logits that exist at once. Long chunks read the head and its gradient less often; their logits stay within
+/// 32 MiB on the CPU and 512 MiB on a device, or are 64 rows.
+inline std::int64_t head_chunk_rows(Device device, std::int64_t tokens, std::int64_t vocab,
+                                    std::int64_t element_bytes) {
+  const bool is_cpu = device == Device::kCpu;
+  const std::int64_t bytes = std::int64_t{is_cpu ? 32 : 512} << 20;
+  const std::int64_t rows = bytes / std::max<std::int64_t>(vocab * element_bytes, 1);
+  return std::min(tokens, std::clamp<std::int64_t>(rows / 64 * 64, 64, is_cpu ? 512 : 4096));
+}
 
 /// Loss and, in the same pass, gradients. With empty d_x and d_w it only fills `nll`.
 void head_cross_entropy(TensorView x,             // [N, C]

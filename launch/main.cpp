@@ -64,6 +64,7 @@ int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   ttt::launch::add_export_command(app, action);
   ttt::launch::add_probe_command(app, action);
   ttt::launch::add_inspect_command(app, action);
+  ttt::launch::add_plan_command(app, action);
   ttt::launch::add_report_command(app, action);
   ttt::launch::add_doctor_command(app, action);
   check_subcommand(app, argc, argv);

@@ -16,6 +16,7 @@
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/placement.h"
+#include "launch/plan_report.h"
 #include "launch/stop_signal.h"
 #include "launch/trainer.h"
 
@@ -32,39 +33,31 @@ struct TrainOptions {
   bool help_config = false;
 };
 
-double gib(double bytes) { return bytes / 1073741824.0; }
-
 // What a run would need, without data, weights or time.
-void print_plan(const config::RunConfig& config, int num_ranks) {
-  const LanguageModel model(config.model(), config.data().context_length());
-  const auto parameters = static_cast<double>(model.parameters().num_elements());
-  const auto batch = static_cast<double>(config.train().batch_size());
-  const auto context = static_cast<double>(config.data().context_length());
-  const double element = config.train().precision() == config::FP64 ? 8 : 4;
-  // Gradient buffers: the shard at work, and the subtrees of the fixed tree that wait for their neighbours.
-  double pending = 1;
-  const std::int64_t data_ranks = num_ranks / config.parallel().sequence_ranks();
-  for (std::int64_t s = config.parallel().virtual_shards() / data_ranks; s > 1; s /= 2)
-    pending += 1;
-  const bool shards_moments = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
-  const double moment_parts = shards_moments ? num_ranks : 1;
-  const double flops = model.flops_per_token(config.data().context_length());
+void print_plan(const config::RunConfig& config, int num_ranks, const std::string& device) {
+  const DType dtype = dtype_of(config.train().precision());
+  const bool is_cuda = device == "auto" ? kernels::num_cuda_devices() > 0 && dtype != DType::kF64
+                                        : device_of(device, dtype) == Device::kCuda;
+  const StepTrace trace = trace_step(config, num_ranks, {is_cuda ? Device::kCuda : Device::kCpu});
+  const auto tokens = static_cast<double>(config.train().batch_size()) *
+                      static_cast<double>(config.data().context_length());
+  const double steps = static_cast<double>(config.train().steps());
   std::cout << config::complete_text(config) << "\n"
             << fmt::format(
                    "parameters           {}\n"
                    "ranks                {} = {} data x {} sequence ({} of {} sequences each, "
                    "micro-batch {})\n"
                    "tokens a step        {:.0f}, over the run {:.4g}\n"
-                   "FLOP a token         {:.4g} forward, {:.4g} training\n"
-                   "memory a rank        parameters {:.3f} GiB, gradients {:.3f}, moments {:.3f} "
-                   "(activations come on top)\n"
+                   "FLOP a token         {:.4g} forward, {:.4g} training\n",
+                   trace.num_parameters, num_ranks, num_ranks / config.parallel().sequence_ranks(),
+                   config.parallel().sequence_ranks(),
+                   config.train().batch_size() * config.parallel().sequence_ranks() / num_ranks,
+                   config.train().batch_size(), config.train().micro_batch_size(), tokens,
+                   tokens * steps, trace.flops_per_token, 3 * trace.flops_per_token)
+            << memory_text(trace.memory)
+            << fmt::format(
                    "checkpoint           {:.3f} GiB\n",
-                   model.parameters().num_elements(), num_ranks, data_ranks,
-                   config.parallel().sequence_ranks(), config.train().batch_size() / data_ranks,
-                   config.train().batch_size(), config.train().micro_batch_size(), batch * context,
-                   batch * context * static_cast<double>(config.train().steps()), flops, 3 * flops,
-                   gib(parameters * element), gib(parameters * element * pending),
-                   gib(2 * parameters * element / moment_parts), gib(3 * parameters * element));
+                   3.0 * static_cast<double>(trace.num_parameters * size_of(dtype)) / 1073741824.0);
 }
 
 // Ranks that differ would train something, and nobody could say what.
@@ -103,7 +96,7 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
     config = config::load_run_config(options.config, options.overrides, communicator.size());
   });
   if (options.dry_run) {
-    if (communicator.rank() == 0) print_plan(config, communicator.size());
+    if (communicator.rank() == 0) print_plan(config, communicator.size(), options.device);
     return ExitCode::kOk;
   }
   expect_agreement(options, config, communicator);

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "core/base/error.h"
@@ -54,6 +55,8 @@ class Pool {
       fail(ExitCode::kOutOfMemory, "out of memory: {} bytes asked for, {} bytes in tensors",
            block_bytes, live_);
     }
+    held_ += block_bytes;
+    peak_held_ = std::max(peak_held_, held_);
     return block;
   }
 
@@ -61,7 +64,7 @@ class Pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     live_ -= block_bytes;
 #if defined(__SANITIZE_ADDRESS__)
-    source_.release(block);  // so that a use after free is seen
+    release_one(block, block_bytes);  // so that a use after free is seen
 #else
     free_[block_bytes].push_back(block);
 #endif
@@ -70,17 +73,21 @@ class Pool {
   void release() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& [bytes, list] : free_) {
-      for (std::byte* block : list) source_.release(block);
+      for (std::byte* block : list) release_one(block, bytes);
       list.clear();
     }
   }
 
-  void set_source(const BlockSource& source) {
+  BlockSource set_source(const BlockSource& source) {
     release();
     const std::lock_guard<std::mutex> lock(mutex_);
     TTT_CHECK(live_ == 0 || source.allocate == source_.allocate,
               "the source of memory changes while {} bytes are in tensors", live_);
-    source_ = source;
+    return std::exchange(source_, source);
+  }
+  bool is_counting_only() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return source_.is_counting_only;
   }
 
   std::int64_t live() const {
@@ -91,17 +98,29 @@ class Pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     return peak_;
   }
+  std::int64_t peak_held() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return peak_held_;
+  }
   void reset_peak() {
     const std::lock_guard<std::mutex> lock(mutex_);
     peak_ = live_;
+    peak_held_ = held_;
   }
 
  private:
+  void release_one(std::byte* block, std::int64_t bytes) {
+    source_.release(block);
+    held_ -= bytes;
+  }
+
   mutable std::mutex mutex_;
-  BlockSource source_{&allocate_host, &release_host};
+  BlockSource source_{&allocate_host, &release_host, false};
   std::map<std::int64_t, std::vector<std::byte*>> free_;
   std::int64_t live_ = 0;
   std::int64_t peak_ = 0;
+  std::int64_t held_ = 0;
+  std::int64_t peak_held_ = 0;
 };
 
 // Never destroyed: tensors with static storage may outlive any order of destruction.
@@ -117,15 +136,18 @@ std::shared_ptr<std::byte> allocate(std::int64_t bytes) {
   const std::int64_t block_bytes = size_class(bytes);
   std::byte* block = pool().take(block_bytes);
 #ifdef TTT_POISON_FRESH_MEMORY
-  std::memset(block, 0xff, static_cast<std::size_t>(block_bytes));  // NaN in every float format
+  if (!is_counting_only())
+    std::memset(block, 0xff, static_cast<std::size_t>(block_bytes));  // NaN in every float format
 #endif
   return {block, [block_bytes](std::byte* p) { pool().give(p, block_bytes); }};
 }
 
 std::int64_t live_bytes() { return pool().live(); }
 std::int64_t peak_bytes() { return pool().peak(); }
+std::int64_t peak_held_bytes() { return pool().peak_held(); }
 void reset_peak() { pool().reset_peak(); }
 void release_free_blocks() { pool().release(); }
-void set_block_source(const BlockSource& source) { pool().set_source(source); }
+BlockSource set_block_source(const BlockSource& source) { return pool().set_source(source); }
+bool is_counting_only() { return pool().is_counting_only(); }
 
 }  // namespace ttt::memory

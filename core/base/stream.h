@@ -30,6 +30,9 @@ class DeviceQueue {
   virtual void wait_for(QueueEvent& event) = 0;
   /// The cudaStream_t; null for the emulator.
   [[nodiscard]] virtual void* native() const = 0;
+  /// Where its kernels run. A planning queue (kernels/planning.h) stands for a device, the CPU too, and runs nothing.
+  [[nodiscard]] virtual Device device() const { return Device::kCuda; }
+  [[nodiscard]] virtual bool is_planning() const { return false; }
 };
 
 class Stream {
@@ -54,7 +57,8 @@ class Stream {
   /// A CUDA device's queue (kernels/cuda/backend.h makes them).
   explicit Stream(std::unique_ptr<DeviceQueue> queue) : queue_(std::move(queue)) {}
 
-  [[nodiscard]] Device device() const { return queue_ ? Device::kCuda : Device::kCpu; }
+  [[nodiscard]] Device device() const { return queue_ ? queue_->device() : Device::kCpu; }
+  [[nodiscard]] bool is_planning() const { return queue_ && queue_->is_planning(); }
   /// Returns when everything queued so far is done.
   void synchronize() const {
     if (queue_) queue_->synchronize();

@@ -12,13 +12,6 @@
 namespace ttt::kernels {
 namespace {
 
-// Long chunks read the head and its gradient less often; the logits of one chunk stay within 32 MiB, or are 64 rows.
-std::int64_t rows_per_chunk(std::int64_t vocab, std::int64_t element_bytes) {
-  constexpr std::int64_t kLogitsBytes = std::int64_t{32} << 20;
-  const std::int64_t rows = kLogitsBytes / std::max<std::int64_t>(vocab * element_bytes, 1);
-  return std::clamp<std::int64_t>(rows / 64 * 64, 64, 512);
-}
-
 void check_targets(const std::int64_t* targets, const double* weight, std::int64_t tokens,
                    std::int64_t vocab) {
   for (std::int64_t n = 0; n < tokens; ++n) {
@@ -89,7 +82,7 @@ template <typename T>
 void run_chunks(const Arguments& args, Stream& stream) {
   const std::int64_t tokens = args.x.size(0);
   const std::int64_t vocab = args.w.size(0);
-  const std::int64_t chunk_rows = std::min(tokens, rows_per_chunk(vocab, sizeof(T)));
+  const std::int64_t chunk_rows = head_chunk_rows(Device::kCpu, tokens, vocab, sizeof(T));
   const bool wants_gradient = !args.d_x.empty() || !args.d_w.empty();
   const Tensor logits({chunk_rows, vocab}, kDType<T>);
   for (std::int64_t begin = 0; begin < tokens; begin += chunk_rows) {

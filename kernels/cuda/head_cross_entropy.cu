@@ -144,13 +144,6 @@ __global__ void round_kernel(const float* __restrict__ from, BFloat16* __restric
   for_each_element(count, [&](std::int64_t i) { store_float(&to[i], from[i]); });
 }
 
-// Long chunks read the head and its gradient less often; the logits of one chunk stay within 512 MiB, or are 64 rows.
-std::int64_t rows_per_chunk(std::int64_t vocab, std::int64_t element_bytes) {
-  constexpr std::int64_t kLogitsBytes = std::int64_t{512} << 20;
-  const std::int64_t rows = kLogitsBytes / (vocab * element_bytes);
-  return std::clamp<std::int64_t>(rows / 64 * 64, 64, 4096);
-}
-
 // Some eight packets a thread: enough loads under way, and warps enough for a row.
 template <typename T>
 LaunchShape row_shape(std::int64_t rows, std::int64_t vocab) {
@@ -167,7 +160,7 @@ void head_cross_entropy(TensorView x, TensorView w, TensorView targets, TensorVi
                         Stream& stream) {
   const std::int64_t tokens = x.size(0);
   const std::int64_t vocab = w.size(0);
-  const std::int64_t chunk_rows = std::min(tokens, rows_per_chunk(vocab, size_of(x.dtype())));
+  const std::int64_t chunk_rows = head_chunk_rows(Device::kCuda, tokens, vocab, size_of(x.dtype()));
   const bool has_gradient = !d_x.empty() || !d_w.empty();
   Tensor w_rounded;  // once, not in each product
   if (x.dtype() == DType::kBF16 && precision == Precision::kBF16) {

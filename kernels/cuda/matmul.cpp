@@ -16,7 +16,7 @@
 namespace ttt::kernels::cuda {
 namespace {
 
-constexpr std::int64_t kWorkspaceBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kWorkspaceBytes = kProductWorkspaceBytes;
 
 void check_cublas(cublasStatus_t status, const char* what) {
   TTT_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt, {}: {}", what,

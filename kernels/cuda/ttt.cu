@@ -22,12 +22,7 @@ void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
 }  // namespace
 
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial) {
-  const std::int64_t features = inputs.q.size(3);
-  const bool has_fused_size = features == 64 || features == 96;
-  const bool is_served = options.model == InnerModel::kLinear ||
-                         (initial.w1.size(3) == 4 * features && compute_capability() >= kHopper);
-  return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && has_fused_size &&
-         is_served && options.inner_norm && options.bias;
+  return is_fused_on(compute_capability(), inputs, options, initial);
 }
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,

@@ -9,6 +9,18 @@ namespace ttt::kernels::cuda {
 /// biases; for the MLP a hidden width of four head dims and clusters of blocks (compute capability 9.0). Any number of
 /// tokens.
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial);
+/// The same for a device that need not be there, by its compute capability times ten; for planning.
+inline bool is_fused_on(int compute_capability, const TttInputs& inputs, const TttOptions& options,
+                        const TttState& initial) {
+  constexpr int kMlpNeeds = 90;
+  const std::int64_t features = inputs.q.size(3);
+  const bool size_fits = features == 64 || features == 96;
+  const bool is_served =
+      options.model == InnerModel::kLinear ||
+      (initial.w1.size(3) == 4 * features && compute_capability >= kMlpNeeds);
+  return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && size_fits &&
+         is_served && options.inner_norm && options.bias;
+}
 
 void fused_linear_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
                           const TttState& final_state, TttSaved* saved, Stream& stream);

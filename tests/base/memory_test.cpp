@@ -53,6 +53,21 @@ TEST(Memory, ReleasingFreeBlocksKeepsLiveOnes) {
   for (const double value : a.span<double>()) ASSERT_EQ(value, 0.0);
 }
 
+#if !defined(__SANITIZE_ADDRESS__)  // which gives every block back at once
+TEST(Memory, FreeBlocksAreHeldUntilTheyAreReleased) {
+  memory::release_free_blocks();
+  memory::reset_peak();
+  const auto held = memory::peak_held_bytes();
+  { const Tensor a({1024}, DType::kF64); }
+  EXPECT_EQ(memory::peak_held_bytes(), held + 8192);
+  memory::reset_peak();
+  EXPECT_EQ(memory::peak_held_bytes(), held + 8192);
+  memory::release_free_blocks();
+  memory::reset_peak();
+  EXPECT_EQ(memory::peak_held_bytes(), held);
+}
+#endif
+
 // The sanitizers' allocators end the program instead of returning null.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST(Memory, AskingForTooMuchIsOutOfMemoryAndLeavesTheCount) {

@@ -7,8 +7,8 @@ import unittest
 from pathlib import Path
 
 import harness
-from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, PERMISSION, SMALL, USAGE, RunTest, checkpoints,
-                     files_under, read_safetensors, stored_zstd, ttt, write_safetensors)
+from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, PERMISSION, SMALL, SOURCE, TINY, USAGE,
+                     RunTest, checkpoints, files_under, read_safetensors, stored_zstd, ttt, write_safetensors)
 
 ONE_STEP = (*SMALL, "train.steps=1", "optimizer.warmup_steps=0", "eval.num_windows=2")
 # What a run directory may hold after a refusal: the lock, and the log that says why.
@@ -106,6 +106,21 @@ class Configurations(BadInput):
 
 
 class CommandLines(BadInput):
+    def test_plans_of_nothing(self):
+        machine = SOURCE / "launch/machines/h100_node.textproto"
+        wrong = self.write("machine.textproto", "memory_bytes: -1\nmatmul_flop: 1\n")
+        for code, words, arguments in (
+                (USAGE, ["--machine", "--measure"], []),
+                (USAGE, ["--machine", "--measure"], ["-m", machine, "--measure"]),
+                (USAGE, ["--write-machine"], ["-m", machine, "--write-machine", "refused"]),
+                (USAGE, [wrong, ":2:", "matmul_flop"], ["-m", wrong]),
+                (MISSING, ["nowhere"], ["-m", self.directory / "nowhere"]),
+                (USAGE, ["--ranks", "-3"], ["-m", machine, "-n", "-3"]),
+                (USAGE, ["3 ranks", "must be"], ["-m", machine, "-n", "3", "--as-configured"]),
+                (USAGE, ["train.precision = FP64"], ["-m", machine, "--set", "train.precision=FP64"])):
+            with self.subTest(arguments=arguments):
+                self.refuse(code, words, "plan", "-c", TINY, *arguments)
+
     def test_unknown_subcommands_and_flags(self):
         self.refuse(USAGE, ["subcommand"])
         self.refuse(USAGE, ["trane"], "trane")

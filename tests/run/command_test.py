@@ -16,8 +16,8 @@ from harness import (MISSING, SMALL, SOURCE, TINY, RunTest, checkpoints, files_u
 
 RUN = (*SMALL, "train.steps=30", "optimizer.decay_steps=30", "eval.num_windows=16", "checkpoint.interval_steps=15",
        "log.interval_steps=10", "data.masked_target=-1")
-SUBCOMMANDS = ("prepare", "train", "eval", "generate", "import", "export", "inspect", "report", "probe", "probe loss",
-               "probe layer", "probe generate", "probe train")
+SUBCOMMANDS = ("prepare", "train", "eval", "generate", "import", "export", "inspect", "plan", "report", "probe",
+               "probe loss", "probe layer", "probe generate", "probe train")
 BOS, FIRST_BYTE = 1, 3  # of the byte tokenizer
 
 
@@ -64,7 +64,36 @@ class Help(RunTest):
                                ranks=ranks).out
             self.assertIn("beta1: 0.875", out)
             self.assertIn("parameters           179620", out)
+            self.assertIn("kept for backward", out)
+        cuda = self.succeed("train", "--config", TINY, "--dry-run", "--device", "cuda").out
+        self.assertIn("libraries 0.062 GiB", cuda)
         self.assertEqual(files_under(self.directory), before)
+
+
+class Plan(RunTest):
+    MACHINE = SOURCE / "launch/machines/h100_node.textproto"
+
+    def test_a_large_model_is_planned_and_a_grid_chosen(self):
+        out = self.succeed("plan", "-c", SOURCE / "configs/books/ttt_linear_m_1_3b_32k.textproto",
+                           "--set", "train.precision=BF16", "-m", self.MACHINE, "-n", "64").out
+        for words in ("predicted step", "memory a rank", "sent a step", "chosen:", "goodput", "parallel.virtual_shards"):
+            self.assertIn(words, out)
+
+    def test_a_sweep_is_written(self):
+        output = self.directory / "scaling"
+        out = self.succeed("plan", "-c", TINY, "-m", self.MACHINE, "--sweep", "4", "-o", output).out
+        self.assertEqual(out.count("ranks "), 3)
+        with open(output / "scaling.csv", newline="") as file:
+            self.assertEqual([row["ranks"] for row in csv.DictReader(file)], ["1", "2", "4"])
+        xml.etree.ElementTree.parse(output / "scaling.svg")
+
+    def test_this_machine_is_measured(self):
+        machine = self.directory / "here.textproto"
+        measured = self.succeed("plan", "-c", TINY, "--measure", "--write-machine", machine, "--as-configured",
+                                ranks=2).out
+        again = self.succeed("plan", "-c", TINY, "-m", machine, "--as-configured", "-n", "2").out
+        self.assertIn('name: "ttt_backward"', machine.read_text())
+        self.assertEqual(measured, again)
 
 
 class Prepare(RunTest):

@@ -1,0 +1,97 @@
+// The memory and the work that a plan states, against steps of the program.
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+
+#include "configs/run_config.h"
+#include "core/base/timer.h"
+#include "core/optimizer.h"
+#include "dist/tree_reduction.h"
+#include "launch/step_trace.h"
+#include "launch/trainer.h"
+
+namespace ttt::launch {
+namespace {
+
+config::RunConfig config_of(std::vector<std::string> overrides) {
+  return config::load_run_config(std::string(TTT_SOURCE_DIR) + "/configs/tiny.textproto", overrides,
+                                 1);
+}
+
+struct Measured {
+  std::int64_t peak, held;
+};
+
+// A real step as Trainer::step has it, on the CPU, without files.
+Measured measure_step(const config::RunConfig& config) {
+  memory::release_free_blocks();
+  const std::int64_t before = memory::live_bytes();
+  memory::reset_peak();
+  const DType dtype = dtype_of(config.train().precision());
+  Stream stream;
+  Context context{stream, precision_of(config.train().precision())};
+  LanguageModel model(config.model(), config.data().context_length());
+  model.parameters().allocate(dtype);
+  model.parameters().initialize(1);
+  Optimizer optimizer(config.optimizer(), config.train().steps(), model.parameters().num_elements(),
+                      dtype);
+  dist::TreeAccumulator accumulator({model.parameters().num_elements()}, dtype);
+  for (std::int64_t shard = 0; shard < config.parallel().virtual_shards(); ++shard) {
+    model.parameters().bind_gradients(accumulator.slot(stream));
+    const Shape rows{config.train().micro_batch_size(), config.data().context_length()};
+    const Tensor ids = Tensor::zeros(rows, DType::kI64);
+    const Tensor targets = Tensor::zeros(rows, DType::kI64);
+    const Tensor mask = Tensor::zeros(rows, DType::kF64);
+    const Tensor weight = Tensor::zeros(rows, DType::kF64);
+    const Tensor nll(rows, DType::kF64);
+    fill(weight, 1e-3);
+    model.forward_backward({ids, targets, weight}, nll, config.train().recompute_blocks(), context);
+    if (shard + 1 < config.parallel().virtual_shards()) accumulator.push(stream);
+  }
+  const TensorView gradients = accumulator.merge({0, model.parameters().num_elements()}, stream);
+  optimizer.update(model.parameters().values(), gradients, 0, stream);
+  return {memory::peak_bytes() - before, memory::peak_held_bytes() - before};
+}
+
+struct Case {
+  std::string name;
+  std::vector<std::string> fields;
+};
+
+class MemoryPlanOfAStep : public testing::TestWithParam<Case> {};
+
+TEST_P(MemoryPlanOfAStep, EqualsTheStepsOwn) {
+  const config::RunConfig config = config_of(GetParam().fields);
+  const MemoryPlan plan = trace_step(config, 1, {}).memory;
+  const Measured measured = measure_step(config);
+  RecordProperty("peak_ratio", fmt::format("{:.4f}", static_cast<double>(plan.peak) /
+                                                         static_cast<double>(measured.peak)));
+  RecordProperty("held_ratio", fmt::format("{:.4f}", static_cast<double>(plan.held) /
+                                                         static_cast<double>(measured.held)));
+  // Left out of the plan: tables, partial sums and tiles, which do not grow with the sequence and matter at these sizes.
+  EXPECT_NEAR(static_cast<double>(plan.peak) / static_cast<double>(measured.peak), 1, 0.01);
+  EXPECT_NEAR(static_cast<double>(plan.held) / static_cast<double>(measured.held), 1, 0.03);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Steps, MemoryPlanOfAStep,
+    testing::Values(
+        Case{"Tiny", {}},
+        Case{"LongAndRecomputed", {"data.context_length=1031", "train.recompute_blocks=true"}},
+        Case{"Long", {"data.context_length=1031"}},
+        Case{"MicroBatchOfTwo", {"train.micro_batch_size=2", "parallel.virtual_shards=4"}},
+        Case{"Mlp", {"model.mixer=TTT_MLP", "model.num_heads=1"}},
+        Case{"Attention",
+             {"model.mixer=ATTENTION", "model.share_qk=false", "model.use_gate=false",
+              "model.pre_conv=false"}},
+        Case{"GroupedQueries",
+             {"model.mixer=ATTENTION", "model.share_qk=false", "model.attention.num_kv_heads=1"}},
+        Case{"LinearAttention", {"model.mixer=LINEAR_ATTENTION"}},
+        Case{"BFloat16", {"train.precision=BF16"}}, Case{"Float64", {"train.precision=FP64"}},
+        Case{"LargeVocabulary", {"model.vocab_size=20000", "train.precision=BF16"}}),
+    [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace ttt::launch
