@@ -35,9 +35,8 @@ std::string Candidate::describe() const {
                      config.train().recompute_blocks() ? ", recompute" : "");
 }
 
-Planner::Planner(config::RunConfig config, config::MachineConfig machine,
-                 const StepOptions& options)
-    : config_(std::move(config)), machine_(std::move(machine)), options_(options) {
+Planner::Planner(config::RunConfig config, config::MachineConfig machine)
+    : config_(std::move(config)), machine_(std::move(machine)) {
   const bool is_cuda = machine_.kind() == config::MachineConfig::CUDA;
   if (is_cuda && config_.train().precision() == config::FP64) {
     fail(ExitCode::kUsage, "train.precision = FP64 on machine {}: fp64 is computed on the CPU only",
@@ -53,7 +52,7 @@ const StepTrace& Planner::trace_of(const config::RunConfig& config, std::int64_t
   const std::string key =
       fmt::format("{} {} {} {} {}", parallel.sequence_ranks(), config.train().micro_batch_size(),
                   config.train().recompute_blocks(), parallel.virtual_shards() / data_ranks,
-                  options_.zero ? world : 0);
+                  has_zero(config) ? world : 0);
   const auto found = traces_.find(key);
   StepTrace& trace = found != traces_.end()
                          ? found->second
@@ -75,7 +74,7 @@ Candidate Planner::evaluate(const config::RunConfig& config, std::int64_t world)
   const StepTrace& trace = trace_of(config, world);
   candidate.memory = trace.memory;
   candidate.flops_per_token = trace.flops_per_token;
-  candidate.time = predict_step(config, world, options_, trace, machine_);
+  candidate.time = predict_step(config, world, trace, machine_);
   const auto needed = static_cast<double>(trace.memory.needed());
   if (needed > usable_memory()) {
     candidate.problem = fmt::format("needs {:.2f} GiB of the {:.2f} that a rank may use",

@@ -26,7 +26,7 @@ struct Candidate {
 class Planner {
  public:
   /// fp64 on CUDA fails with kUsage.
-  Planner(config::RunConfig config, config::MachineConfig machine, const StepOptions& options);
+  Planner(config::RunConfig config, config::MachineConfig machine);
 
   /// `config` as it stands on `world` ranks.
   Candidate evaluate(const config::RunConfig& config, std::int64_t world);
@@ -38,7 +38,6 @@ class Planner {
   /// The ops of a candidate's step.
   const StepTrace& trace_of(const config::RunConfig& config, std::int64_t world);
   [[nodiscard]] const config::MachineConfig& machine() const { return machine_; }
-  [[nodiscard]] const StepOptions& options() const { return options_; }
   [[nodiscard]] double usable_memory() const {
     return machine_.memory_bytes() * machine_.usable_memory_fraction();
   }
@@ -46,7 +45,6 @@ class Planner {
  private:
   config::RunConfig config_;
   config::MachineConfig machine_;
-  StepOptions options_;
   kernels::PlannedDevice device_;
   std::map<std::string, StepTrace> traces_;
 };

@@ -80,9 +80,7 @@ ExitCode plan(const PlanOptions& options, dist::Communicator& communicator) {
       options.config, options.overrides, options.as_configured ? static_cast<int>(ranks) : 0);
   if (options.ranks > kMostRanks || options.sweep > kMostRanks)
     fail(ExitCode::kUsage, "--ranks and --sweep go up to {}", kMostRanks);
-  Planner planner(config, machine_of(options, config, communicator),
-                  {config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER,
-                   config.parallel().overlap()});
+  Planner planner(config, machine_of(options, config, communicator));
   if (communicator.rank() != 0) return ExitCode::kOk;
   if (options.sweep > 0) {
     sweep(options, planner);
@@ -96,7 +94,7 @@ ExitCode plan(const PlanOptions& options, dist::Communicator& communicator) {
     fail(ExitCode::kUsage, "{} ranks cannot run this: {}", ranks, best.problem);
   }
   const StepTrace& trace = planner.trace_of(best.config, ranks);
-  std::cout << candidate_text(best, trace, planner.machine(), planner.options());
+  std::cout << candidate_text(best, trace, planner.machine());
   if (options.as_configured && !best.runs()) {
     std::cout << fmt::format("does not fit         {}\n", best.problem);
   }

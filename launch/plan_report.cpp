@@ -76,7 +76,7 @@ std::string memory_text(const MemoryPlan& memory) {
 }
 
 std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
-                           const config::MachineConfig& machine, const StepOptions& options) {
+                           const config::MachineConfig& machine) {
   const config::RunConfig& config = candidate.config;
   const StepPrediction& time = candidate.time;
   std::string text = fmt::format(
@@ -86,8 +86,8 @@ std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
       "parameters           {}\n",
       machine.name(), machine.ranks_per_node(), candidate.world,
       candidate.world / config.parallel().sequence_ranks(), config.parallel().sequence_ranks(),
-      config.parallel().virtual_shards(), options.zero ? ", ZeRO-1" : "",
-      options.overlap ? ", overlapped" : "", tokens_a_step(config), trace.micro_batches,
+      config.parallel().virtual_shards(), has_zero(config) ? ", ZeRO-1" : "",
+      config.parallel().overlap() ? ", overlapped" : "", tokens_a_step(config), trace.micro_batches,
       config.train().micro_batch_size(),
       config.train().recompute_blocks() ? ", blocks recomputed" : "", trace.num_parameters);
   text += flops_text(trace) + memory_text(candidate.memory);

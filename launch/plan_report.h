@@ -13,7 +13,7 @@ std::string memory_text(const MemoryPlan& memory);
 
 /// Work, memory, traffic and predicted time of one way to run.
 std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
-                           const config::MachineConfig& machine, const StepOptions& options);
+                           const config::MachineConfig& machine);
 /// The best candidates beside it, and why the others cannot run.
 std::string choice_text(const std::vector<Candidate>& candidates);
 /// Checkpoints and failures.

@@ -129,8 +129,7 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
   result.exchange += passes * layers * micro_batches * transfer_seconds(all, sums.machine);
 }
 
-void add_gradient_sums(const config::RunConfig& config, std::int64_t world,
-                       const StepOptions& options, const StepTrace& trace,
+void add_gradient_sums(const config::RunConfig& config, std::int64_t world, const StepTrace& trace,
                        const MachineConfig& machine, StepPrediction& result) {
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const RankGroup data{world / sequence_ranks, sequence_ranks, machine.ranks_per_node()};
@@ -150,9 +149,9 @@ void add_gradient_sums(const config::RunConfig& config, std::int64_t world,
   const double gather_seconds = transfer_seconds(gather, machine);
   result.gradients = reduce_seconds + gather_seconds;
   const double backward = forward_and_backward * 2 / 3;
-  if (!options.overlap) {
+  if (!config.parallel().overlap()) {
     result.exposed_gradients = result.gradients;
-  } else if (options.zero) {
+  } else if (has_zero(config)) {
     result.exposed_gradients = exposed(reduce_seconds, backward, pieces) +
                                exposed(gather_seconds, forward_and_backward / 3, pieces);
   } else {
@@ -199,8 +198,7 @@ double state_bytes(const config::RunConfig& config) {
 }
 
 StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
-                            const StepOptions& options, const StepTrace& trace,
-                            const MachineConfig& machine) {
+                            const StepTrace& trace, const MachineConfig& machine) {
   StepPrediction result;
   Sums sums{&result, machine};
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
@@ -218,7 +216,7 @@ StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
   if (sequence_ranks > 1) {
     add_sequence_exchange(config, trace, sums, machine.ranks_per_node(), element, result);
   }
-  if (world > 1) add_gradient_sums(config, world, options, trace, machine, result);
+  if (world > 1) add_gradient_sums(config, world, trace, machine, result);
   return result;
 }
 

@@ -23,15 +23,8 @@ struct StepPrediction {
   [[nodiscard]] double step() const { return compute() + bubble + exchange + exposed_gradients; }
 };
 
-struct StepOptions {
-  bool zero = false;  // ZeRO-1
-  bool overlap =
-      false;  // gradients are summed while backward runs, gathered while the next forward does
-};
-
 StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
-                            const StepOptions& options, const StepTrace& trace,
-                            const config::MachineConfig& machine);
+                            const StepTrace& trace, const config::MachineConfig& machine);
 
 /// One call, alone, on one rank's device.
 double seconds_of(const kernels::OpCall& call, const config::MachineConfig& machine);

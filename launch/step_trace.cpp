@@ -55,6 +55,10 @@ std::vector<CountedCall> counted(std::vector<kernels::OpCall> calls) {
 
 }  // namespace
 
+bool has_zero(const config::RunConfig& config) {
+  return config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
+}
+
 // The order of Trainer::Trainer and Trainer::step.
 StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
                      const kernels::PlannedDevice& device) {
@@ -73,9 +77,8 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   result.flops_per_token = model.flops_per_token(config.data().context_length());
   result.memory.parameters = memory::live_bytes();
 
-  const bool shards_moments = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   const std::int64_t owned =
-      shards_moments ? divided_up(result.num_parameters, world) : result.num_parameters;
+      has_zero(config) ? divided_up(result.num_parameters, world) : result.num_parameters;
   Optimizer optimizer(config.optimizer(), config.train().steps(), owned, dtype);
   result.memory.moments = memory::live_bytes() - result.memory.parameters;
 

@@ -40,6 +40,9 @@ struct StepTrace {
   std::vector<CountedCall> update;       // sums of gradients on this rank, and the optimizer
 };
 
+/// Whether moments are divided among the ranks.
+bool has_zero(const config::RunConfig& config);
+
 /// Of a rank among `world`, as `config` shares the batch and the sequences out; with ZERO_OPTIMIZER a rank holds the
 /// moments of its part of the parameters only. No tensor may be alive. The configuration has been checked for `world`.
 StepTrace trace_step(const config::RunConfig& config, std::int64_t world,

@@ -218,7 +218,7 @@ TEST(Planner, EveryPresetCanBePlanned) {
     config::RunConfig config = config::load_run_config(entry.path(), {}, 0);
     if (config.train().precision() == config::FP32)
       config.mutable_train()->set_precision(config::BF16);
-    Planner planner(config, machine, {true, true});
+    Planner planner(config, machine);
     const Candidate candidate = planner.evaluate(config, 1);
     EXPECT_GT(candidate.time.step(), 0) << entry.path();
     EXPECT_GT(candidate.memory.peak, 0) << entry.path();
@@ -233,8 +233,7 @@ TEST(Planner, EveryPresetCanBePlanned) {
 TEST(Planner, ChoosesAGridThatRuns) {
   const config::RunConfig config =
       config_of("books/ttt_linear_m_1_3b_32k.textproto", {"train.precision=BF16"});
-  Planner planner(config, load_machine(source("launch/machines/h100_node.textproto")),
-                  {true, true});
+  Planner planner(config, load_machine(source("launch/machines/h100_node.textproto")));
   const std::vector<Candidate> candidates = planner.choose(64);
   const Candidate& best = candidates.front();
   ASSERT_TRUE(best.runs()) << best.problem;
@@ -265,10 +264,13 @@ TEST(Planner, RecomputesWhereMemoryIsShort) {
 }
 
 TEST(Planner, ZeroDividesTheMoments) {
-  const config::RunConfig config = config_of("small.textproto");
-  const config::MachineConfig machine = load_machine(source("launch/machines/cpu_2core.textproto"));
-  const Candidate whole = Planner(config, machine, {false, false}).evaluate(config, 8);
-  const Candidate part = Planner(config, machine, {true, false}).evaluate(config, 8);
+  const auto evaluated = [&](const char* zero) {
+    const config::RunConfig config = config_of("small.textproto", {zero});
+    return Planner(config, load_machine(source("launch/machines/cpu_2core.textproto")))
+        .evaluate(config, 8);
+  };
+  const Candidate whole = evaluated("parallel.zero=ZERO_NONE");
+  const Candidate part = evaluated("parallel.zero=ZERO_OPTIMIZER");
   EXPECT_NEAR(static_cast<double>(whole.memory.moments) / static_cast<double>(part.memory.moments),
               8, 1);  // size classes
   EXPECT_NEAR(whole.time.gradient_traffic.bytes(), part.time.gradient_traffic.bytes(), 1);
@@ -279,7 +281,7 @@ TEST(Planner, OverlapHidesAllButTheLastLayer) {
       config_of("pile/ttt_linear_m_125m_2k.textproto", {"train.precision=BF16"});
   const config::MachineConfig machine = load_machine(source("launch/machines/h100_node.textproto"));
   const Candidate exposed = Planner(config, machine, {true, false}).evaluate(config, 8);
-  const Candidate hidden = Planner(config, machine, {true, true}).evaluate(config, 8);
+  const Candidate hidden = Planner(config, machine).evaluate(config, 8);
   EXPECT_DOUBLE_EQ(exposed.time.exposed_gradients, exposed.time.gradients);
   EXPECT_NEAR(hidden.time.exposed_gradients, hidden.time.gradients / 12,
               1e-9 * hidden.time.gradients);
@@ -288,8 +290,7 @@ TEST(Planner, OverlapHidesAllButTheLastLayer) {
 TEST(Planner, WritesTheSweep) {
   const test::TemporaryDirectory directory;
   const config::RunConfig config = config_of("small.textproto");
-  Planner planner(config, load_machine(source("launch/machines/cpu_2core.textproto")),
-                  {true, true});
+  Planner planner(config, load_machine(source("launch/machines/cpu_2core.textproto")));
   std::vector<Candidate> best;
   for (const std::int64_t world : {1, 2, 4}) best.push_back(planner.choose(world).front());
   directory.write("scaling.csv", sweep_csv(best, planner.machine()));
