@@ -25,11 +25,14 @@ JOBS = 2
 HOT = re.compile(r"ttt_(linear|mlp)")
 # Bytes that are stored and loaded, at most: known shortfalls, to become zero (docs/performance.md).
 ALLOWED_SPILLS = {
-    ("mlp::backward_kernel", "80"): 1400,  # W in registers and sixteen warps leave 128 registers a thread
-    ("mlp::backward_kernel", "90a"): 1250,
-    ("mlp::forward_kernel<false>", "80"): 220,
-    ("mlp::forward_kernel<false>", "90a"): 180,
+    ("mlp::forward_kernel<64, false>", "80"): 140,  # sixteen warps leave 128 registers a thread, of which W takes 64
+    ("mlp::forward_kernel<64, false>", "90a"): 140,
+    ("mlp::forward_kernel<64, false>", "100a"): 140,
+    ("mlp::backward_kernel<96>", "90a"): 40,  # three registers too many
+    ("mlp::backward_kernel<96>", "100a"): 164,
     ("linear_backward_kernel<96>", "80"): 16,
+    ("linear_backward_kernel<96>", "100a"): 16,
+    ("linear_backward_kernel<64>", "100a"): 32,
 }
 FLAGS = ["-std=c++20", "-O3", f"-I{ROOT}", "-DFMT_CONSTEVAL=", "-DFMT_USE_CONSTEXPR=1", "--expt-relaxed-constexpr",
          "--extended-lambda", "-Xptxas", "-v"]

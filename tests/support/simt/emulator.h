@@ -26,7 +26,6 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __noinline__
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
@@ -266,7 +265,6 @@ inline void named_barrier(int id, int threads, simt::Site site = simt::Site::cur
   simt::wait_for_named(id, static_cast<unsigned>(threads), site);
 }
 
-constexpr bool kHasClusters = true;
 inline int cluster_rank() { return simt::current().cluster_rank; }
 inline void cluster_barrier(simt::Site site = simt::Site::current()) {
   simt::wait_for_cluster(site);
