@@ -104,10 +104,8 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Thread-block clusters: compute capability 9.0 and later; elsewhere a cluster is one block, and kernels that need one are
-// left empty.
+// Thread-block clusters: compute capability 9.0 and later; elsewhere a cluster is one block.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr bool kHasClusters = true;
 __device__ __forceinline__ int cluster_rank() {
   std::uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -137,7 +135,6 @@ __device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int ran
                : "memory");
 }
 #else
-constexpr bool kHasClusters = false;
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
 __device__ __forceinline__ void store_in_cluster(float* pointer, int, float low, float high) {

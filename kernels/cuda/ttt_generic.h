@@ -381,15 +381,18 @@ struct Scratch {
   }
 };
 
-/// Places `worker`, which is in shared memory, over this block's part of the scratch.
-template <typename Worker>
-__device__ void place_worker(const Extents& e, float* scratch, std::int64_t floats_per_block,
-                             Worker& worker) {
+/// f(pair, worker) for this block's pairs, with a `Worker` in shared memory over its part of the scratch.
+template <typename Worker, typename Call, typename F>
+__device__ __forceinline__ void for_each_pair(const Call& call, F&& f) {
+  __shared__ Worker worker;
   if (threadIdx.x == 0) {
-    Arena arena(scratch + blockIdx.x * floats_per_block);
-    worker = Worker(e, arena);
+    Arena arena(call.scratch + blockIdx.x * call.floats_per_block);
+    worker = Worker(call.e, arena);
   }
   __syncthreads();
+  for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {
+    f(pair, worker);
+  }
 }
 
 }  // namespace ttt::kernels::cuda::generic

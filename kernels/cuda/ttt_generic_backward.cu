@@ -121,11 +121,8 @@ __device__ void backward_pair(const BackwardCall<T>& call, std::int64_t pair,
 
 template <typename T, typename Learner>
 __global__ void __launch_bounds__(kThreads, 1) backward_kernel(BackwardCall<T> call) {
-  __shared__ BackwardWorker<Learner> worker;
-  place_worker(call.e, call.scratch, call.floats_per_block, worker);
-  for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {
-    backward_pair(call, pair, worker);
-  }
+  for_each_pair<BackwardWorker<Learner>>(
+      call, [&](std::int64_t pair, auto& worker) { backward_pair(call, pair, worker); });
 }
 
 /// to[i] += the sum over `count` rows of from[i], in their order.

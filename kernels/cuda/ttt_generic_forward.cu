@@ -7,21 +7,6 @@ namespace ttt::kernels::cuda {
 namespace generic {
 namespace {
 
-template <typename Learner>
-struct ForwardWorker {
-  Block block;
-  float* state;
-  Learner learner;
-  Rows out;
-
-  ForwardWorker() = default;
-  __host__ __device__ ForwardWorker(const Extents& e, Arena& arena)
-      : block(e, arena),
-        state(arena.vector(e.state_size())),
-        learner(e, false, arena),
-        out(arena.rows(e.block_rows, e.features)) {}
-};
-
 template <typename T>
 struct ForwardCall {
   Extents e;
@@ -46,21 +31,18 @@ __device__ void forward_pair(const ForwardCall<T>& call, std::int64_t pair,
     }
     w.block.load(call.inputs, pair, index);
     w.learner.gradients(w.block, state);
-    w.learner.read(w.block, state, w.block.q, w.out);
-    output(w.block.norm, w.block.rows, w.out, w.block.q, w.out);
-    put_rows(e, w.block.rows, w.out, pair_rows(e, call.out, pair, index * e.mini_batch_size));
+    w.learner.read(w.block, state, w.block.q, w.z);
+    output(w.block.norm, w.block.rows, w.z, w.block.q, w.z);
+    put_rows(e, w.block.rows, w.z, pair_rows(e, call.out, pair, index * e.mini_batch_size));
     w.learner.update(w.block, state, state);
   }
   store_state(e, w.state, pair, call.final_state);
 }
 
 template <typename T, typename Learner>
-__global__ void __launch_bounds__(kThreads) forward_kernel(ForwardCall<T> call) {
-  __shared__ ForwardWorker<Learner> worker;
-  place_worker(call.e, call.scratch, call.floats_per_block, worker);
-  for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {
-    forward_pair(call, pair, worker);
-  }
+__global__ void __launch_bounds__(kThreads, 1) forward_kernel(ForwardCall<T> call) {
+  for_each_pair<ForwardWorker<Learner>>(
+      call, [&](std::int64_t pair, auto& worker) { forward_pair(call, pair, worker); });
 }
 
 }  // namespace

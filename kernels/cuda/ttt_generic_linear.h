@@ -17,15 +17,19 @@ struct PairSums {
 };
 
 /// Z = X W + b.
-__device__ inline void apply_layer(std::int64_t rows, Rows x, const Layer& layer, Rows z,
-                                   std::int64_t inputs, std::int64_t outputs) {
+__attribute__((noinline)) __device__ inline void apply_layer(std::int64_t rows, Rows x,
+                                                             const Layer& layer, Rows z,
+                                                             std::int64_t inputs,
+                                                             std::int64_t outputs) {
   multiply({rows, outputs, inputs}, plain(x), plain(layer.w),
            [&](std::int64_t i, std::int64_t j, float sum) { z.at(i, j) = sum + layer.bias(j); });
 }
 
 /// W_next = W + X^T U and likewise b. `next` may be `layer`.
-__device__ inline void step_layer(std::int64_t rows, Rows x, Rows u, const Layer& layer,
-                                  const Layer& next, std::int64_t inputs, std::int64_t outputs) {
+__attribute__((noinline)) __device__ inline void step_layer(std::int64_t rows, Rows x, Rows u,
+                                                            const Layer& layer, const Layer& next,
+                                                            std::int64_t inputs,
+                                                            std::int64_t outputs) {
   multiply(
       {inputs, outputs, rows}, transposed(x), plain(u),
       [&](std::int64_t i, std::int64_t j, float sum) { next.w.at(i, j) = layer.w.at(i, j) + sum; });
@@ -77,8 +81,8 @@ class ReadStep {
   }
 
   /// Z' into z_bar; keeps P and X' X^T + 1 for the backward.
-  __device__ void forward(const Block& block, Rows x_bar, Rows x, const Layer& layer, Rows g,
-                          Rows z_bar) {
+  __attribute__((noinline)) __device__ void forward(const Block& block, Rows x_bar, Rows x,
+                                                    const Layer& layer, Rows g, Rows z_bar) {
     const std::int64_t r = block.rows;
     const float one = block.e.bias ? 1.0F : 0.0F;
     multiply({r, r, inputs_}, plain(x_bar), transposed(x),
@@ -93,7 +97,8 @@ class ReadStep {
   }
 
   /// After `forward` on the same mini-batch. The gradient of the layer itself is the caller's.
-  __device__ void backward(const Block& block, const ReadBackward& p, const PairSums& sums) {
+  __attribute__((noinline)) __device__ void backward(const Block& block, const ReadBackward& p,
+                                                     const PairSums& sums) {
     const std::int64_t r = block.rows;
     const float last = block.last_scale();
     // d = dL/dP's negative below the diagonal; scores_ becomes dL/dM, d_scores_ is dL/d(X' X^T).
@@ -169,18 +174,20 @@ class LinearLearner {
   }
 
   /// f(x; W) before the norm.
-  __device__ void evaluate(const State& state, std::int64_t rows, Rows x, Rows z) {
+  __attribute__((noinline)) __device__ void evaluate(const State& state, std::int64_t rows, Rows x,
+                                                     Rows z) {
     apply_layer(rows, x, state.first, z, features_, features_);
   }
 
   /// The inner loss's gradient at `state`.
-  __device__ void gradients(const Block& block, const State& state) {
+  __attribute__((noinline)) __device__ void gradients(const Block& block, const State& state) {
     evaluate(state, block.rows, block.k, z_);
     loss_gradient(block.norm, block.rows, z_, block.target, n_, rstd_, g_);
   }
 
   /// Z' of the rows `x_bar`, each with its own token's weights.
-  __device__ void read(const Block& block, const State& state, Rows x_bar, Rows z_bar) {
+  __attribute__((noinline)) __device__ void read(const Block& block, const State& state, Rows x_bar,
+                                                 Rows z_bar) {
     read_.forward(block, x_bar, block.k, state.first, g_, z_bar);
   }
 
@@ -196,8 +203,10 @@ class LinearLearner {
 
   /// `d_state` comes as the gradient of the next mini-batch's state and leaves as that of this one's; sums.d_lr must be
   /// zero.
-  __device__ void backward(const Block& block, const State& state, Rows d_out, const State& d_state,
-                           const BlockGradients& out, const PairSums& sums) {
+  __attribute__((noinline)) __device__ void backward(const Block& block, const State& state,
+                                                     Rows d_out, const State& d_state,
+                                                     const BlockGradients& out,
+                                                     const PairSums& sums) {
     const std::int64_t r = block.rows;
     const Rows d_z_bar = d_z_.from(r);  // [dZ; dZ'], as [k; q]
     read(block, state, block.q, z_);

@@ -54,7 +54,8 @@ class MlpLearner {
     d_x2_ = arena.rows(e.block_rows, e.width);
   }
 
-  __device__ void evaluate(const State& state, std::int64_t rows, Rows x, Rows z) {
+  __attribute__((noinline)) __device__ void evaluate(const State& state, std::int64_t rows, Rows x,
+                                                     Rows z) {
     multiply({rows, width_, features_}, plain(x), plain(state.first.w),
              [&](std::int64_t i, std::int64_t j, float sum) {
                z1_bar_.at(i, j) = Gelu::at(sum + state.first.bias(j)).value;
@@ -62,7 +63,7 @@ class MlpLearner {
     apply_layer(rows, z1_bar_, state.second, z, width_, features_);
   }
 
-  __device__ void gradients(const Block& block, const State& state) {
+  __attribute__((noinline)) __device__ void gradients(const Block& block, const State& state) {
     const std::int64_t r = block.rows;
     multiply({r, width_, features_}, plain(block.k), plain(state.first.w),
              [&](std::int64_t i, std::int64_t j, float sum) {
@@ -81,7 +82,8 @@ class MlpLearner {
              });
   }
 
-  __device__ void read(const Block& block, const State& state, Rows x_bar, Rows z_bar) {
+  __attribute__((noinline)) __device__ void read(const Block& block, const State& state, Rows x_bar,
+                                                 Rows z_bar) {
     const std::int64_t r = block.rows;
     const Rows x2_bar = x2_.from(r);
     first_.forward(block, x_bar, block.k, state.first, g1_, z1_bar_);
@@ -101,8 +103,10 @@ class MlpLearner {
     step(block, 1.0F, sums, sums);
   }
 
-  __device__ void backward(const Block& block, const State& state, Rows d_out, const State& d_state,
-                           const BlockGradients& out, const PairSums& sums) {
+  __attribute__((noinline)) __device__ void backward(const Block& block, const State& state,
+                                                     Rows d_out, const State& d_state,
+                                                     const BlockGradients& out,
+                                                     const PairSums& sums) {
     const std::int64_t r = block.rows;
     const Rows x2_bar = x2_.from(r);
     const Rows d_u = x2_.from(2 * r);     // [X2; X2'; dU] meets
@@ -141,14 +145,16 @@ class MlpLearner {
   }
 
  private:
-  __device__ void step(const Block& block, float factor, const State& state, const State& next) {
+  __attribute__((noinline)) __device__ void step(const Block& block, float factor,
+                                                 const State& state, const State& next) {
     scale_step(block, factor, width_, g1_, step1_);
     scale_step(block, factor, features_, g2_, step2_);
     step_layer(block.rows, block.k, step1_, state.first, next.first, features_, width_);
     step_layer(block.rows, x2_, step2_, state.second, next.second, width_, features_);
   }
 
-  __device__ void state_backward(const Block& block, const State& d_state) {
+  __attribute__((noinline)) __device__ void state_backward(const Block& block,
+                                                           const State& d_state) {
     const std::int64_t r = block.rows;
     step_layer(2 * r, block.k, d_z1_, d_state.first, d_state.first, features_, width_);
     // dU^T G2 is of W2 alone, so b2 takes no part in it.
@@ -171,6 +177,22 @@ class MlpLearner {
   Rows z2_, n_, g2_, step2_;  // n and g2 of the loss: the normalised Z2, and G2
   float* rstd_;               // [rows]
   Rows d_z1_, d_z2_, d_x2_;
+};
+
+/// What a block of threads needs of a pair where no backward follows.
+template <typename Learner>
+struct ForwardWorker {
+  Block block;
+  float* state;  // packed: that of the mini-batch, or of a decoded token
+  Learner learner;
+  Rows z;
+
+  ForwardWorker() = default;
+  __host__ __device__ ForwardWorker(const Extents& e, Arena& arena)
+      : block(e, arena),
+        state(arena.vector(e.state_size())),
+        learner(e, false, arena),
+        z(arena.rows(e.block_rows, e.features)) {}
 };
 
 /// run(a learner of the options' type).

@@ -32,8 +32,9 @@ __device__ inline Statistics statistics(std::int64_t columns, const float* z) {
 }
 
 /// g = dL/dz of 1/2 |LN(z) - target|^2; keeps n and rstd for the backward.
-__device__ inline void loss_gradient(const Norm& norm, std::int64_t rows, Rows z, Rows target,
-                                     Rows n, float* rstd, Rows g) {
+__attribute__((noinline)) __device__ inline void loss_gradient(const Norm& norm, std::int64_t rows,
+                                                               Rows z, Rows target, Rows n,
+                                                               float* rstd, Rows g) {
   const std::int64_t columns = norm.columns;
   if (!norm.enabled) {
     for_each_entry(rows, columns, [&](std::int64_t i, std::int64_t j) {
@@ -61,7 +62,8 @@ __device__ inline void loss_gradient(const Norm& norm, std::int64_t rows, Rows z
 }
 
 /// y = x + LN(z); without the norm y = z. y may alias z.
-__device__ inline void output(const Norm& norm, std::int64_t rows, Rows z, Rows x, Rows y) {
+__attribute__((noinline)) __device__ inline void output(const Norm& norm, std::int64_t rows, Rows z,
+                                                        Rows x, Rows y) {
   const std::int64_t columns = norm.columns;
   if (!norm.enabled) {
     for_each_entry(rows, columns, [&](std::int64_t i, std::int64_t j) { y.at(i, j) = z.at(i, j); });
@@ -77,8 +79,10 @@ __device__ inline void output(const Norm& norm, std::int64_t rows, Rows z, Rows 
 }
 
 /// d_z of y = LN(z), adding to the sums; without the norm d_z = d_y. z is overwritten.
-__device__ inline void output_backward(const Norm& norm, std::int64_t rows, Rows z, Rows d_y,
-                                       Rows d_z, const NormSums& sums) {
+__attribute__((noinline)) __device__ inline void output_backward(const Norm& norm,
+                                                                 std::int64_t rows, Rows z,
+                                                                 Rows d_y, Rows d_z,
+                                                                 const NormSums& sums) {
   const std::int64_t columns = norm.columns;
   if (!norm.enabled) {
     for_each_entry(rows, columns,
@@ -155,9 +159,9 @@ __device__ inline void loss_gradient_row_backward(const Norm& norm, std::int64_t
 }
 
 /// From u = dL/dG: d_z and d_target, adding to the sums. d_z may alias u.
-__device__ inline void loss_gradient_backward(const Norm& norm, std::int64_t rows,
-                                              const LossGradientSaved& saved, Rows u, Rows d_z,
-                                              Rows d_target, const NormSums& sums) {
+__attribute__((noinline)) __device__ inline void loss_gradient_backward(
+    const Norm& norm, std::int64_t rows, const LossGradientSaved& saved, Rows u, Rows d_z,
+    Rows d_target, const NormSums& sums) {
   const std::int64_t columns = norm.columns;
   if (!norm.enabled) {
     for_each_entry(rows, columns, [&](std::int64_t i, std::int64_t j) {

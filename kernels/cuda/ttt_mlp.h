@@ -43,6 +43,15 @@ using fused::transpose_matrix;
 using fused::unpacked;
 // NOLINTEND(misc-unused-using-decls)
 
+// A kernel for clusters stops on a device that it has not been compiled with clusters for.
+#if defined(TTT_SIMT_EMULATOR) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+constexpr bool kHasClusters = true;
+__device__ __forceinline__ void stop_without_clusters() {}
+#else
+constexpr bool kHasClusters = false;
+__device__ __forceinline__ void stop_without_clusters() { __trap(); }
+#endif
+
 constexpr int kSlices = 4;
 constexpr int kOwnedTokens = kTokens / kSlices;  // by the warps of a slice
 template <int F>

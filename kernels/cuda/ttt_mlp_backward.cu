@@ -173,7 +173,11 @@ namespace {
 template <int F>
 __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     backward_kernel(BackwardArguments arguments) {
-  if constexpr (kHasClusters) Backward<F>(arguments, dynamic_shared_memory()).run();
+  if constexpr (kHasClusters) {
+    Backward<F>(arguments, dynamic_shared_memory()).run();
+  } else {
+    stop_without_clusters();
+  }
 }
 
 }  // namespace

@@ -7,9 +7,9 @@
 // registers; their gradients lie in shared memory in fp32, so that a warp reads its rows and, for the product with the
 // transpose, its columns without bank conflicts.
 //
-// What a block needs, of 65536 registers and 227 KiB: with head dim 64 W takes 64 registers of a thread's 255 and there
-// are two blocks a multiprocessor, 94 KiB each, of which 32 are gradients; with 96 W takes 96 registers, the gradients
-// 72 KiB of 168, and there is one block of 192 threads.
+// What a block has, of 65536 registers and 228 KiB a multiprocessor. Head dim 64: 128 threads of 255 registers, 64 of them
+// W, and 101 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
+// W, and 182 KiB, 72 of them gradients: one block.
 //
 // One mini-batch, with the barriers between its phases (block or cluster):
 //   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             block

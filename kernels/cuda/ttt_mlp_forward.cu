@@ -103,6 +103,8 @@ __global__ void __launch_bounds__(ForwardLayout<F, kCluster>::kThreads, kCluster
     forward_kernel(ForwardArguments arguments) {
   if constexpr (kHasClusters || !kCluster) {
     Forward<F, kCluster>(arguments, dynamic_shared_memory()).run();
+  } else {
+    stop_without_clusters();
   }
 }
 

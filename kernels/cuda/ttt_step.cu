@@ -7,21 +7,6 @@ namespace ttt::kernels::cuda {
 namespace generic {
 namespace {
 
-template <typename Learner>
-struct StepWorker {
-  Block block;
-  float* state;  // packed: W_i of a decoded token, or that of a mini-batch's start
-  Learner learner;
-  Rows z;
-
-  StepWorker() = default;
-  __host__ __device__ StepWorker(const Extents& e, Arena& arena)
-      : block(e, arena),
-        state(arena.vector(e.state_size())),
-        learner(e, false, arena),
-        z(arena.rows(e.block_rows, e.features)) {}
-};
-
 template <typename T>
 struct StepCall {
   Extents e;
@@ -46,7 +31,7 @@ __device__ void take_step(const Extents& e, const StateTensors& state, const Sta
 
 /// W_i = W - c_i sums, out = q + LN(f(q; W_i)); a full mini-batch hands W_i on.
 template <typename T, typename Learner>
-__device__ void step_pair(const StepCall<T>& call, std::int64_t pair, StepWorker<Learner>& w) {
+__device__ void step_pair(const StepCall<T>& call, std::int64_t pair, ForwardWorker<Learner>& w) {
   const Extents& e = call.e;
   w.block.load(call.inputs, pair, 0);
   w.learner.gradients(w.block, state_in(e, call.state, pair));
@@ -64,11 +49,8 @@ __device__ void step_pair(const StepCall<T>& call, std::int64_t pair, StepWorker
 
 template <typename T, typename Learner>
 __global__ void __launch_bounds__(kThreads, 1) step_kernel(StepCall<T> call) {
-  __shared__ StepWorker<Learner> worker;
-  place_worker(call.e, call.scratch, call.floats_per_block, worker);
-  for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {
-    step_pair(call, pair, worker);
-  }
+  for_each_pair<ForwardWorker<Learner>>(
+      call, [&](std::int64_t pair, auto& worker) { step_pair(call, pair, worker); });
 }
 
 template <typename T>
@@ -84,7 +66,7 @@ struct LossCall {
 /// Row `row` of losses for the mini-batch whose f(k) before the norm is w.z.
 template <typename T, typename Learner>
 __device__ void put_losses(const LossCall<T>& call, std::int64_t pair, std::int64_t index, int row,
-                           StepWorker<Learner>& w) {
+                           ForwardWorker<Learner>& w) {
   const Extents& e = call.e;
   const std::int64_t token = index * e.mini_batch_size;
   const T* v = pair_rows(e, call.inputs.v, pair, token);
@@ -101,7 +83,7 @@ __device__ void put_losses(const LossCall<T>& call, std::int64_t pair, std::int6
 }
 
 template <typename T, typename Learner>
-__device__ void loss_pair(const LossCall<T>& call, std::int64_t pair, StepWorker<Learner>& w) {
+__device__ void loss_pair(const LossCall<T>& call, std::int64_t pair, ForwardWorker<Learner>& w) {
   const Extents& e = call.e;
   load_state(e, call.initial, pair, w.state);
   const State state = packed_state(e, w.state);
@@ -119,12 +101,9 @@ __device__ void loss_pair(const LossCall<T>& call, std::int64_t pair, StepWorker
 }
 
 template <typename T, typename Learner>
-__global__ void __launch_bounds__(kThreads) loss_kernel(LossCall<T> call) {
-  __shared__ StepWorker<Learner> worker;
-  place_worker(call.e, call.scratch, call.floats_per_block, worker);
-  for (std::int64_t pair = blockIdx.x; pair < call.e.num_pairs(); pair += gridDim.x) {
-    loss_pair(call, pair, worker);
-  }
+__global__ void __launch_bounds__(kThreads, 1) loss_kernel(LossCall<T> call) {
+  for_each_pair<ForwardWorker<Learner>>(
+      call, [&](std::int64_t pair, auto& worker) { loss_pair(call, pair, worker); });
 }
 
 }  // namespace
@@ -139,7 +118,7 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
     using T = decltype(zero);
     visit_learner(e, [&](auto learner) {
       using Learner = decltype(learner);
-      const Scratch scratch = Scratch::of<StepWorker<Learner>>(e);
+      const Scratch scratch = Scratch::of<ForwardWorker<Learner>>(e);
       const StepCall<T> call{e,
                              tensors_of<T>(inputs),
                              place,
@@ -162,7 +141,7 @@ void ttt_inner_loss(const TttInputs& inputs, const TttOptions& options, const Tt
     using T = decltype(zero);
     visit_learner(e, [&](auto learner) {
       using Learner = decltype(learner);
-      const Scratch scratch = Scratch::of<StepWorker<Learner>>(e);
+      const Scratch scratch = Scratch::of<ForwardWorker<Learner>>(e);
       const LossCall<T> call{e,
                              tensors_of<T>(inputs),
                              tensors_of(initial),

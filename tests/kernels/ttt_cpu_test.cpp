@@ -5,8 +5,8 @@
 #include <omp.h>
 
 #include "kernels/ttt.h"
+#include "tests/kernels/ttt_call.h"
 #include "tests/kernels/ttt_cases.h"
-#include "tests/kernels/ttt_cpu_call.h"
 
 namespace ttt::test {
 namespace {
@@ -19,8 +19,8 @@ TEST_P(TttCpu, DoubleEqualsReference) {
   const TttCase& c = GetParam();
   const TttTensors<double> x = make_tensors(c);
   const TttLoss loss = make_loss(c);
-  expect_all_close(cpu_forward<double>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-12);
-  expect_all_close(cpu_backward<double>(c, x, loss),
+  expect_all_close(call_forward<double>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-12);
+  expect_all_close(call_backward<double>(c, x, loss),
                    ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-12);
 }
 
@@ -30,8 +30,8 @@ TEST_P(TttCpu, FloatIsCloseToReference) {
   const TttCase& c = GetParam();
   const TttTensors<double> x = make_tensors(c);
   const TttLoss loss = make_loss(c);
-  expect_all_close(cpu_forward<float>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-5);
-  expect_all_close(cpu_backward<float>(c, x, loss),
+  expect_all_close(call_forward<float>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-5);
+  expect_all_close(call_backward<float>(c, x, loss),
                    ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-4);
 }
 
@@ -88,12 +88,12 @@ TEST(TttCpuBits, DoNotDependOnTheThreadCount) {
     const TttTensors<double> x = make_tensors(c);
     const TttLoss loss = make_loss(c);
     omp_set_num_threads(1);
-    const TttOutputs<float> y = cpu_forward<float>(c, x);
-    const TttTensors<float> d = cpu_backward<float>(c, x, loss);
+    const TttOutputs<float> y = call_forward<float>(c, x);
+    const TttTensors<float> d = call_backward<float>(c, x, loss);
     for (const int threads : {1, 2, 3}) {
       omp_set_num_threads(threads);
-      expect_same_bits(y, cpu_forward<float>(c, x));
-      expect_same_bits(d, cpu_backward<float>(c, x, loss));
+      expect_same_bits(y, call_forward<float>(c, x));
+      expect_same_bits(d, call_backward<float>(c, x, loss));
     }
   }
   omp_set_num_threads(before);
@@ -103,12 +103,12 @@ TEST(TttCpuBits, SequencesOfABatchDoNotInteract) {
   for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
     const TttCase c = parallel_case(model);
     TttTensors<double> x = make_tensors(c);
-    const std::vector<float> before = cpu_forward<float>(c, x).out;
+    const std::vector<float> before = call_forward<float>(c, x).out;
     const auto sequence = static_cast<std::ptrdiff_t>(before.size() / 3);
     for (auto* changed : {&x.q, &x.k, &x.v}) {
       for (std::ptrdiff_t i = sequence; i < 2 * sequence; ++i) (*changed)[i] += 1;
     }
-    const std::vector<float> after = cpu_forward<float>(c, x).out;
+    const std::vector<float> after = call_forward<float>(c, x).out;
     EXPECT_TRUE(std::equal(before.begin(), before.begin() + sequence, after.begin()));
     EXPECT_TRUE(
         std::equal(before.begin() + 2 * sequence, before.end(), after.begin() + 2 * sequence));
@@ -120,12 +120,12 @@ TEST(TttCpuBits, LaterTokensDoNotChangeEarlierOutputs) {
   for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
     const TttCase c = make_case(model, 21, 8, 12, 20);
     TttTensors<double> x = make_tensors(c);
-    const std::vector<float> before = cpu_forward<float>(c, x).out;
+    const std::vector<float> before = call_forward<float>(c, x).out;
     const std::ptrdiff_t first = 13 * 2 * 12;
     for (auto* changed : {&x.q, &x.k, &x.v}) {
       for (auto i = first; i < 21 * 2 * 12; ++i) (*changed)[i] += 1;
     }
-    const std::vector<float> after = cpu_forward<float>(c, x).out;
+    const std::vector<float> after = call_forward<float>(c, x).out;
     EXPECT_TRUE(std::equal(before.begin(), before.begin() + first, after.begin()));
   }
 }
@@ -161,18 +161,18 @@ TEST(TttCpuLaws, SequenceSplitAtAMiniBatchBoundaryIsOnePass) {
 
     const TttTensors<double> head_x = tokens_of(whole, x, 0, middle);
     TttTensors<double> tail_x = tokens_of(whole, x, middle, 29);
-    TttOutputs<double> joined = cpu_forward<double>(head, head_x);
+    TttOutputs<double> joined = call_forward<double>(head, head_x);
     tail_x.initial = joined.final_state;
-    const TttOutputs<double> tail_y = cpu_forward<double>(tail, tail_x);
+    const TttOutputs<double> tail_y = call_forward<double>(tail, tail_x);
     append(joined.out, tail_y.out);
     joined.final_state = tail_y.final_state;
-    expect_all_close(joined, cpu_forward<double>(whole, x), 1e-13);
+    expect_all_close(joined, call_forward<double>(whole, x), 1e-13);
 
     const std::int64_t cut = middle * whole.sizes.heads * whole.sizes.features;
     const TttLoss tail_loss = {{loss.d_out.begin() + cut, loss.d_out.end()}, loss.d_final};
-    const TttTensors<double> tail_d = cpu_backward<double>(tail, tail_x, tail_loss);
+    const TttTensors<double> tail_d = call_backward<double>(tail, tail_x, tail_loss);
     const TttLoss head_loss = {{loss.d_out.begin(), loss.d_out.begin() + cut}, tail_d.initial};
-    TttTensors<double> d = cpu_backward<double>(head, head_x, head_loss);
+    TttTensors<double> d = call_backward<double>(head, head_x, head_loss);
     append(d.q, tail_d.q);
     append(d.k, tail_d.k);
     append(d.v, tail_d.v);
@@ -182,7 +182,7 @@ TEST(TttCpuLaws, SequenceSplitAtAMiniBatchBoundaryIsOnePass) {
                             std::pair{&d.norm_bias, &tail_d.norm_bias}}) {
       for (std::size_t i = 0; i < to->size(); ++i) (*to)[i] += (*from)[i];
     }
-    expect_all_close(d, cpu_backward<double>(whole, x, loss), 1e-12);
+    expect_all_close(d, call_backward<double>(whole, x, loss), 1e-12);
   }
 }
 
@@ -192,16 +192,16 @@ TEST(TttCpuLaws, EmptyFinalGradientIsZero) {
     const TttTensors<double> x = make_tensors(c);
     TttLoss loss = make_loss(c);
     loss.d_final = zeros_like(loss.d_final);
-    const TttTensors<double> zero = cpu_backward<double>(c, x, loss);
+    const TttTensors<double> zero = call_backward<double>(c, x, loss);
     loss.d_final = {};
-    expect_same_bits(zero, cpu_backward<double>(c, x, loss));
+    expect_same_bits(zero, call_backward<double>(c, x, loss));
   }
 }
 
 TEST(TttCpuLaws, CheckpointsStaySmall) {
   const TttCase c = make_case(InnerModel::kLinear, 256, 2, 4, 0);
   kernels::TttSaved saved;
-  cpu_forward<float>(c, make_tensors(c), &saved);
+  call_forward<float>(c, make_tensors(c), &saved);
   EXPECT_GT(saved.checkpoints.size(2), 1);
   EXPECT_LE(saved.checkpoints.size(2), 6);  // 128 mini-batches in groups of 2 sqrt(128)
 }

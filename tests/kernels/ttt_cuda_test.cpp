@@ -6,8 +6,8 @@
 
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/ttt.h"
+#include "tests/kernels/ttt_call.h"
 #include "tests/kernels/ttt_cases.h"
-#include "tests/kernels/ttt_cpu_call.h"
 
 namespace ttt::test {
 namespace {
@@ -39,9 +39,9 @@ TEST_P(TttCuda, BFloat16MatchesReference) {
   const TttTensors<double> x = rounded_to<BFloat16>(make_tensors(c));
   TttLoss loss = make_loss(c);
   loss.d_out = rounded_to<BFloat16>(loss.d_out);
-  expect_all_close_in_bf16(cpu_forward<BFloat16>(c, x, nullptr, generic()),
+  expect_all_close_in_bf16(call_forward<BFloat16>(c, x, nullptr, generic()),
                            ref::ttt_forward(c.sizes, c.options, x));
-  expect_all_close_in_bf16(cpu_backward<BFloat16>(c, x, loss, generic()),
+  expect_all_close_in_bf16(call_backward<BFloat16>(c, x, loss, generic()),
                            ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final));
 }
 
@@ -69,8 +69,8 @@ TEST(CudaTttGeneric, RerunIsBitwiseEqual) {
     const TttCase c = make_case(model, 21, 8, 12, 20);
     const TttTensors<double> x = make_tensors(c);
     const TttLoss loss = make_loss(c);
-    TttTensors<float> once = cpu_backward<float>(c, x, loss);
-    TttTensors<float> again = cpu_backward<float>(c, x, loss);
+    TttTensors<float> once = call_backward<float>(c, x, loss);
+    TttTensors<float> again = call_backward<float>(c, x, loss);
     const auto first = members(once);
     const auto second = members(again);
     for (std::size_t i = 0; i < first.size(); ++i) {
@@ -86,8 +86,8 @@ TEST(CudaTttGeneric, ABlockTakesPairAfterPair) {
   c.sizes.heads = 513;
   const TttTensors<double> x = make_tensors(c);
   const TttLoss loss = make_loss(c);
-  expect_all_close(cpu_forward<float>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-5);
-  expect_all_close(cpu_backward<float>(c, x, loss),
+  expect_all_close(call_forward<float>(c, x), ref::ttt_forward(c.sizes, c.options, x), 1e-5);
+  expect_all_close(call_backward<float>(c, x, loss),
                    ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-4);
 }
 
@@ -113,7 +113,7 @@ struct Call {
 TEST(CudaTttGeneric, FinalStateMayBeInitialOrEmpty) {
   for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
     Call apart(model);
-    const TttOutputs<float> expected = cpu_forward<float>(apart.c, apart.x);
+    const TttOutputs<float> expected = call_forward<float>(apart.c, apart.x);
     TttOutputs<float> empty = apart.forward({});
     EXPECT_EQ(empty.out, expected.out);
     expect_all_close(
@@ -133,9 +133,9 @@ TEST(CudaTttGeneric, EmptyFinalGradientIsZero) {
     const TttTensors<double> x = make_tensors(c);
     TttLoss loss = make_loss(c);
     loss.d_final = zeros_like(loss.d_final);
-    TttTensors<float> zero = cpu_backward<float>(c, x, loss);
+    TttTensors<float> zero = call_backward<float>(c, x, loss);
     loss.d_final = {};
-    TttTensors<float> empty = cpu_backward<float>(c, x, loss);
+    TttTensors<float> empty = call_backward<float>(c, x, loss);
     EXPECT_EQ(zero.q, empty.q);
     EXPECT_EQ(zero.initial.w1, empty.initial.w1);
     EXPECT_EQ(zero.initial.w2, empty.initial.w2);
@@ -147,7 +147,7 @@ TEST(CudaTttGeneric, BackwardAddsToSharedGradientsAlone) {
   for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
     Call call(model);
     const TttLoss loss = make_loss(call.c);
-    const TttTensors<float> expected = cpu_backward<float>(call.c, call.x, loss);
+    const TttTensors<float> expected = call_backward<float>(call.c, call.x, loss);
     kernels::TttSaved saved;
     kernels::ttt_forward(call.inputs.views(), call.c.options, call.state.views(), call.out, {},
                          &saved, call.queue);
@@ -184,7 +184,7 @@ TEST(CudaTttGeneric, BackwardAddsToSharedGradientsAlone) {
 TEST(CudaTttGeneric, CheckpointsStaySmall) {
   const TttCase c = make_case(InnerModel::kLinear, 256, 2, 4, 0);
   kernels::TttSaved saved;
-  cpu_forward<float>(c, make_tensors(c), &saved);
+  call_forward<float>(c, make_tensors(c), &saved);
   EXPECT_GT(saved.checkpoints.size(2), 1);
   EXPECT_LE(saved.checkpoints.size(2), 6);  // 128 mini-batches in groups of 2 sqrt(128)
 }
@@ -196,7 +196,7 @@ TEST(CudaRaceTttGeneric, ForwardAndBackward) {
     c.sizes.heads = 1;
     const TttTensors<double> x = make_tensors(c);
     const TttLoss loss = make_loss(c);
-    expect_all_close(cpu_backward<float>(c, x, loss),
+    expect_all_close(call_backward<float>(c, x, loss),
                      ref::ttt_backward(c.sizes, c.options, x, loss.d_out, loss.d_final), 1e-4);
   }
 }

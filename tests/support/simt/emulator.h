@@ -265,7 +265,6 @@ inline void named_barrier(int id, int threads, simt::Site site = simt::Site::cur
   simt::wait_for_named(id, static_cast<unsigned>(threads), site);
 }
 
-constexpr bool kHasClusters = true;
 inline int cluster_rank() { return simt::current().cluster_rank; }
 inline void cluster_barrier(simt::Site site = simt::Site::current()) {
   simt::wait_for_cluster(site);

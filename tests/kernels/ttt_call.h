@@ -97,9 +97,9 @@ struct TttFunctions {
 };
 
 template <typename T>
-TttOutputs<ParameterOf<T>> cpu_forward(const TttCase& c, const TttTensors<double>& x,
-                                       kernels::TttSaved* saved = nullptr,
-                                       const TttFunctions& functions = {}) {
+TttOutputs<ParameterOf<T>> call_forward(const TttCase& c, const TttTensors<double>& x,
+                                        kernels::TttSaved* saved = nullptr,
+                                        const TttFunctions& functions = {}) {
   using P = ParameterOf<T>;
   const InputTensors<T> inputs(c, x);
   const StateTensors<P> initial(c, x.initial);
@@ -114,15 +114,15 @@ TttOutputs<ParameterOf<T>> cpu_forward(const TttCase& c, const TttTensors<double
 
 /// Gradients; the tensors that backward adds to start from zero. `d_final` may be empty.
 template <typename T>
-TttTensors<ParameterOf<T>> cpu_backward(const TttCase& c, const TttTensors<double>& x,
-                                        const TttLoss& loss, const TttFunctions& functions = {}) {
+TttTensors<ParameterOf<T>> call_backward(const TttCase& c, const TttTensors<double>& x,
+                                         const TttLoss& loss, const TttFunctions& functions = {}) {
   using P = ParameterOf<T>;
   const InputTensors<T> inputs(c, x);
   const StateTensors<P> initial(c, x.initial);
   const StateTensors<P> d_final(c, loss.d_final);
   const StateTensors<P> d_initial(c, zeros_like(x.initial));
   kernels::TttSaved saved;
-  cpu_forward<T>(c, x, &saved, functions);
+  call_forward<T>(c, x, &saved, functions);
   const auto like = [](const Tensor& tensor) {
     return tensor.empty() ? Tensor() : Tensor::zeros(tensor.shape(), tensor.dtype());
   };
