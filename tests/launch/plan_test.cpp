@@ -256,7 +256,7 @@ TEST(Planner, ChoosesAGridThatRuns) {
 TEST(Planner, RecomputesWhereMemoryIsShort) {
   const config::RunConfig config =
       config_of("books/ttt_linear_m_1_3b_32k.textproto", {"train.precision=BF16"});
-  Planner planner(config, load_machine(source("launch/machines/h100_node.textproto")), {});
+  Planner planner(config, load_machine(source("launch/machines/h100_node.textproto")));
   const std::vector<Candidate> candidates = planner.choose(1);
   ASSERT_TRUE(candidates.front().runs());
   EXPECT_TRUE(candidates.front().config.train().recompute_blocks());
@@ -277,11 +277,14 @@ TEST(Planner, ZeroDividesTheMoments) {
 }
 
 TEST(Planner, OverlapHidesAllButTheLastLayer) {
-  const config::RunConfig config =
-      config_of("pile/ttt_linear_m_125m_2k.textproto", {"train.precision=BF16"});
-  const config::MachineConfig machine = load_machine(source("launch/machines/h100_node.textproto"));
-  const Candidate exposed = Planner(config, machine, {true, false}).evaluate(config, 8);
-  const Candidate hidden = Planner(config, machine).evaluate(config, 8);
+  const auto evaluated = [&](const char* overlap) {
+    const config::RunConfig config =
+        config_of("pile/ttt_linear_m_125m_2k.textproto", {"train.precision=BF16", overlap});
+    return Planner(config, load_machine(source("launch/machines/h100_node.textproto")))
+        .evaluate(config, 8);
+  };
+  const Candidate exposed = evaluated("parallel.overlap=false");
+  const Candidate hidden = evaluated("parallel.overlap=true");
   EXPECT_DOUBLE_EQ(exposed.time.exposed_gradients, exposed.time.gradients);
   EXPECT_NEAR(hidden.time.exposed_gradients, hidden.time.gradients / 12,
               1e-9 * hidden.time.gradients);
@@ -302,8 +305,7 @@ TEST(Planner, WritesTheSweep) {
 
 TEST(Planner, RefusesDoubleOnCuda) {
   const config::RunConfig config = config_of("tiny.textproto", {"train.precision=FP64"});
-  EXPECT_THROW(Planner(config, load_machine(source("launch/machines/h100_node.textproto")), {}),
-               Error);
+  EXPECT_THROW(Planner(config, load_machine(source("launch/machines/h100_node.textproto"))), Error);
 }
 
 // A checkpoint of 100 s every 900 s, failures every 10,000 s, restarts of 500 s: (500 + 1000 / 2) / 10,000 is lost, a
