@@ -11,6 +11,7 @@
 #include "data/tokens/prepare.h"
 #include "data/tokens/token_file.h"
 #include "launch/commands.h"
+#include "launch/inspect_data.h"
 #include "launch/model_source.h"
 #include "launch/report.h"
 #include "launch/run_comparison.h"
@@ -33,15 +34,19 @@ void inspect_safetensors(const std::string& path) {
   std::cout << fmt::format("{} tensors, {} elements\n", file.names().size(), elements);
 }
 
-void inspect_tokens(const std::string& path, bool verify) {
-  const data::TokenFileInfo info = data::read_token_file_info(path);
-  std::cout << fmt::format("{}: {} tokens of {} bytes, {} documents, vocabulary {}\n", path,
-                           info.num_tokens, info.token_bytes, info.num_documents,
-                           info.vocab_size > 0 ? std::to_string(info.vocab_size) : "not stated");
-  if (verify && info.vocab_size > 0) {
-    data::TokenArray::open({path}, data::Split::kTrain).verify(info.vocab_size);
+// Whether all is well.
+bool inspect_tokens(const DataInspection& inspection, bool verify) {
+  const bool is_equal = inspect_data(inspection);
+  if (!verify) return is_equal;
+  const auto tokens = data::TokenArray::open({inspection.path}, inspection.split);
+  if (tokens.vocab_size() > 0) {
+    tokens.verify(tokens.vocab_size());
     std::cout << "every token is inside the vocabulary\n";
+  } else {
+    tokens.verify(data::kMaxVocabSize);
+    std::cout << "every token can be read; the vocabulary is not stated\n";
   }
+  return is_equal;
 }
 
 void inspect_checkpoint(const std::string& directory, bool verify) {
@@ -64,41 +69,42 @@ void inspect_checkpoint(const std::string& directory, bool verify) {
   }
 }
 
-void inspect_directory(const std::string& path, bool verify) {
+// A prepared corpus and a checkpoint both have a manifest; only the corpus counts documents.
+bool is_corpus(const std::string& path) {
   const std::string manifest = path + "/manifest.textproto";
-  if (!fs::exists(manifest)) {
-    inspect_checkpoint(open_model_source(path).directory, verify);
-    return;
-  }
-  // A prepared corpus and a checkpoint both have a manifest; only the corpus counts documents.
+  if (!fs::exists(manifest)) return false;
   const std::string text = data::read_text_file(manifest, std::int64_t{64} << 20);
-  if (text.find("train_documents") == std::string::npos) {
-    inspect_checkpoint(path, verify);
-    return;
-  }
-  const config::CorpusManifest corpus = data::read_corpus_manifest(path);
-  std::cout << corpus.DebugString();
-  if (verify) {
-    data::verify_corpus(path);
-    std::cout << "all digests agree and every token is inside the vocabulary\n";
-  }
+  return text.find("train_documents") != std::string::npos;
 }
 
-void inspect(const std::string& path, bool verify) {
+bool inspect_corpus(const DataInspection& inspection, bool verify) {
+  std::cout << data::read_corpus_manifest(inspection.path).DebugString();
+  const bool is_equal = inspect_data(inspection);
+  if (verify) {
+    data::verify_corpus(inspection.path);
+    std::cout << "all digests agree and every token is inside the vocabulary\n";
+  }
+  return is_equal;
+}
+
+bool inspect(const DataInspection& inspection, bool verify) {
+  const std::string& path = inspection.path;
+  if (is_token_data(path)) return inspect_tokens(inspection, verify);
   if (!fs::exists(path)) fail(ExitCode::kMissingInput, "{} does not exist", path);
+  if (is_corpus(path)) return inspect_corpus(inspection, verify);
+  if (inspection.window >= 0 || inspection.shows_lengths || !inspection.other.empty()) {
+    fail(ExitCode::kUsage,
+         "{} holds no tokens: --window, --lengths and --compare are for token files", path);
+  }
   const std::string suffix = fs::path(path).extension().string();
-  if (fs::is_directory(path)) {
-    if (fs::exists(path + "/config.json")) {
-      const ModelSource source = open_model_source(path);
-      std::cout << config::complete_text(source.config);
-      inspect_safetensors(path + "/model.safetensors");
-    } else {
-      inspect_directory(path, verify);
-    }
+  if (fs::exists(path + "/config.json")) {
+    const ModelSource source = open_model_source(path);
+    std::cout << config::complete_text(source.config);
+    inspect_safetensors(path + "/model.safetensors");
+  } else if (fs::is_directory(path)) {
+    inspect_checkpoint(open_model_source(path).directory, verify);
   } else if (suffix == ".safetensors") {
     inspect_safetensors(path);
-  } else if (suffix == ".h5" || suffix == ".npy") {
-    inspect_tokens(path, verify);
   } else if (suffix == ".textproto") {
     const config::RunConfig config = config::load_run_config(path, {}, 0);
     std::cout << config::complete_text(config);
@@ -106,23 +112,39 @@ void inspect(const std::string& path, bool verify) {
     std::cout << fmt::format("# {} parameters\n", model.parameters().num_elements());
   } else {
     fail(ExitCode::kUsage,
-         "{}: expected a directory, or a .safetensors, .h5, .npy or .textproto file", path);
+         "{}: expected a directory, or a .safetensors, .h5, .npy, .bin or .textproto file", path);
   }
+  return true;
 }
 
 }  // namespace
 
 void add_inspect_command(CLI::App& app, Action& action) {
-  auto path = std::make_shared<std::string>();
+  auto inspection = std::make_shared<DataInspection>();
   auto verify = std::make_shared<bool>(false);
+  auto held_out = std::make_shared<bool>(false);
   CLI::App* command = app.add_subcommand(
-      "inspect", "Prints a checkpoint, corpus, token shard, configuration or safetensors file");
-  command->add_option("path", *path, "File or directory")->required();
+      "inspect", "Prints a checkpoint, corpus, token file, configuration or safetensors file");
+  command->add_option("path", inspection->path, "File or directory")->required();
   command->add_flag("--verify", *verify, "Read everything and check digests and tokens");
-  command->callback([path, verify, &action] {
-    action = [path, verify](dist::Communicator& communicator) {
-      if (communicator.rank() == 0) inspect(*path, *verify);
-      return ExitCode::kOk;
+  command->add_flag("--validation", *held_out, "Of token directories: the validation split");
+  command->add_option("--window", inspection->window, "Show this window of the tokens, from 0")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--context-length", inspection->context_length, "Tokens a window")
+      ->capture_default_str();
+  command->add_option("--masked-target", inspection->masked_target, "Target without loss; -1: none")
+      ->capture_default_str();
+  command->add_flag("--ids", inspection->shows_ids, "Show the window's ids, not its text");
+  command->add_option("--tokenizer", inspection->tokenizer,
+                      "Of token files that have none beside them");
+  command->add_flag("--lengths", inspection->shows_lengths, "Count documents by length");
+  command->add_option("--compare", inspection->other,
+                      "Token files to compare with, token by token; 65 if they differ");
+  command->callback([inspection, verify, held_out, &action] {
+    action = [inspection, verify, held_out](dist::Communicator& communicator) {
+      if (communicator.rank() != 0) return ExitCode::kOk;
+      if (*held_out) inspection->split = data::Split::kValidation;
+      return inspect(*inspection, *verify) ? ExitCode::kOk : ExitCode::kCorruptInput;
     };
   });
 }

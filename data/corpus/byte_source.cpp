@@ -17,11 +17,13 @@ namespace {
 
 class FileSource final : public ByteSource {
  public:
-  explicit FileSource(const std::string& path) : file_(path, O_RDONLY) {}
+  FileSource(const std::string& path, std::atomic<std::int64_t>* bytes_read)
+      : file_(path, O_RDONLY), bytes_read_(bytes_read) {}
 
   std::size_t read(std::span<char> out) override {
     while (true) {
       const ssize_t count = ::read(file_.get(), out.data(), out.size());
+      if (count > 0 && bytes_read_ != nullptr) *bytes_read_ += count;
       if (count >= 0) return static_cast<std::size_t>(count);
       if (errno != EINTR) fail_with_errno("read", file_.path(), errno);
     }
@@ -29,12 +31,16 @@ class FileSource final : public ByteSource {
 
  private:
   FileDescriptor file_;
+  std::atomic<std::int64_t>* bytes_read_;
 };
 
 class ZstdSource final : public ByteSource {
  public:
-  explicit ZstdSource(const std::string& path)
-      : path_(path), file_(path), context_(ZSTD_createDCtx()), block_(ZSTD_DStreamInSize()) {
+  ZstdSource(const std::string& path, std::atomic<std::int64_t>* bytes_read)
+      : path_(path),
+        file_(path, bytes_read),
+        context_(ZSTD_createDCtx()),
+        block_(ZSTD_DStreamInSize()) {
     if (context_ == nullptr) fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
     // The Pile's shards use windows above the library's default limit of 2^27.
     check(ZSTD_DCtx_setParameter(context_.get(), ZSTD_d_windowLogMax, 31));
@@ -91,7 +97,8 @@ class ZstdSource final : public ByteSource {
 // and length.
 class GzipSource final : public ByteSource {
  public:
-  explicit GzipSource(const std::string& path) : path_(path), file_(path), block_(1U << 17U) {
+  GzipSource(const std::string& path, std::atomic<std::int64_t>* bytes_read)
+      : path_(path), file_(path, bytes_read), block_(1U << 17U) {
     constexpr int kGzipOnly = 15 + 16;
     if (::inflateInit2(&stream_, kGzipOnly) != Z_OK) {
       fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
@@ -151,10 +158,13 @@ std::string_view without_compression_suffix(std::string_view path) {
   return path;
 }
 
-std::unique_ptr<ByteSource> open_byte_source(const std::string& path) {
-  if (path.ends_with(".zst")) return std::make_unique<ZstdSource>(path);
-  if (path.ends_with(".gz") || path.ends_with(".tgz")) return std::make_unique<GzipSource>(path);
-  return std::make_unique<FileSource>(path);
+std::unique_ptr<ByteSource> open_byte_source(const std::string& path,
+                                             std::atomic<std::int64_t>* bytes_read) {
+  if (path.ends_with(".zst")) return std::make_unique<ZstdSource>(path, bytes_read);
+  if (path.ends_with(".gz") || path.ends_with(".tgz")) {
+    return std::make_unique<GzipSource>(path, bytes_read);
+  }
+  return std::make_unique<FileSource>(path, bytes_read);
 }
 
 }  // namespace ttt::data

@@ -1,7 +1,9 @@
 #pragma once
 // The bytes of a file, decompressed on the way if its name says so.
 
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,6 +23,8 @@ std::string_view without_compression_suffix(std::string_view path);
 
 /// .zst (any number of frames, windows up to 2^31) and .gz (any number of members) are decompressed.
 /// Errors: 66, 77, 74 for the file, 65 for a damaged or truncated stream.
-std::unique_ptr<ByteSource> open_byte_source(const std::string& path);
+/// `bytes_read`, if not null, grows by the file's own bytes as they are read.
+std::unique_ptr<ByteSource> open_byte_source(const std::string& path,
+                                             std::atomic<std::int64_t>* bytes_read = nullptr);
 
 }  // namespace ttt::data

@@ -62,11 +62,10 @@ class WholeText {
   const std::function<void(const Rejection&)>& reject_;
 };
 
-void read_text(const std::string& file, const WholeText& whole) {
-  const auto source = open_byte_source(file);
+void read_text(const std::string& file, ByteSource& source, const WholeText& whole) {
   std::string text;
   std::array<char, 1U << 16U> block{};
-  while (const std::size_t count = source->read(block)) {
+  while (const std::size_t count = source.read(block)) {
     if (static_cast<std::int64_t>(text.size() + count) > kMaxDocumentBytes) {
       return whole.refuse_length(file);
     }
@@ -75,9 +74,8 @@ void read_text(const std::string& file, const WholeText& whole) {
   whole.take(std::move(text), file);
 }
 
-void read_archive(const std::string& file, const WholeText& whole) {
-  const auto source = open_byte_source(file);
-  read_tar(*source, file, [&](TarEntry& entry) {
+void read_archive(const std::string& file, ByteSource& source, const WholeText& whole) {
+  read_tar(source, file, [&](TarEntry& entry) {
     const std::string name = file + ":" + entry.name;
     if (!entry.irregular.empty()) {
       whole.refuse(name, 0, "not a regular file", "it is " + entry.irregular);
@@ -88,10 +86,10 @@ void read_archive(const std::string& file, const WholeText& whole) {
   });
 }
 
-void read_lines(const std::string& file, const RecordFields& fields,
-                const std::function<void(Document&&)>& visit,
+void read_lines(const std::string& file, std::unique_ptr<ByteSource> source,
+                const RecordFields& fields, const std::function<void(Document&&)>& visit,
                 const std::function<void(const Rejection&)>& reject) {
-  LineReader lines(open_byte_source(file), static_cast<std::size_t>(kMaxDocumentBytes));
+  LineReader lines(std::move(source), static_cast<std::size_t>(kMaxDocumentBytes));
   std::string line;
   while (lines.next(line)) {
     if (lines.is_too_long()) {
@@ -157,12 +155,14 @@ std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths
 
 void read_file_documents(const std::string& file, const RecordFields& fields,
                          const std::function<void(Document&&)>& visit,
-                         const std::function<void(const Rejection&)>& reject) {
+                         const std::function<void(const Rejection&)>& reject,
+                         std::atomic<std::int64_t>* bytes_read) {
   const Kind kind = kind_of(file);
   const WholeText whole(visit, reject);
-  if (kind == Kind::kLines) return read_lines(file, fields, visit, reject);
-  if (kind == Kind::kTar) return read_archive(file, whole);
-  read_text(file, whole);
+  auto source = open_byte_source(file, bytes_read);
+  if (kind == Kind::kLines) return read_lines(file, std::move(source), fields, visit, reject);
+  if (kind == Kind::kTar) return read_archive(file, *source, whole);
+  read_text(file, *source, whole);
 }
 
 void read_documents(const std::vector<std::string>& paths, const RecordFields& fields,

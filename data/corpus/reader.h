@@ -7,6 +7,7 @@
 //
 // each also compressed (.zst, .gz; .tgz). Text is passed on as it is: CRLF, NUL and spaces are kept.
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -46,9 +47,11 @@ std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths
 /// Visits every document of one file in order, and what is rejected in its place among them. An empty
 /// text is a document in a line, rejected as a file.
 /// Errors: 66 for a missing file; 65 for a damaged or truncated container, of which no rest can be read.
+/// `bytes_read` as for open_byte_source.
 void read_file_documents(const std::string& file, const RecordFields& fields,
                          const std::function<void(Document&&)>& visit,
-                         const std::function<void(const Rejection&)>& reject);
+                         const std::function<void(const Rejection&)>& reject,
+                         std::atomic<std::int64_t>* bytes_read = nullptr);
 
 /// Visits every document of `paths`; the first rejection is an error: 65.
 void read_documents(const std::vector<std::string>& paths, const RecordFields& fields,

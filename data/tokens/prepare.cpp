@@ -1,34 +1,39 @@
 #include "data/tokens/prepare.h"
 
 #include <google/protobuf/text_format.h>
-#include <unistd.h>
 
 #include <array>
 #include <filesystem>
-#include <memory>
+#include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
 #include "core/base/error.h"
 #include "core/base/log.h"
 #include "core/base/rng.h"
-#include "data/corpus/reader.h"
+#include "data/checkpoint/run_lock.h"
 #include "data/files.h"
-#include "data/tokenizer/tokenizer.h"
-#include "data/tokens/tokenize_pipeline.h"
+#include "data/tokens/duplicates.h"
+#include "data/tokens/prepare_plan.h"
+#include "data/tokens/prepare_segments.h"
 
 namespace ttt::data {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t kMaxModelBytes = std::int64_t{64} << 20;
-constexpr const char* kTokenizerName = "tokenizer.model";
+constexpr std::int64_t kMaxTokenizerBytes = std::int64_t{64} << 20;
+constexpr std::int64_t kMaxPlanBytes = std::int64_t{256} << 20;
+
+bool has_tokenizer_file(const PrepareOptions& options) {
+  return options.train_vocab_size > 0 || !is_byte_tokenizer(options.tokenizer);
+}
 
 void check_options(const PrepareOptions& options) {
   const auto require = [](bool holds, const std::string& what) {
     if (!holds) fail(ExitCode::kUsage, "prepare: {}", what);
   };
+  const auto is_share = [](double share) { return share >= 0 && share <= 1; };
   require(!options.inputs.empty(), "no input files are named");
   require(!options.output_directory.empty(), "no output directory is named");
   require(
@@ -41,6 +46,8 @@ void check_options(const PrepareOptions& options) {
           "validation_every and validation inputs exclude each other");
   require(options.shard_tokens >= 1,
           fmt::format("shard_tokens is {}, it must be positive", options.shard_tokens));
+  require(options.part_bytes >= 1,
+          fmt::format("part_bytes is {}, it must be positive", options.part_bytes));
   require(options.num_threads >= 1,
           fmt::format("num_threads is {}, it must be positive", options.num_threads));
   require(options.train_vocab_size >= 0,
@@ -48,59 +55,30 @@ void check_options(const PrepareOptions& options) {
                       options.train_vocab_size));
   require(options.train_vocab_size == 0 || is_byte_tokenizer(options.tokenizer),
           fmt::format("a tokenizer is to be trained, and {} is to be used", options.tokenizer));
+  require(is_share(options.filter.sample),
+          fmt::format("sample is {}, it must lie in [0, 1]", options.filter.sample));
+  for (const auto& [name, share] : options.filter.subset_shares) {
+    require(is_share(share),
+            fmt::format("subset {} has the share {}, it must lie in [0, 1]", name, share));
+  }
+  require(options.filter.min_bytes >= 0 && options.filter.max_bytes >= 0,
+          fmt::format("documents of {} to {} bytes are asked for", options.filter.min_bytes,
+                      options.filter.max_bytes));
 }
 
-// OUTPUT.tmp-PID until `commit`; removed if that is never reached.
-class OutputDirectory {
- public:
-  explicit OutputDirectory(std::string path) : path_(std::move(path)) {
-    while (path_.size() > 1 && path_.ends_with('/')) path_.pop_back();
-    std::error_code error;
-    if (fs::exists(path_, error) &&
-        !(fs::is_directory(path_, error) && fs::is_empty(path_, error))) {
-      fail(ExitCode::kLocked, "{} exists and is not an empty directory", path_);
-    }
-    const fs::path parent = fs::path(path_).parent_path();
-    if (!parent.empty()) make_output_directory(parent);
-    const std::string temporary = fmt::format("{}.tmp-{}", path_, ::getpid());
-    if (!fs::create_directory(temporary, error)) {
-      if (error) fail_with_errno("create", temporary, error.value());
-      fail(ExitCode::kLocked, "{} is in the way", temporary);
-    }
-    temporary_ = temporary;
-  }
-  ~OutputDirectory() {
-    if (temporary_.empty()) return;
-    std::error_code error;
-    fs::remove_all(temporary_, error);
-    if (error) log::warning("event=not_removed path={} error=\"{}\"", temporary_, error.message());
-  }
-  OutputDirectory(const OutputDirectory&) = delete;
-  OutputDirectory& operator=(const OutputDirectory&) = delete;
-
-  [[nodiscard]] std::string file(const std::string& name) const { return temporary_ + "/" + name; }
-  void commit() {
-    rename_durably(temporary_, path_);
-    temporary_.clear();
-  }
-
- private:
-  std::string path_;
-  std::string temporary_;
-};
-
-void train_tokenizer(const PrepareOptions& options, const std::string& model_path) {
+void train_tokenizer(const PrepareOptions& options, const PreparePlan& plan,
+                     const std::string& model_path) {
   SentencePieceTraining training;
   training.vocab_size = options.train_vocab_size;
-  std::int64_t number = 0;
   std::int64_t num_bytes = 0;
-  for (const std::string& file : list_corpus_files(options.inputs)) {
-    if (num_bytes >= options.tokenizer_training_bytes) break;
-    read_documents({file}, options.fields, [&](Document&& document) {
-      if (is_validation_document(options, number++)) return;
-      if (num_bytes >= options.tokenizer_training_bytes) return;
-      num_bytes += static_cast<std::int64_t>(document.text.size());
-      training.texts.push_back(std::move(document.text));
+  for (const PreparePart& part : plan.parts) {
+    if (part.is_validation || num_bytes >= options.tokenizer_training_bytes) continue;
+    read_part(part, options, [&](CorpusItem&& item) {
+      judge_item(part, options, item);
+      const bool is_full = num_bytes >= options.tokenizer_training_bytes;
+      if (is_full || !item.left_out.empty() || item.is_validation) return;
+      num_bytes += item.text_bytes;
+      training.texts.push_back(std::move(item.document.text));
     });
   }
   log::info("event=tokenizer_training documents={} text_bytes={} vocab_size={}",
@@ -108,157 +86,292 @@ void train_tokenizer(const PrepareOptions& options, const std::string& model_pat
   train_sentencepiece(training, model_path);
 }
 
-// Puts the tokenizer beside the shards and opens that copy, so that what the directory holds is what
-// made the tokens.
-std::unique_ptr<Tokenizer> place_tokenizer(const PrepareOptions& options,
-                                           const OutputDirectory& output) {
-  const std::string path = output.file(kTokenizerName);
-  if (options.train_vocab_size > 0) {
-    train_tokenizer(options, path);
-  } else if (is_byte_tokenizer(options.tokenizer)) {
-    return open_tokenizer(options.tokenizer);
-  } else {
-    write_file_atomically(path, read_text_file(options.tokenizer, kMaxModelBytes));
-  }
-  return open_tokenizer(path);
-}
-
-// The shards of one split: a new one is begun before the document that would pass the limit.
-class SplitWriter {
- public:
-  SplitWriter(Split split, const OutputDirectory& output, const Tokenizer& tokenizer,
-              std::int64_t shard_tokens)
-      : split_(split), output_(output), tokenizer_(tokenizer), shard_tokens_(shard_tokens) {}
-
-  void append(std::span<const std::int32_t> ids) {
-    document_.assign(1, tokenizer_.bos_id());
-    document_.insert(document_.end(), ids.begin(), ids.end());
-    document_.push_back(tokenizer_.eos_id());
-    const auto count = static_cast<std::int64_t>(document_.size());
-    if (shard_ && shard_->num_tokens() + count > shard_tokens_) finish_shard();
-    if (!shard_) {
-      names_.push_back(fmt::format("{}-{:05}.h5", name_of(split_), names_.size()));
-      shard_ =
-          std::make_unique<TokenShardWriter>(output_.file(names_.back()), tokenizer_.vocab_size(),
-                                             tokenizer_.bos_id(), tokenizer_.eos_id());
-    }
-    shard_->append_document(document_);
-    num_tokens_ += count;
-    ++num_documents_;
-  }
-  void finish() {
-    if (shard_) finish_shard();
-  }
-
-  [[nodiscard]] const std::vector<std::string>& names() const { return names_; }
-  [[nodiscard]] std::int64_t num_tokens() const { return num_tokens_; }
-  [[nodiscard]] std::int64_t num_documents() const { return num_documents_; }
-
- private:
-  void finish_shard() {
-    shard_->finish();
-    shard_.reset();
-  }
-
-  Split split_;
-  const OutputDirectory& output_;
-  const Tokenizer& tokenizer_;
-  std::int64_t shard_tokens_;
-  std::vector<std::int32_t> document_;
-  std::unique_ptr<TokenShardWriter> shard_;
-  std::vector<std::string> names_;
-  std::int64_t num_tokens_ = 0;
-  std::int64_t num_documents_ = 0;
-};
-
-void add_file(config::CorpusManifest& manifest, const OutputDirectory& output,
-              const std::string& name) {
-  config::FileDigest& file = *manifest.add_files();
-  file.set_name(name);
-  file.set_num_bytes(static_cast<std::uint64_t>(file_size_bytes(output.file(name))));
-  file.set_xxh3_128(xxh3_128_hex_of_file(output.file(name)));
-}
-
-config::CorpusManifest make_manifest(const OutputDirectory& output, const Tokenizer& tokenizer,
-                                     bool has_model, const SplitWriter& train,
-                                     const SplitWriter& validation) {
-  config::CorpusManifest manifest;
-  manifest.set_format_version(static_cast<std::uint32_t>(kShardFormatVersion));
-  manifest.set_vocab_size(tokenizer.vocab_size());
-  if (has_model) manifest.set_tokenizer(kTokenizerName);
-  manifest.set_bos_id(tokenizer.bos_id());
-  manifest.set_eos_id(tokenizer.eos_id());
-  if (has_model) add_file(manifest, output, kTokenizerName);
-  for (const std::string& name : train.names()) add_file(manifest, output, name);
-  for (const std::string& name : validation.names()) add_file(manifest, output, name);
-  manifest.set_train_tokens(train.num_tokens());
-  manifest.set_validation_tokens(validation.num_tokens());
-  manifest.set_train_documents(train.num_documents());
-  manifest.set_validation_documents(validation.num_documents());
-  return manifest;
-}
-
-void write_manifest(const config::CorpusManifest& manifest, const OutputDirectory& output) {
-  std::string text;
-  TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
-  write_file_atomically(output.file("manifest.textproto"), text);
+std::string report_text(const PrepareStats& stats, const config::CorpusManifest& manifest) {
+  const PrepareStats::Subset total = stats.total();
+  nlohmann::json report = stats.to_json();
+  report["documents"] = total.documents;
+  report["text_bytes"] = total.text_bytes;
+  report["train_tokens"] = manifest.train_tokens();
+  report["validation_tokens"] = manifest.validation_tokens();
+  report["train_documents"] = manifest.train_documents();
+  report["validation_documents"] = manifest.validation_documents();
+  const std::int64_t tokens = total.train_tokens + total.validation_tokens;
+  report["bytes_per_token"] = static_cast<double>(total.text_bytes) / static_cast<double>(tokens);
+  return report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace
 
-bool is_validation_document(const PrepareOptions& options, std::int64_t number) {
-  if (!options.validation_inputs.empty()) return false;
-  if (options.validation_every > 0) return (number + 1) % options.validation_every == 0;
-  const CounterRng rng(options.seed, "validation split");
-  return rng.uniform(static_cast<std::uint64_t>(number)) < options.validation_fraction;
+class PrepareJob::Work {
+ public:
+  explicit Work(const PrepareOptions& given) : options(given) {
+    check_options(options);
+    options.filter.seed = options.seed;
+    while (options.output_directory.size() > 1 && options.output_directory.ends_with('/')) {
+      options.output_directory.pop_back();
+    }
+    const std::string& output = options.output_directory;
+    std::error_code error;
+    if (fs::exists(output, error) &&
+        !(fs::is_directory(output, error) && fs::is_empty(output, error))) {
+      fail(ExitCode::kLocked, "{} exists and is not an empty directory", output);
+    }
+    plan = plan_preparation(options);  // what is missing is told before anything is made
+    directory = output + ".partial";
+    result = directory + "/result";
+  }
+  ~Work() {
+    if (lock && !has_segments()) remove_directory();
+  }
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+  [[nodiscard]] std::string part_path(std::size_t part, const char* suffix) const {
+    return fmt::format("{}/part-{:05}.{}", directory, part, suffix);
+  }
+  [[nodiscard]] std::string plan_path() const { return directory + "/plan.json"; }
+  [[nodiscard]] std::string tokenizer_path() const {
+    if (!has_tokenizer_file(options)) return "bytes";
+    return result + "/" + tokenizer_file_name(options.tokenizer);
+  }
+  [[nodiscard]] bool has_segments() const {
+    std::error_code error;
+    for (std::size_t part = 0; part < plan.parts.size(); ++part) {
+      if (fs::exists(segment_stem(directory, part, 0) + ".json", error)) return true;
+    }
+    return false;
+  }
+  void remove_directory() const {
+    std::error_code error;
+    fs::remove_all(directory, error);
+    if (error) log::warning("event=not_removed path={} error=\"{}\"", directory, error.message());
+  }
+  void open_tokenizer_once() {
+    if (!tokenizer) tokenizer = open_tokenizer(tokenizer_path(), {options.parse_special});
+  }
+  void tokenize_part(std::size_t number, const std::vector<SegmentRecord>& finished,
+                     PrepareProgress& progress, const OnProgress& on_progress) const;
+
+  PrepareOptions options;
+  PreparePlan plan;
+  std::string directory;  // OUTPUT.partial
+  std::string result;     // what becomes OUTPUT
+  std::unique_ptr<RunLock> lock;
+  std::unique_ptr<Tokenizer> tokenizer;
+  PrepareStats stats;
+};
+
+PrepareJob::PrepareJob(const PrepareOptions& options) : work_(std::make_unique<Work>(options)) {}
+PrepareJob::~PrepareJob() = default;
+
+void PrepareJob::begin() {
+  Work& work = *work_;
+  std::error_code error;
+  make_output_directory(work.directory);
+  work.lock = std::make_unique<RunLock>(work.directory);
+  const bool resumes = fs::exists(work.plan_path(), error) &&
+                       read_text_file(work.plan_path(), kMaxPlanBytes) == work.plan.fingerprint;
+  if (!resumes) {
+    if (work.has_segments()) {
+      work.lock.reset();  // what is there is not ours to remove
+      fail(ExitCode::kResumeMismatch,
+           "{} is an unfinished preparation with other inputs or options; remove it to begin anew",
+           work.directory);
+    }
+    for (const auto& entry : fs::directory_iterator(work.directory)) {
+      if (entry.path().filename() != "run.lock") fs::remove_all(entry.path());
+    }
+    write_file_atomically(work.plan_path(), work.plan.fingerprint);
+  }
+  make_output_directory(work.result);
+  if (has_tokenizer_file(work.options) && !fs::exists(work.tokenizer_path(), error)) {
+    if (work.options.train_vocab_size > 0) {
+      train_tokenizer(work.options, work.plan, work.tokenizer_path());
+    } else {
+      write_file_atomically(work.tokenizer_path(),
+                            read_text_file(work.options.tokenizer, kMaxTokenizerBytes));
+    }
+  }
+  work.open_tokenizer_once();  // a bad one is told now
 }
 
-config::CorpusManifest prepare_corpus(
-    const PrepareOptions& options, const std::function<void(const PrepareProgress&)>& on_progress) {
-  check_options(options);
-  // Told before an hour of tokenizing, not after.
-  list_corpus_files(options.inputs);
-  list_corpus_files(options.validation_inputs);
-  OutputDirectory output(options.output_directory);
-  const auto tokenizer = place_tokenizer(options, output);
-  SplitWriter train(Split::kTrain, output, *tokenizer, options.shard_tokens);
-  SplitWriter validation(Split::kValidation, output, *tokenizer, options.shard_tokens);
-  PrepareProgress progress;
-  const auto tokenize = [&](const std::vector<std::string>& inputs, const auto& writer_of) {
-    const auto produce = [&](const PushText& push) {
-      read_documents(inputs, options.fields,
-                     [&](Document&& document) { push(std::move(document.text)); });
-    };
-    tokenize_in_order(*tokenizer, options.num_threads, produce,
-                      [&](const TokenizedDocument& document) {
-                        writer_of(document.number).append(document.ids);
-                        ++progress.documents;
-                        progress.tokens += static_cast<std::int64_t>(document.ids.size()) + 2;
-                        progress.text_bytes += document.text_bytes;
-                        if (on_progress) on_progress(progress);
-                      });
+void PrepareJob::scan(int rank, int num_ranks) {
+  const Work& work = *work_;
+  if (!work.options.remove_duplicates) return;
+  std::error_code error;
+  for (auto part = static_cast<std::size_t>(rank); part < work.plan.parts.size();
+       part += static_cast<std::size_t>(num_ranks)) {
+    const std::string path = work.part_path(part, "digests");
+    if (!fs::exists(path, error)) write_digests(work.plan.parts[part], work.options, path);
+  }
+}
+
+void PrepareJob::compare_digests() {
+  const Work& work = *work_;
+  if (!work.options.remove_duplicates) return;
+  std::vector<std::string> digests;
+  std::vector<std::string> duplicates;
+  for (std::size_t part = 0; part < work.plan.parts.size(); ++part) {
+    digests.push_back(work.part_path(part, "digests"));
+    duplicates.push_back(work.part_path(part, "duplicates"));
+  }
+  find_duplicates(digests, duplicates);
+}
+
+void PrepareJob::Work::tokenize_part(std::size_t number, const std::vector<SegmentRecord>& finished,
+                                     PrepareProgress& progress,
+                                     const OnProgress& on_progress) const {
+  const PreparePart& part = plan.parts[number];
+  SegmentWriter writer(directory, number, finished, *tokenizer, options.shard_tokens);
+  const std::int64_t first_item = writer.next_item();
+  std::unordered_set<std::int64_t> duplicates;
+  if (options.remove_duplicates) duplicates = read_duplicates(part_path(number, "duplicates"));
+  std::atomic<std::int64_t> bytes_read = 0;
+  const std::int64_t bytes_before = progress.input_bytes;
+  TokenizeSteps steps;
+  steps.produce = [&](const PushItem& push) {
+    read_part(
+        part, options,
+        [&](CorpusItem&& item) {
+          if (item.number >= first_item) push(std::move(item));
+        },
+        &bytes_read);
   };
-  tokenize(options.inputs, [&](std::int64_t number) -> SplitWriter& {
-    return is_validation_document(options, number) ? validation : train;
+  steps.judge = [&](CorpusItem& item) {
+    judge_item(part, options, item);
+    if (item.left_out.empty() && duplicates.contains(item.document_number))
+      item.left_out = "duplicate";
+  };
+  steps.consume = [&](const CorpusItem& item, std::span<const std::int32_t> ids) {
+    const std::int64_t tokens = writer.append(item, ids);
+    if (tokens == 0) return;
+    ++progress.documents;
+    progress.tokens += tokens;
+    progress.text_bytes += item.text_bytes;
+    progress.input_bytes = bytes_before + bytes_read;
+    if (on_progress) on_progress(progress);
+  };
+  tokenize_in_order(*tokenizer, options.num_threads, steps);
+  writer.finish();
+  progress.input_bytes = bytes_before + part.num_bytes;
+}
+
+void PrepareJob::tokenize(int rank, int num_ranks, const OnProgress& on_progress) {
+  Work& work = *work_;
+  work.open_tokenizer_once();
+  const auto each_part = [&](const auto& visit) {
+    for (auto part = static_cast<std::size_t>(rank); part < work.plan.parts.size();
+         part += static_cast<std::size_t>(num_ranks)) {
+      visit(part);
+    }
+  };
+  PrepareProgress progress;
+  each_part(
+      [&](std::size_t part) { progress.total_input_bytes += work.plan.parts[part].num_bytes; });
+  each_part([&](std::size_t part) {
+    const auto finished = read_segments(work.directory, part);
+    if (!finished.empty() && finished.back().is_last) {
+      progress.total_input_bytes -= work.plan.parts[part].num_bytes;
+    } else {
+      work.tokenize_part(part, finished, progress, on_progress);
+    }
   });
-  if (!options.validation_inputs.empty()) {
-    tokenize(options.validation_inputs, [&](std::int64_t) -> SplitWriter& { return validation; });
+}
+
+config::CorpusManifest PrepareJob::finish() {
+  Work& work = *work_;
+  config::CorpusManifest manifest;
+  const auto add_file = [&](const std::string& name, std::int64_t num_bytes, std::string digest) {
+    config::FileDigest& file = *manifest.add_files();
+    file.set_name(name);
+    file.set_num_bytes(static_cast<std::uint64_t>(num_bytes));
+    file.set_xxh3_128(std::move(digest));
+  };
+  const auto add_written = [&](const std::string& name) {
+    const std::string path = work.result + "/" + name;
+    add_file(name, file_size_bytes(path), xxh3_128_hex_of_file(path));
+  };
+  manifest.set_format_version(static_cast<std::uint32_t>(kShardFormatVersion));
+  manifest.set_vocab_size(work.tokenizer->vocab_size());
+  manifest.set_bos_id(work.tokenizer->bos_id());
+  manifest.set_eos_id(work.tokenizer->eos_id());
+  if (work.options.parse_special) manifest.set_parse_special(true);
+  if (has_tokenizer_file(work.options)) {
+    manifest.set_tokenizer(tokenizer_file_name(work.options.tokenizer));
+    add_written(manifest.tokenizer());
   }
-  train.finish();
-  validation.finish();
-  if (train.num_documents() == 0) {
+  // Moving a shard can be done again: a run that was killed here finds it at its new place.
+  std::array<std::int64_t, 2> documents{};
+  std::array<std::int64_t, 2> tokens{};
+  std::vector<std::string> held_out_shards;
+  std::int64_t num_train = 0;
+  std::error_code error;
+  for (std::size_t part = 0; part < work.plan.parts.size(); ++part) {
+    const auto segments = read_segments(work.directory, part);
+    TTT_CHECK(!segments.empty() && segments.back().is_last, "part {} is not finished", part);
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      work.stats.add(segments[i].stats);
+      const std::string stem = segment_stem(work.directory, part, i);
+      const auto& [train, held_out] = segments[i].shards;
+      documents[0] += train.documents;
+      documents[1] += held_out.documents;
+      tokens[0] += train.tokens;
+      tokens[1] += held_out.tokens;
+      if (train.documents > 0) {
+        const std::string name = fmt::format("train-{:05}.h5", num_train++);
+        const std::string from = segment_shard(stem, Split::kTrain);
+        if (fs::exists(from, error)) rename_durably(from, work.result + "/" + name);
+        add_file(name, train.num_bytes, train.xxh3_128);
+      }
+      if (held_out.documents > 0)
+        held_out_shards.push_back(segment_shard(stem, Split::kValidation));
+    }
+  }
+  for (const std::string& name :
+       merge_shards(held_out_shards, work.result, Split::kValidation, work.options.shard_tokens)) {
+    add_written(name);
+  }
+  if (documents[0] == 0) {
+    work.remove_directory();
     fail(ExitCode::kUsage, "prepare: none of the {} documents is in the training split",
-         progress.documents);
+         documents[0] + documents[1]);
   }
-  if (validation.num_documents() == 0) {
-    log::warning("event=no_validation_documents documents={} validation_fraction={}",
-                 progress.documents, options.validation_fraction);
+  if (documents[1] == 0) {
+    log::warning("event=no_validation_documents documents={} validation_fraction={}", documents[0],
+                 work.options.validation_fraction);
   }
-  const bool has_model = options.train_vocab_size > 0 || !is_byte_tokenizer(options.tokenizer);
-  auto manifest = make_manifest(output, *tokenizer, has_model, train, validation);
-  write_manifest(manifest, output);
-  output.commit();
+  manifest.set_train_tokens(tokens[0]);
+  manifest.set_validation_tokens(tokens[1]);
+  manifest.set_train_documents(documents[0]);
+  manifest.set_validation_documents(documents[1]);
+  write_file_atomically(work.result + "/prepare.json", report_text(work.stats, manifest));
+  add_written("prepare.json");
+  std::string text;
+  TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
+  write_file_atomically(work.result + "/manifest.textproto", text);
+  rename_durably(work.result, work.options.output_directory);
+  work.remove_directory();
+  work.lock.reset();
   return manifest;
+}
+
+const PrepareStats& PrepareJob::stats() const { return work_->stats; }
+
+config::CorpusManifest prepare_corpus(const PrepareOptions& options,
+                                      const OnProgress& on_progress) {
+  PrepareJob job(options);
+  job.begin();
+  job.scan(0, 1);
+  job.compare_digests();
+  job.tokenize(0, 1, on_progress);
+  return job.finish();
+}
+
+bool is_validation_document(const PrepareOptions& options, std::int64_t number,
+                            std::string_view text) {
+  if (!options.validation_inputs.empty()) return false;
+  if (options.validation_every > 0) return (number + 1) % options.validation_every == 0;
+  return uniform_of_text(options.seed, "validation split", text) < options.validation_fraction;
 }
 
 }  // namespace ttt::data

@@ -18,21 +18,24 @@ namespace {
 constexpr std::size_t kBatchBytes = std::size_t{1} << 18;
 constexpr std::size_t kBatchDocuments = 512;
 constexpr std::size_t kBatchesPerThread = 4;
+// A batch may be one document of 64 MiB: then few are under way.
+constexpr std::size_t kMaxBytesUnderWay = std::size_t{1} << 25;
 
 struct Batch {
-  std::vector<std::string> texts;
-  std::vector<std::vector<std::int32_t>> ids;  // [texts], when done
+  std::vector<CorpusItem> items;
+  std::vector<std::vector<std::int32_t>> ids;  // [items], when done
+  std::size_t num_bytes = 0;
   std::exception_ptr error;
   bool done = false;
 };
 
 class Pipeline {
  public:
-  Pipeline(const Tokenizer& tokenizer, int num_threads,
-           const std::function<void(const PushText&)>& produce)
+  Pipeline(const Tokenizer& tokenizer, int num_threads, const TokenizeSteps& steps)
       : tokenizer_(tokenizer),
+        steps_(steps),
         max_batches_(kBatchesPerThread * static_cast<std::size_t>(num_threads)) {
-    threads_.emplace_back([this, &produce] { run_producer(produce); });
+    threads_.emplace_back([this] { run_producer(); });
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { run_worker(); });
   }
 
@@ -57,6 +60,7 @@ class Pipeline {
     }
     auto batch = std::move(ordered_.front());
     ordered_.pop_front();
+    bytes_under_way_ -= batch->num_bytes;
     lock.unlock();
     changed_.notify_all();
     if (batch->error) std::rethrow_exception(batch->error);
@@ -64,19 +68,17 @@ class Pipeline {
   }
 
  private:
-  void run_producer(const std::function<void(const PushText&)>& produce) {
+  void run_producer() {
     std::exception_ptr error;
     try {
       auto batch = std::make_shared<Batch>();
-      std::size_t bytes = 0;
-      produce([&](std::string&& text) {
-        bytes += text.size();
-        batch->texts.push_back(std::move(text));
-        if (bytes < kBatchBytes && batch->texts.size() < kBatchDocuments) return;
+      steps_.produce([&](CorpusItem&& item) {
+        batch->num_bytes += item.document.text.size();
+        batch->items.push_back(std::move(item));
+        if (batch->num_bytes < kBatchBytes && batch->items.size() < kBatchDocuments) return;
         submit(std::exchange(batch, std::make_shared<Batch>()));
-        bytes = 0;
       });
-      if (!batch->texts.empty()) submit(std::move(batch));
+      if (!batch->items.empty()) submit(std::move(batch));
     } catch (...) {
       error = std::current_exception();
     }
@@ -90,9 +92,14 @@ class Pipeline {
 
   void submit(std::shared_ptr<Batch> batch) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return stopped_ || ordered_.size() < max_batches_; });
+    changed_.wait(lock, [&] {
+      return stopped_ || ordered_.empty() ||
+             (ordered_.size() < max_batches_ &&
+              bytes_under_way_ + batch->num_bytes <= kMaxBytesUnderWay);
+    });
     // Unwinds the reader; nobody sees this error, because the consumer left with its own.
     if (stopped_) fail(ExitCode::kInternal, "tokenizing was stopped");
+    bytes_under_way_ += batch->num_bytes;
     ordered_.push_back(batch);
     waiting_.push_back(std::move(batch));
     lock.unlock();
@@ -108,7 +115,12 @@ class Pipeline {
       waiting_.pop_front();
       lock.unlock();
       try {
-        for (const std::string& text : batch->texts) batch->ids.push_back(tokenizer_.encode(text));
+        for (CorpusItem& item : batch->items) {
+          steps_.judge(item);
+          batch->ids.emplace_back();
+          if (item.left_out.empty()) batch->ids.back() = tokenizer_.encode(item.document.text);
+          std::string().swap(item.document.text);
+        }
       } catch (...) {
         batch->error = std::current_exception();
       }
@@ -119,11 +131,13 @@ class Pipeline {
   }
 
   const Tokenizer& tokenizer_;
+  const TokenizeSteps& steps_;
   const std::size_t max_batches_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Batch>> ordered_;  // all batches not consumed yet
   std::deque<std::shared_ptr<Batch>> waiting_;  // those no worker has taken
+  std::size_t bytes_under_way_ = 0;
   bool produced_all_ = false;
   bool stopped_ = false;
   std::exception_ptr produce_error_;
@@ -132,15 +146,12 @@ class Pipeline {
 
 }  // namespace
 
-void tokenize_in_order(const Tokenizer& tokenizer, int num_threads,
-                       const std::function<void(const PushText&)>& produce,
-                       const std::function<void(const TokenizedDocument&)>& consume) {
+void tokenize_in_order(const Tokenizer& tokenizer, int num_threads, const TokenizeSteps& steps) {
   TTT_CHECK(num_threads >= 1, "{} tokenizing threads", num_threads);
-  Pipeline pipeline(tokenizer, num_threads, produce);
-  std::int64_t number = 0;
+  Pipeline pipeline(tokenizer, num_threads, steps);
   while (const std::shared_ptr<Batch> batch = pipeline.next()) {
     for (std::size_t i = 0; i < batch->ids.size(); ++i) {
-      consume({batch->ids[i], number++, static_cast<std::int64_t>(batch->texts[i].size())});
+      steps.consume(batch->items[i], batch->ids[i]);
     }
   }
 }

@@ -1,10 +1,7 @@
-#include "data/tokens/prepare.h"
-
-#include <numeric>
 
 #include "data/files.h"
 #include "data/tokenizer/tokenizer.h"
-#include "tests/data/temporary_directory.h"
+#include "tests/data/prepare_fixture.h"
 
 namespace ttt::data {
 namespace {
@@ -18,29 +15,6 @@ std::string write_corpus(const TemporaryDirectory& directory, const std::string&
     lines += "{\"text\": \"" + text + "\"}\n";
   }
   return directory.write(name, lines);
-}
-
-PrepareOptions options_for(const std::string& input, const std::string& output) {
-  PrepareOptions options;
-  options.inputs = {input};
-  options.output_directory = output;
-  return options;
-}
-
-std::vector<std::int64_t> tokens_of(const std::string& directory, Split split) {
-  const TokenArray tokens = TokenArray::open({directory}, split);
-  std::vector<std::int64_t> out(static_cast<std::size_t>(tokens.num_tokens()));
-  tokens.read(0, out);
-  return out;
-}
-
-std::vector<std::string> names_in(const std::string& directory) {
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    names.push_back(entry.path().filename().string());
-  }
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 TEST(Prepare, DocumentsBecomeBosIdsEosInOrder) {
@@ -61,41 +35,11 @@ TEST(Prepare, DocumentsBecomeBosIdsEosInOrder) {
   EXPECT_EQ(manifest.vocab_size(), 259);
   EXPECT_EQ(manifest.tokenizer(), "");
   EXPECT_THAT(names_in(directory.path("out")),
-              testing::ElementsAre("manifest.textproto", "train-00000.h5", "validation-00000.h5"));
+              testing::ElementsAre("manifest.textproto", "prepare.json", "train-00000.h5",
+                                   "validation-00000.h5"));
   EXPECT_EQ(read_corpus_manifest(directory.path("out")).SerializeAsString(),
             manifest.SerializeAsString());
   verify_corpus(directory.path("out"));
-}
-
-TEST(Prepare, OutputDoesNotDependOnTheNumberOfThreads) {
-  const TemporaryDirectory directory;
-  const auto input = write_corpus(directory);
-  std::vector<std::string> outputs;
-  for (const int num_threads : {1, 2, 7}) {
-    outputs.push_back(directory.path(std::to_string(num_threads)));
-    auto options = options_for(input, outputs.back());
-    options.num_threads = num_threads;
-    options.train_vocab_size = 400;
-    options.tokenizer_training_bytes = 100'000;
-    options.shard_tokens = 100'000;
-    options.validation_fraction = 0.1;
-    PrepareProgress last;
-    const auto manifest =
-        prepare_corpus(options, [&](const PrepareProgress& progress) { last = progress; });
-    EXPECT_EQ(last.documents, 997);
-    EXPECT_EQ(last.tokens, manifest.train_tokens() + manifest.validation_tokens());
-    EXPECT_EQ(manifest.tokenizer(), "tokenizer.model");
-    EXPECT_EQ(manifest.vocab_size(), 400);
-  }
-  const auto names = names_in(outputs[0]);
-  EXPECT_THAT(names, testing::Contains("train-00001.h5"));
-  for (const std::string& output : outputs) {
-    ASSERT_EQ(names_in(output), names);
-    for (const std::string& name : names) {
-      EXPECT_EQ(contents_of(output + "/" + name), contents_of(outputs[0] + "/" + name)) << name;
-    }
-  }
-  verify_corpus(outputs[0]);
 }
 
 TEST(Prepare, TokensAreThoseOfTheTokenizerAndShardsHoldWholeDocuments) {
@@ -141,7 +85,7 @@ TEST(Prepare, ValidationInputsAreTheValidationSplit) {
             (std::vector<std::int64_t>{1, 69, 2}));
 }
 
-TEST(Prepare, TheSplitIsAFractionThatDependsOnlyOnSeedAndNumber) {
+TEST(Prepare, TheSplitIsAFractionThatDependsOnlyOnSeedAndText) {
   PrepareOptions options;
   options.validation_fraction = 0.05;
   PrepareOptions other = options;
@@ -149,8 +93,11 @@ TEST(Prepare, TheSplitIsAFractionThatDependsOnlyOnSeedAndNumber) {
   int count = 0;
   int differ = 0;
   for (std::int64_t number = 0; number < 20'000; ++number) {
-    count += is_validation_document(options, number) ? 1 : 0;
-    differ += is_validation_document(options, number) != is_validation_document(other, number);
+    const std::string text = std::to_string(number);
+    const bool drawn = is_validation_document(options, number, text);
+    EXPECT_EQ(drawn, is_validation_document(options, 0, text));
+    count += drawn ? 1 : 0;
+    differ += drawn != is_validation_document(other, number, text);
   }
   EXPECT_NEAR(count, 1000, 160);  // five standard deviations
   EXPECT_GT(differ, 1000);
@@ -181,6 +128,12 @@ TEST(Prepare, ErrorsLeaveNothing) {
     options.train_vocab_size = 300;
     options.tokenizer = "x.model";
   });
+  expect_usage("sample is 2", [](auto& options) { options.filter.sample = 2; });
+  expect_usage("subset A has the share -1", [](auto& options) {
+    options.filter.subset_shares = {{"A", -1}};
+  });
+  expect_usage("part_bytes is 0", [](auto& options) { options.part_bytes = 0; });
+  expect_usage("documents of -1 to 0", [](auto& options) { options.filter.min_bytes = -1; });
   expect_usage("none of the 1 documents",
                [](auto& options) { options.validation_fraction = 0.9999; });
   auto options = options_for(directory.path("in/a.txt"), directory.path("out"));
