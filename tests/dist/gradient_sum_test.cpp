@@ -35,15 +35,20 @@ struct Axes {
 
 struct Variant {
   bool shard_optimizer, overlap;
+  bool is_eager = false;  // the second queue of the device of tests/support/lazy_device.h
 };
-constexpr std::array kVariants = {Variant{true, true}, Variant{true, false}, Variant{false, true},
-                                  Variant{false, false}};
+const std::vector<Variant> kVariants = {
+    {true, true},       {true, false},       {false, true}, {false, false},
+#ifdef TTT_TEST_NCCL
+    {true, true, true}, {false, true, true},
+#endif
+};
 
 GradientSumOptions options_of(const Variant& variant) {
   GradientSumOptions options;
   options.shard_optimizer = variant.shard_optimizer;
   options.overlap = variant.overlap;
-  options.make_stream = [] { return test::make_backend_stream(); };
+  options.make_stream = [variant] { return test::make_backend_stream(variant.is_eager); };
   return options;
 }
 

@@ -70,8 +70,8 @@ void LazyQueue::wait_for(QueueEvent& event) {
 void use_lazy_device() {
   kernels::CudaBackend backend;
   backend.ops = &kOps;
-  backend.num_devices = [] { return 1; };
-  backend.make_stream = [](int /*device*/) { return Stream(std::make_unique<LazyQueue>()); };
+  backend.num_devices = [] { return 2; };
+  backend.make_stream = [](int device) { return Stream(std::make_unique<LazyQueue>(device == 1)); };
   kernels::set_cuda_backend(backend);
 }
 
