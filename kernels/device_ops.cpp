@@ -16,6 +16,10 @@ void set_cuda_backend(const CudaBackend& backend) { cuda_backend = backend; }
 
 int num_cuda_devices() { return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices(); }
 
+std::string cuda_problem() {
+  return cuda_backend.ops == nullptr ? std::string() : cuda_backend.problem();
+}
+
 Stream make_stream(Device device, int index) {
   if (device == Device::kCpu) return {};
   if (cuda_backend.ops == nullptr) {

@@ -10,6 +10,8 @@
 // Source: none. A table filled at start, so that a program without CUDA links none of it and the tests can fill it
 //   with the same kernels on an emulator.
 
+#include <string>
+
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -23,6 +25,7 @@
 #include "kernels/norm.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
+#include "kernels/row_losses.h"
 #include "kernels/ttt.h"
 
 // Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
@@ -62,6 +65,7 @@
   X(random_truncated_normal) \
   X(rope_forward) \
   X(rope_backward) \
+  X(row_losses) \
   X(ttt_forward) \
   X(ttt_backward) \
   X(ttt_step) \
@@ -82,7 +86,8 @@ const DeviceOps* device_ops(const Stream& stream);
 /// A CUDA backend: its ops, its devices and how streams on them are made.
 struct CudaBackend {
   const DeviceOps* ops = nullptr;
-  int (*num_devices)() = nullptr;  // 0 where there is no driver
+  int (*num_devices)() = nullptr;      // 0 where none can be used
+  std::string (*problem)() = nullptr;  // why none can be, where there is a driver; else empty
   Stream (*make_stream)(int device) = nullptr;
 };
 /// Called once, before the first stream on a CUDA device is made.
@@ -90,6 +95,8 @@ void set_cuda_backend(const CudaBackend& backend);
 
 /// 0 in a program without CUDA and on a machine without a device.
 int num_cuda_devices();
+/// Why the devices of this machine cannot be used: a driver that is too old, say. Empty where there are none.
+std::string cuda_problem();
 /// A queue on `device`; of CUDA devices number `index` of this process.
 Stream make_stream(Device device, int index);
 

@@ -9,6 +9,7 @@
 #include "core/optimizer.h"
 #include "dist/communicator.h"
 #include "dist/tree_reduction.h"
+#include "launch/batch_prefetcher.h"
 #include "launch/batch_reader.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
@@ -27,19 +28,27 @@ class Trainer {
   ExitCode run();
 
   [[nodiscard]] const RunState& state() const { return state_; }
+  [[nodiscard]] const LanguageModel& model() const { return *model_; }
 
  private:
-  struct StepResult {
-    double loss = 0;
-    double grad_norm = 0;
-    bool stop = false;  // some rank was asked to stop
-    double data_seconds = 0, communication_seconds = 0, seconds = 0;
+  /// A step whose work is queued.
+  struct QueuedStep {
+    RunOutput::Step row;  // what the host knows before the work is done
+    // [B + 2] F64: each row's loss, the number of ranks that were asked to stop, the sum of the gradient's squares.
+    Tensor results;
+    Stream::Event is_done;
+    double queued_at = 0;
   };
 
-  StepResult step();
-  /// Forward and backward of the shard's sequences; writes each row's masked mean to `row_losses`.
-  void run_shard(std::int64_t shard, std::span<double> row_losses, double& data_seconds);
-  void after_step(const StepResult& result);
+  /// Buffers, and the thread that reads the micro-batches from the run's place on.
+  void start_reading();
+  /// Everything of the next step, without waiting for any of it.
+  QueuedStep queue_step();
+  /// Forward and backward of the shard's sequences; `row_losses` [B] F64 gets each one's masked mean.
+  void run_shard(std::int64_t shard, TensorView row_losses, double& data_seconds);
+  /// Waits for the step and writes its row; true when some rank was asked to stop. Throws kNumerical.
+  bool finish_step(QueuedStep& step);
+  [[nodiscard]] bool is_due(std::int64_t interval) const;
   void evaluate();
   void checkpoint();
   [[nodiscard]] Context context(double inner_multiplier);
@@ -49,13 +58,19 @@ class Trainer {
   Stream stream_;
   BatchReader train_reader_;
   std::optional<BatchReader> validation_reader_;
+  std::optional<BatchPrefetcher> prefetcher_;
+  BatchReader::Buffers batch_;  // where the device computes
   std::string tokenizer_;
   std::unique_ptr<LanguageModel> model_;
   Optimizer optimizer_;
   dist::TreeAccumulator accumulator_;
   Tensor gradients_;
+  Tensor nll_;      // [micro-batch, T] F64
+  Tensor results_;  // [B + 1] F64: row losses, ranks that stop
   RunState state_;
   std::int64_t last_saved_step_ = -1;
+  Timer clock_;
+  double finished_at_ = 0;             // the step before
   std::unique_ptr<RunOutput> output_;  // rank 0
 };
 

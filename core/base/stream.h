@@ -9,21 +9,45 @@ namespace ttt {
 
 enum class Device : std::uint8_t { kCpu, kCuda };
 
+/// A place in a queue.
+class QueueEvent {
+ public:
+  virtual ~QueueEvent() = default;
+  /// Returns when everything queued before it is done; throws when any of it failed. On any thread.
+  virtual void wait() = 0;
+};
+
 /// What a device does for streams: the CUDA runtime, or the emulator of the tests.
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
-  /// Returns when everything queued so far is done; throws kDeviceFailure when any of it failed.
+  /// Returns when everything queued so far is done; throws when any of it failed.
   virtual void synchronize() = 0;
+  /// The place reached so far; null when all is done.
+  virtual std::unique_ptr<QueueEvent> record() = 0;
   /// The cudaStream_t; null for the emulator.
   [[nodiscard]] virtual void* native() const = 0;
 };
 
 class Stream {
  public:
+  /// A place in a stream; by default one that was reached.
+  class Event {
+   public:
+    Event() = default;
+    explicit Event(std::unique_ptr<QueueEvent> event) : event_(std::move(event)) {}
+    /// Returns when everything queued before it is done.
+    void wait() const {
+      if (event_) event_->wait();
+    }
+
+   private:
+    std::unique_ptr<QueueEvent> event_;
+  };
+
   /// The CPU.
   Stream() = default;
-  /// A CUDA device's queue (kernels/cuda/backend.h makes them).
+  /// A CUDA device's queue (kernels/device_ops.h makes them).
   explicit Stream(std::unique_ptr<DeviceQueue> queue) : queue_(std::move(queue)) {}
 
   [[nodiscard]] Device device() const { return queue_ ? Device::kCuda : Device::kCpu; }
@@ -31,6 +55,7 @@ class Stream {
   void synchronize() const {
     if (queue_) queue_->synchronize();
   }
+  [[nodiscard]] Event record() const { return Event(queue_ ? queue_->record() : nullptr); }
   [[nodiscard]] void* native() const { return queue_ ? queue_->native() : nullptr; }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <array>
 
+#include "core/base/memory.h"
 #include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/inner_learning_rate.h"
@@ -206,6 +207,7 @@ std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out
   kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
                        context.stream);
   if (context.inner_losses != nullptr) {
+    const memory::Scope scope(memory::Purpose{});  // the host reads them
     const Tensor losses({3, inputs.q.size(0), inputs.q.size(1), num_heads_}, DType::kF64);
     kernels::ttt_inner_loss(kernel, options_, p->initial.views(), losses, context.stream);
     context.stream.synchronize();

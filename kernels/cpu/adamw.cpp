@@ -9,16 +9,20 @@
 namespace ttt::kernels {
 
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           const AdamWStep& step, Stream& stream) {
+           TensorView squares, TensorView rounded, const AdamWStep& step, Stream& stream) {
   const auto count = parameters.size(0);
   expect_shape("parameters", parameters, {count});
   expect_shape("gradients", gradients, {count});
   expect_shape("m", m, {count});
   expect_shape("v", v, {count});
+  expect_shape("squares", squares, {1});
+  if (!rounded.empty()) expect_shape("rounded", rounded, {count});
   TTT_CHECK(step.step >= 1, "AdamW steps count from 1, not {}", step.step);
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->adamw(parameters, gradients, m, v, step, stream);
+    return ops->adamw(parameters, gradients, m, v, squares, rounded, step, stream);
   }
+  const double norm = std::sqrt(*squares.data<double>());
+  if (!std::isfinite(norm)) return;
   visit_real(parameters.dtype(), [&](auto zero) {
     using T = decltype(zero);
     T* const p_data = parameters.data<T>();
@@ -35,7 +39,7 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
     const T epsilon = static_cast<T>(step.epsilon);
     const T rate = static_cast<T>(step.learning_rate);
     const T decay = static_cast<T>(step.weight_decay);
-    const T grad_scale = static_cast<T>(step.grad_scale);
+    const T grad_scale = static_cast<T>(clip_scale(norm, step.clip_norm));
     for_each_block(count, 2, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) {
@@ -49,11 +53,13 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
       }
     });
   });
+  if (!rounded.empty()) copy(parameters, rounded);
 }
 
-double sum_of_squares(TensorView x, Stream& stream) {
+void sum_of_squares(TensorView x, TensorView sum, Stream& stream) {
   expect_shape("x", x, x.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->sum_of_squares(x, stream);
+  expect_shape("sum", sum, {1});
+  if (const DeviceOps* ops = device_ops(stream)) return ops->sum_of_squares(x, sum, stream);
   constexpr std::int64_t kBlock = 8192;
   const auto count = x.numel();
   const auto num_blocks = (count + kBlock - 1) / kBlock;
@@ -64,19 +70,19 @@ double sum_of_squares(TensorView x, Stream& stream) {
     const T* const data = x.data<T>();
     for_each_block(num_blocks, kBlock, [=](std::int64_t begin, std::int64_t end) {
       for (std::int64_t block = begin; block < end; ++block) {
-        double sum = 0;
+        double partial_sum = 0;
         const auto last = std::min(count, (block + 1) * kBlock);
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd reduction(+ : partial_sum)
         for (std::int64_t i = block * kBlock; i < last; ++i) {
-          sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
+          partial_sum += static_cast<double>(data[i]) * static_cast<double>(data[i]);
         }
-        partial[block] = sum;
+        partial[block] = partial_sum;
       }
     });
   });
   double total = 0;
   for (std::int64_t block = 0; block < num_blocks; ++block) total += partial[block];
-  return total;
+  *sum.data<double>() = total;
 }
 
 }  // namespace ttt::kernels

@@ -9,6 +9,6 @@ const DeviceOps& all_ops() {
   return ops;
 }
 
-CudaBackend backend() { return {&all_ops(), &num_devices, &make_stream}; }
+CudaBackend backend() { return {&all_ops(), &num_devices, &problem, &make_stream}; }
 
 }  // namespace ttt::kernels::cuda
