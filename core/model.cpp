@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <deque>
 
+#include "core/base/memory.h"
 #include "core/sequence_exchange.h"
 #include "kernels/copy.h"
 #include "kernels/embedding.h"
@@ -10,6 +11,10 @@
 
 namespace ttt {
 namespace {
+
+// Kernels alone touch them.
+constexpr memory::Purpose kActivations{
+    "activations", "lower train.micro_batch_size or set train.recompute_blocks = true"};
 
 struct ModelDecodeState final : DecodeState {
   std::vector<std::unique_ptr<DecodeState>> blocks;
@@ -76,6 +81,7 @@ std::vector<FlatRange> LanguageModel::buckets(std::int64_t min_elements) const {
 
 void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bool recompute_blocks,
                                      Context& context) const {
+  const memory::Scope scope(kActivations, memory::Place::kDevice);
   const std::int64_t tokens = batch.ids.numel();
   const std::int64_t channels = config_.hidden_size();
   const auto before_reading = [&](std::int64_t end) {
@@ -109,7 +115,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
 
   Tensor d_h(shape, dtype);
   const Shape rows{tokens, channels};
-  kernels::head_cross_entropy(normed.view().reshape(rows), head_->value,
+  kernels::head_cross_entropy(normed.view().reshape(rows), head_->operand(context.precision),
                               batch.targets.reshape({tokens}), batch.token_weight.reshape({tokens}),
                               nll.reshape({tokens}), d_h.view().reshape(rows), head_->grad,
                               context.precision, context.stream);
@@ -140,11 +146,13 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
 }
 
 void LanguageModel::evaluate(const TokenBatch& batch, TensorView nll, Context& context) const {
+  const memory::Scope scope(kActivations, memory::Place::kDevice);
   const std::int64_t tokens = batch.ids.numel();
   const Tensor hidden = encode(batch.ids, context);
-  kernels::head_cross_entropy(hidden.view().reshape({tokens, config_.hidden_size()}), head_->value,
-                              batch.targets.reshape({tokens}), batch.token_weight.reshape({tokens}),
-                              nll.reshape({tokens}), {}, {}, context.precision, context.stream);
+  kernels::head_cross_entropy(hidden.view().reshape({tokens, config_.hidden_size()}),
+                              head_->operand(context.precision), batch.targets.reshape({tokens}),
+                              batch.token_weight.reshape({tokens}), nll.reshape({tokens}), {}, {},
+                              context.precision, context.stream);
 }
 
 Tensor LanguageModel::head_logits(const Tensor& hidden, Context& context) const {

@@ -3,10 +3,21 @@
 #include <cmath>
 #include <utility>
 
+#include "core/base/memory.h"
 #include "core/schedule.h"
 #include "kernels/adamw.h"
 
 namespace ttt {
+namespace {
+
+constexpr memory::Purpose kMoments{"moments"};
+
+Tensor moment(std::int64_t num_elements, DType dtype) {
+  const memory::Scope scope(kMoments);
+  return Tensor::zeros({num_elements}, dtype);
+}
+
+}  // namespace
 
 Optimizer::Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
                      std::int64_t num_elements, DType dtype)
@@ -17,32 +28,26 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, std::int64_t total_s
     : config_(config), total_steps_(total_steps), ranges_(std::move(ranges)) {
   std::int64_t count = 0;
   for (const FlatRange& range : ranges_) count += range.size();
-  m_ = Tensor::zeros({count}, dtype);
-  v_ = Tensor::zeros({count}, dtype);
+  m_ = moment(count, dtype);
+  v_ = moment(count, dtype);
+  squares_ = {{1}, DType::kF64};
 }
 
-double Optimizer::update(TensorView parameters, TensorView gradients, std::int64_t step,
-                         Stream& stream) {
-  return update(parameters, gradients, kernels::sum_of_squares(gradients, stream), step, stream);
+void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gradients,
+                       std::int64_t step, Stream& stream) {
+  kernels::sum_of_squares(gradients, squares_, stream);
+  update(parameters, rounded, gradients, squares_, step, stream);
 }
 
-double Optimizer::update(TensorView parameters, TensorView gradients, double sum_of_squares,
-                         std::int64_t step, Stream& stream) {
-  const double norm = std::sqrt(sum_of_squares);
-  if (!std::isfinite(norm)) {
-    fail(ExitCode::kNumerical,
-         "gradient norm is {} at step {}: the parameters were not changed; lower "
-         "optimizer.learning_rate or resume from the last checkpoint with other data",
-         norm, step);
-  }
+void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gradients,
+                       TensorView squares, std::int64_t step, Stream& stream) {
   kernels::AdamWStep update;
   update.learning_rate = learning_rate(config_, total_steps_, step);
   update.beta1 = config_.beta1();
   update.beta2 = config_.beta2();
   update.epsilon = config_.epsilon();
   update.weight_decay = config_.weight_decay();
-  const bool clip = config_.clip_norm() > 0 && norm >= config_.clip_norm();
-  update.grad_scale = clip ? config_.clip_norm() / norm : 1.0;
+  update.clip_norm = config_.clip_norm();
   update.step = step + 1;
   std::int64_t done = 0;
   for (const FlatRange& range : ranges_) {
@@ -51,8 +56,19 @@ double Optimizer::update(TensorView parameters, TensorView gradients, double sum
     const auto moments = [&](const Tensor& all) {
       return all.view().slice(done, done + range.size());
     };
-    kernels::adamw(part(parameters), part(gradients), moments(m_), moments(v_), update, stream);
+    kernels::adamw(part(parameters), part(gradients), moments(m_), moments(v_), squares,
+                   rounded.empty() ? rounded : part(rounded), update, stream);
     done += range.size();
+  }
+}
+
+double gradient_norm(double squares, std::int64_t step) {
+  const double norm = std::sqrt(squares);
+  if (!std::isfinite(norm)) {
+    fail(ExitCode::kNumerical,
+         "gradient norm is {} at step {}: the parameters were not changed; lower "
+         "optimizer.learning_rate or resume from the last checkpoint with other data",
+         norm, step);
   }
   return norm;
 }

@@ -19,12 +19,16 @@ class Optimizer {
   Optimizer(const config::OptimizerConfig& config, std::int64_t total_steps,
             std::vector<FlatRange> ranges, DType dtype);
 
-  /// Update number `step` (from 0) with the summed gradient. Returns its norm before clipping.
-  /// Throws kNumerical, leaving the parameters alone, when the norm is not finite.
-  double update(TensorView parameters, TensorView gradients, std::int64_t step, Stream& stream);
-  /// The same with the sum of the squares of all gradients, which need be there in the ranges only.
-  double update(TensorView parameters, TensorView gradients, double sum_of_squares,
-                std::int64_t step, Stream& stream);
+  /// Update number `step` (from 0) with the summed gradient, in the order of the stream. `squares` [1] F64: the sum of the
+  /// squares of all gradients, which themselves need be there in the ranges only. Parameters and moments stay as they are
+  /// when it is not finite; the host learns that from `gradient_norm`. `rounded` as in kernels/adamw.h.
+  void update(TensorView parameters, TensorView rounded, TensorView gradients, TensorView squares,
+              std::int64_t step, Stream& stream);
+
+  /// The same where `gradients` are all there are; `squares()` are theirs.
+  void update(TensorView parameters, TensorView rounded, TensorView gradients, std::int64_t step,
+              Stream& stream);
+  [[nodiscard]] TensorView squares() const { return squares_; }
 
   [[nodiscard]] const std::vector<FlatRange>& ranges() const { return ranges_; }
   [[nodiscard]] TensorView m() const { return m_; }
@@ -35,6 +39,10 @@ class Optimizer {
   std::int64_t total_steps_;
   std::vector<FlatRange> ranges_;
   Tensor m_, v_;
+  Tensor squares_;
 };
+
+/// The norm of update number `step` before clipping. Throws kNumerical when it is not finite.
+double gradient_norm(double squares, std::int64_t step);
 
 }  // namespace ttt

@@ -1,10 +1,14 @@
 #include "core/parameters.h"
 
+#include "core/base/memory.h"
 #include "core/base/rng.h"
+#include "kernels/copy.h"
 #include "kernels/random.h"
 
 namespace ttt {
 namespace {
+
+constexpr memory::Purpose kParameters{"parameters"};
 
 void draw(const Parameter& parameter, std::uint64_t seed, Stream& stream) {
   const CounterRng rng(seed, parameter.name);
@@ -36,12 +40,13 @@ Parameter& ParameterStore::add(const std::string& name, const Shape& shape,
     TTT_CHECK(other.name != name, "two parameters are called {}", name);
   }
   num_elements_ += shape.numel();
-  return parameters_.emplace_back(Parameter{name, shape, initializer, {}, {}});
+  return parameters_.emplace_back(Parameter{name, shape, initializer, {}, {}, {}});
 }
 
 void ParameterStore::allocate(DType dtype) {
   TTT_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "parameters are F32 or F64, not {}",
             name_of(dtype));
+  const memory::Scope scope(kParameters);
   values_ = Tensor::zeros({num_elements_}, dtype);
   std::int64_t begin = 0;
   for (Parameter& parameter : parameters_) {
@@ -53,6 +58,19 @@ void ParameterStore::allocate(DType dtype) {
 void ParameterStore::initialize(std::uint64_t seed) {
   Stream stream;
   for (const Parameter& parameter : parameters_) draw(parameter, seed, stream);
+}
+
+void ParameterStore::keep_rounded(Stream& stream) {
+  if (rounded_.empty()) {
+    const memory::Scope scope(kParameters, memory::Place::kDevice);
+    rounded_ = Tensor({num_elements_}, DType::kBF16);
+  }
+  kernels::copy(values_, rounded_, stream);
+  std::int64_t begin = 0;
+  for (Parameter& parameter : parameters_) {
+    parameter.rounded = part(rounded_, begin, parameter.shape);
+    begin += parameter.shape.numel();
+  }
 }
 
 void ParameterStore::bind_gradients(TensorView flat) {

@@ -9,7 +9,9 @@
 #include <deque>
 #include <string>
 
+#include "core/base/stream.h"
 #include "core/base/tensor.h"
+#include "kernels/matmul.h"
 
 namespace ttt {
 
@@ -31,7 +33,13 @@ struct Parameter {
   Shape shape;
   Initializer initializer;
   TensorView value;
-  TensorView grad;  // empty unless gradients are bound
+  TensorView grad;     // empty unless gradients are bound
+  TensorView rounded;  // the value in BF16; empty unless the store keeps it
+
+  /// What products in `precision` read.
+  [[nodiscard]] TensorView operand(kernels::Precision precision) const {
+    return precision == kernels::Precision::kBF16 && !rounded.empty() ? rounded : value;
+  }
 };
 
 class ParameterStore {
@@ -46,14 +54,21 @@ class ParameterStore {
   /// Points every `grad` into `flat` [num_elements]; the caller zeroes it and keeps it alive.
   void bind_gradients(TensorView flat);
 
+  /// From here on keeps the values in bf16 beside them: products in bf16 on a device read these instead of rounding
+  /// weights each time. Who writes values later writes these too, as AdamW does, or calls this again.
+  void keep_rounded(Stream& stream);
+
   [[nodiscard]] std::int64_t num_elements() const { return num_elements_; }
   [[nodiscard]] DType dtype() const { return values_.dtype(); }
   [[nodiscard]] TensorView values() const { return values_; }
+  /// [num_elements] BF16, or empty.
+  [[nodiscard]] TensorView rounded() const { return rounded_; }
   [[nodiscard]] const std::deque<Parameter>& all() const { return parameters_; }
 
  private:
   std::deque<Parameter> parameters_;
   Tensor values_;
+  Tensor rounded_;
   std::int64_t num_elements_ = 0;
 };
 

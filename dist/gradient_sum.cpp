@@ -38,6 +38,7 @@ GradientSum::GradientSum(std::vector<FlatRange> buckets, DType dtype, GradientSu
   std::int64_t blocks = 0;
   for (const FlatRange& bucket : buckets_) blocks += num_blocks(bucket);
   squares_ = {{blocks}, DType::kF64};
+  sum_of_squares_ = {{1}, DType::kF64};
   std::vector<Communicator*> used = axes_;
   const bool overlaps = options_.overlap && !is_alone();
   if (overlaps) {
@@ -136,7 +137,7 @@ TensorView GradientSum::finish(Stream& stream) {
   return sum_;
 }
 
-double GradientSum::sum_of_squares(Stream& stream) {
+TensorView GradientSum::sum_of_squares(Stream& stream) {
   kernels::fill(squares_, 0.0, stream);
   std::int64_t first = 0;
   for (std::size_t i = 0; i < buckets_.size(); ++i) {
@@ -155,10 +156,8 @@ double GradientSum::sum_of_squares(Stream& stream) {
     if (axis->size() > 1) axis->all_reduce_sum(squares_, stream);
   }
   count_exposed(timer.seconds());
-  stream.synchronize();
-  double sum = 0;
-  for (const double block : squares_.span<double>()) sum += block;
-  return sum;
+  kernels::add_up(squares_, sum_of_squares_, stream);
+  return sum_of_squares_;
 }
 
 void GradientSum::gather_parameters(TensorView values, Stream& stream) {

@@ -54,7 +54,8 @@ class GradientSum final : public PassObserver {
   /// The whole sum, in place of push for the last shard: [n], complete in updated(). Valid until the next slot.
   TensorView finish(Stream& stream);
   /// Of the finished sum, over all elements.
-  double sum_of_squares(Stream& stream);
+  /// [1] F64, in the order of the stream.
+  TensorView sum_of_squares(Stream& stream);
 
   /// `values` [n] are updated in updated(): makes them whole on every rank, by the time they are read. ZERO_NONE: nothing.
   void gather_parameters(TensorView values, Stream& stream);
@@ -95,7 +96,8 @@ class GradientSum final : public PassObserver {
   std::vector<FlatRange> owned_;
   TreeAccumulator accumulator_;
   TensorView sum_;
-  Tensor squares_;  // one a block
+  Tensor squares_;         // one a block
+  Tensor sum_of_squares_;  // [1]
 
   bool is_final_ = false;
   std::size_t num_unreduced_ = 0;  // buckets [0, num_unreduced_)

@@ -5,11 +5,14 @@
 #include <string>
 #include <utility>
 
+#include "core/base/memory.h"
 #include "kernels/activation.h"
 #include "kernels/copy.h"
 
 namespace ttt::dist {
 namespace {
+
+constexpr memory::Purpose kGradients{"gradients"};
 
 bool is_power_of_two(std::int64_t value) {
   return value > 0 && std::has_single_bit(static_cast<std::uint64_t>(value));
@@ -69,6 +72,7 @@ TreeAccumulator::TreeAccumulator(const Shape& shape, DType dtype) : shape_(shape
 Tensor TreeAccumulator::take_buffer() {
   if (free_.empty()) {
     ++num_buffers_;
+    const memory::Scope scope(kGradients);
     return {shape_, dtype_};
   }
   Tensor buffer = std::move(free_.back());

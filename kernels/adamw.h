@@ -1,12 +1,15 @@
 #pragma once
 // AdamW with decoupled weight decay on flat spans, and the norm that clipping needs.
 //
-//   g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
+//   g = grad * scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   p -= lr (m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + weight_decay p)
+//   norm = sqrt(squares);  scale = clip_norm / norm where norm >= clip_norm > 0, else 1
+//
+// When the norm is not finite nothing changes. It stays where the gradients are, so that a step waits for no result.
 //
 // Dims: n elements, any split into spans gives the same bits.
-// Numerics: F32 and F64 parameters (F32 on CUDA); moments in the parameter's type. The sum of squares is
-//   F64 over blocks of fixed size combined in order: the bits do not depend on the number of threads.
+// Numerics: F32 and F64 parameters (F32 on CUDA, and beside `rounded`); moments in the parameter's type. The sum of
+//   squares is F64 over blocks of fixed size combined in order: the bits do not depend on the number of threads.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: arXiv:1711.05101; epsilon outside the root as optax and PyTorch have it.
 
@@ -21,15 +24,24 @@ struct AdamWStep {
   double beta2 = 0.95;
   double epsilon = 1e-8;
   double weight_decay = 0.1;
-  double grad_scale = 1;  // clipping
+  double clip_norm = 0;   // 0: no clipping
   std::int64_t step = 1;  // t, counted from 1
 };
 
-void adamw(TensorView parameters,  // [n] in-out
-           TensorView gradients,   // [n]
-           TensorView m,           // [n] in-out
-           TensorView v,           // [n] in-out
-           const AdamWStep& step, Stream& stream);
+/// The factor of the gradients.
+inline double clip_scale(double norm, double clip_norm) {
+  return clip_norm > 0 && norm >= clip_norm ? clip_norm / norm : 1.0;
+}
+
+void adamw(
+    TensorView parameters,  // [n] in-out
+    TensorView gradients,   // [n]
+    TensorView m,           // [n] in-out
+    TensorView v,           // [n] in-out
+    TensorView
+        squares,  // [1] F64: the sum of squares of all gradients, of which these may be a part
+    TensorView rounded,  // [n] BF16 out: the new parameters for products in bf16; may be empty
+    const AdamWStep& step, Stream& stream);
 
 /// Elements of one partial sum of squares.
 inline constexpr std::int64_t kSquaresBlock = 8192;
@@ -38,7 +50,13 @@ inline constexpr std::int64_t kSquaresBlock = 8192;
 void block_sums_of_squares(TensorView x,        // [n]
                            TensorView partial,  // [ceil(n / kSquaresBlock)] F64 out
                            Stream& stream);
-/// Sum of squares of all elements: its blocks' sums, in order.
-double sum_of_squares(TensorView x, Stream& stream);
+/// sum = partial[0] + partial[1] + ..., in a fixed order.
+void add_up(TensorView partial,  // [k] F64
+            TensorView sum,      // [1] F64 out
+            Stream& stream);
+/// Both, of one tensor: NaN or infinity if any element is.
+void sum_of_squares(TensorView x,    // [n]
+                    TensorView sum,  // [1] F64 out
+                    Stream& stream);
 
 }  // namespace ttt::kernels

@@ -19,6 +19,10 @@ void set_cuda_backend(const CudaBackend& backend) { cuda_backend = backend; }
 
 int num_cuda_devices() { return cuda_backend.ops == nullptr ? 0 : cuda_backend.num_devices(); }
 
+std::string cuda_problem() {
+  return cuda_backend.ops == nullptr ? std::string() : cuda_backend.problem();
+}
+
 std::string device_id(const Stream& stream) {
   return stream.device() == Device::kCpu ? std::string() : cuda_backend.device_id();
 }

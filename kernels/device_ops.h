@@ -10,6 +10,8 @@
 // Source: none. A table filled at start, so that a program without CUDA links none of it and the tests can fill it
 //   with the same kernels on an emulator.
 
+#include <string>
+
 #include "kernels/activation.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -23,6 +25,7 @@
 #include "kernels/norm.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
+#include "kernels/row_losses.h"
 #include "kernels/ttt.h"
 
 // Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
@@ -36,6 +39,7 @@
   X(add) \
   X(adamw) \
   X(block_sums_of_squares) \
+  X(add_up) \
   X(attention_forward) \
   X(attention_backward) \
   X(causal_conv_forward) \
@@ -63,6 +67,7 @@
   X(random_truncated_normal) \
   X(rope_forward) \
   X(rope_backward) \
+  X(row_losses) \
   X(ttt_forward) \
   X(ttt_backward) \
   X(ttt_step) \
@@ -83,7 +88,8 @@ const DeviceOps* device_ops(const Stream& stream);
 /// A CUDA backend: its ops, its devices and how streams on them are made.
 struct CudaBackend {
   const DeviceOps* ops = nullptr;
-  int (*num_devices)() = nullptr;  // 0 where there is no driver
+  int (*num_devices)() = nullptr;      // 0 where none can be used
+  std::string (*problem)() = nullptr;  // why none can be, where there is a driver; else empty
   Stream (*make_stream)(int device) = nullptr;
   std::string (*device_id)() = nullptr;  // of the device that this process computes on
   std::string (*versions)() = nullptr;   // of the driver and the libraries
@@ -98,6 +104,8 @@ int num_cuda_devices();
 std::string device_id(const Stream& stream);
 /// Versions of the CUDA driver, runtime and cuBLAS; "" in a program without CUDA.
 std::string cuda_versions();
+/// Why the devices of this machine cannot be used: a driver that is too old, say. Empty where there are none.
+std::string cuda_problem();
 /// A queue on `device`; of CUDA devices number `index` of this process.
 Stream make_stream(Device device, int index);
 

@@ -7,7 +7,7 @@
 //   model.forward_backward(..., context of stream);   // trace.calls, memory::peak_bytes()
 //
 // Dims: those of the ops.
-// Numerics: none; sum_of_squares returns 0.
+// Numerics: none; none.
 // Errors: host code that reads or writes a tensor's elements ends the program: nothing is there.
 //   AddressSpace: kInternal while tensors are alive.
 // Source: none. Exact: every tensor of the program, what forward keeps for backward, and the workspaces that grow with
@@ -72,7 +72,7 @@ class AddressSpace {
   ~AddressSpace();
 
  private:
-  memory::BlockSource previous_;
+  memory::BlockSources previous_;
 };
 
 /// What the libraries of a device take besides tensors: cuBLASLt's workspace.

@@ -24,6 +24,9 @@ void add_device_option(CLI::App& command, std::string& device) {
 Stream open_stream(const std::string& device, DType dtype, const dist::Communicator& communicator) {
   const int num_devices = kernels::num_cuda_devices();
   const bool is_auto = device == "auto";
+  if (is_auto && num_devices == 0 && !kernels::cuda_problem().empty()) {
+    log::warning("device=cpu although there is a CUDA device: {}", kernels::cuda_problem());
+  }
   if (is_auto && (num_devices == 0 || dtype == DType::kF64)) return {};
   if (!is_auto && device_of(device, dtype) == Device::kCpu) return {};
   if (num_devices > 0 && communicator.local_size() > num_devices) {

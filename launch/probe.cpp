@@ -332,7 +332,9 @@ void probe_train(const ProbeOptions& options) {
     stream.synchronize();
     losses.push_back(weighted_sum(weight, nll));
     rates.push_back(learning_rate(config.optimizer(), steps, s));
-    norms.push_back(optimizer.update(model->parameters().values(), gradients, s, stream));
+    optimizer.update(model->parameters().values(), {}, gradients, s, stream);
+    stream.synchronize();
+    norms.push_back(gradient_norm(*optimizer.squares().data<double>(), s));
   }
   stream.synchronize();
   Results results(arithmetic.dtype);

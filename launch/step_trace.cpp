@@ -111,7 +111,7 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   const TensorView gradients = accumulator.merge({0, result.num_parameters}, stream);
   result.memory.gradients = memory::live_bytes() - result.memory.parameters - result.memory.moments;
   const TensorView own = model.parameters().values().slice(0, owned);
-  optimizer.update(own, gradients.slice(0, owned), 1.0, 0, stream);
+  optimizer.update(own, {}, gradients.slice(0, owned), 0, stream);
   result.update = counted(std::move(trace.calls));
 
   result.memory.peak = memory::peak_bytes();

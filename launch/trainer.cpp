@@ -4,14 +4,21 @@
 #include <filesystem>
 
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "core/schedule.h"
 #include "data/tokens/prepare.h"
+#include "kernels/copy.h"
+#include "kernels/row_losses.h"
 #include "launch/device.h"
 #include "launch/evaluation.h"
 #include "launch/stop_signal.h"
 
 namespace ttt::launch {
 namespace {
+
+constexpr memory::Purpose kBatch{"batches", "lower train.micro_batch_size"};
+constexpr memory::Purpose kResults{"results"};
+constexpr memory::Purpose kGradients{"gradients"};
 
 // The tokenizer of the training data, so that checkpoints and exports stand on their own.
 std::string find_tokenizer(const config::RunConfig& config) {
@@ -34,15 +41,16 @@ std::unique_ptr<dist::GradientSum> make_gradient_sum(const config::RunConfig& co
                                                      const LanguageModel& model,
                                                      const Stream& stream,
                                                      const dist::ProcessGrid& grid) {
+  const memory::Scope scope(kGradients);
   dist::GradientSumOptions options;
   options.shard_optimizer = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   options.overlap = config.parallel().overlap();
   options.make_stream = [device = stream.device(), &grid] {
     return another_stream(device, grid.world());
   };
-  return std::make_unique<dist::GradientSum>(model.buckets(config.parallel().bucket_elements()),
-                                             model.parameters().dtype(), options,
-                                             std::vector<dist::Communicator*>{&grid.data(), &grid.sequence()});
+  return std::make_unique<dist::GradientSum>(
+      model.buckets(config.parallel().bucket_elements()), model.parameters().dtype(), options,
+      std::vector<dist::Communicator*>{&grid.data(), &grid.sequence()});
 }
 
 }  // namespace
@@ -79,11 +87,36 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
     }
   }
   last_saved_step_ = state_.step > 0 ? state_.step : -1;
+  const bool rounds_on_device =
+      stream_.device() == Device::kCuda &&
+      precision_of(config.train().precision()) == kernels::Precision::kBF16;
+  if (rounds_on_device) model_->parameters().keep_rounded(stream_);
+  rounds_gathered_ = rounds_on_device && communicator.size() > 1 &&
+                     config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
+  start_reading();
   if (communicator.rank() == 0) {
     output_ = std::make_unique<RunOutput>(
         config_, state_.step, communicator.size(), model_->parameters().num_elements(),
         3.0 * model_->flops_per_token(config.data().context_length()));
   }
+}
+
+void Trainer::start_reading() {
+  const std::int64_t batch = config_.train().batch_size();
+  const std::int64_t rows = config_.train().micro_batch_size();
+  const std::int64_t local_rows = batch / grid_.data().size();
+  const std::int64_t per_step = local_rows / rows;
+  const std::int64_t first_step = state_.step;
+  const std::int64_t first_row = grid_.data().rank() * local_rows;
+  results_ = Tensor({grid_.sequence().size(), batch + 1}, DType::kF64);
+  const memory::Scope scope(kBatch, memory::Place::kDevice);
+  batch_ = train_reader_.make_buffers(rows);
+  nll_ = Tensor(batch_.ids.shape(), DType::kF64);
+  prefetcher_.emplace(train_reader_, rows, batch, (config_.train().steps() - first_step) * per_step,
+                      [=](std::int64_t i) {
+                        return (first_step + i / per_step) * batch + first_row +
+                               i % per_step * rows;
+                      });
 }
 
 Context Trainer::context(double inner_multiplier) {
@@ -93,100 +126,99 @@ Context Trainer::context(double inner_multiplier) {
           .sequence = sequence_.get()};
 }
 
-void Trainer::run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
+void Trainer::run_shard(std::int64_t shard, bool is_last, TensorView row_losses,
                         double& data_seconds) {
-  const std::int64_t batch = config_.train().batch_size();
   const std::int64_t micro_batch = config_.train().micro_batch_size();
-  const std::int64_t shard_rows = batch / config_.parallel().virtual_shards();
+  const std::int64_t shard_rows =
+      config_.train().batch_size() / config_.parallel().virtual_shards();
   Context ctx = context(inner_lr_multiplier(config_.optimizer(), state_.step));
   ctx.observer = gradient_sum_.get();
-  const BatchReader::Buffers buffers = train_reader_.make_buffers(micro_batch);
-  const Tensor nll(buffers.ids.shape(), DType::kF64);
-  const auto length = static_cast<std::size_t>(nll.size(1));
   for (std::int64_t row = shard * shard_rows; row < (shard + 1) * shard_rows; row += micro_batch) {
     record_.mark_progress();
     const Timer timer;
-    train_reader_.read(state_.step * batch + row, batch, buffers);
+    const BatchReader::Buffers read = prefetcher_->next();
     data_seconds += timer.seconds();
+    kernels::copy(read.ids, batch_.ids, stream_);
+    kernels::copy(read.targets, batch_.targets, stream_);
+    kernels::copy(read.weight, batch_.weight, stream_);
+    prefetcher_->give_back(stream_.record());
     if (is_last && row + micro_batch == (shard + 1) * shard_rows) gradient_sum_->expect_final();
-    model_->forward_backward(buffers.batch(), nll, config_.train().recompute_blocks(), ctx);
-    stream_.synchronize();  // nll is read here, and the buffers are written again
-    for (std::int64_t r = 0; r < micro_batch; ++r) {
-      const double* row_nll = nll.data<double>() + static_cast<std::size_t>(r) * length;
-      const double* weight = buffers.weight.data<double>() + static_cast<std::size_t>(r) * length;
-      double sum = 0;
-      for (std::size_t t = 0; t < length; ++t) sum += weight[t] * row_nll[t];
-      row_losses[static_cast<std::size_t>(row + r)] = sum;
-    }
+    model_->forward_backward(batch_.batch(), nll_, config_.train().recompute_blocks(), ctx);
+    kernels::row_losses(batch_.weight, nll_, row_losses.slice(row, row + micro_batch), stream_);
   }
 }
 
-Trainer::StepResult Trainer::step() {
-  const Timer step_timer;
-  StepResult result;
-  stream_.synchronize();  // the last update may still run on memory that is used again here
+Trainer::QueuedStep Trainer::queue_step() {
+  QueuedStep step;
+  step.queued_at = clock_.seconds();
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
-  // For every segment of the sequences one value a row of the batch and the number of ranks that were asked to stop.
-  const std::int64_t segments = grid_.sequence().size();
-  const Tensor shared = Tensor::zeros({segments, batch + 1}, DType::kF64);
-  const std::span<double> rows =
-      shared.span<double>().subspan(static_cast<std::size_t>(grid_.sequence().rank() * (batch + 1)),
-                                    static_cast<std::size_t>(batch + 1));
+  const std::int64_t segment = grid_.sequence().rank();
+  const TensorView mine = results_.view().slice(segment, segment + 1).reshape({batch + 1});
+  kernels::fill(results_, 0, stream_);
   for (std::int64_t s = 0; s < local_shards; ++s) {
     const bool is_last = s + 1 == local_shards;
     model_->parameters().bind_gradients(gradient_sum_->slot(stream_));
-    run_shard(grid_.data().rank() * local_shards + s, is_last, rows, result.data_seconds);
+    run_shard(grid_.data().rank() * local_shards + s, is_last, mine, step.row.data_seconds);
     if (!is_last) gradient_sum_->push(stream_);
   }
   const TensorView gradients = gradient_sum_->finish(stream_);
-  rows.back() = stop_requested() ? 1 : 0;
+  kernels::fill(mine.slice(batch, batch + 1), stop_requested() ? 1 : 0, stream_);
 
   const Timer communication_timer;
-  grid_.world().all_reduce_sum(shared, stream_);  // each value comes from one rank: exact
+  grid_.world().all_reduce_sum(results_, stream_);  // each value comes from one rank: exact
   const double seconds = communication_timer.seconds();
 
-  const double* value = shared.data<double>();
-  for (std::int64_t row = 0; row < batch; ++row) {
-    double loss = 0;
-    for (std::int64_t s = 0; s < segments; ++s) loss += value[s * (batch + 1) + row];
-    result.loss += loss;
-  }
-  for (std::int64_t s = 1; s <= segments; ++s) result.stop |= value[s * (batch + 1) - 1] > 0;
+  step.row.learning_rate = learning_rate(config_.optimizer(), config_.train().steps(), state_.step);
   const TensorView values = model_->parameters().values();
-  result.grad_norm = optimizer_.update(values, gradients, gradient_sum_->sum_of_squares(stream_),
-                                       state_.step, stream_);
+  const TensorView squares = gradient_sum_->sum_of_squares(stream_);
+  optimizer_.update(values, model_->parameters().rounded(), gradients, squares, state_.step,
+                    stream_);
   gradient_sum_->gather_parameters(values, stream_);
-  result.communication = gradient_sum_->take_seconds();
-  result.communication.total += seconds;
-  result.communication.exposed += seconds;
+  if (rounds_gathered_) {  // other ranks' parts come in fp32 only
+    gradient_sum_->wait_for_parameters(stream_);
+    model_->parameters().keep_rounded(stream_);
+  }
+  const auto communication = gradient_sum_->take_seconds();
+  step.row.communication_seconds = communication.total + seconds;
+  step.row.exposed_seconds = communication.exposed + seconds;
+
+  const memory::Scope scope(kResults, memory::Place::kPinned);
+  const std::int64_t count = results_.numel();
+  step.results = Tensor({count + 1}, DType::kF64);
+  kernels::copy(results_.view().reshape({count}), step.results.view().slice(0, count), stream_);
+  kernels::copy(squares, step.results.view().slice(count, count + 1), stream_);
+  step.is_done = stream_.record();
   state_.step += 1;
   state_.tokens += batch * config_.data().context_length();
-  result.seconds = step_timer.seconds();
-  return result;
+  step.row.step = state_.step;
+  step.row.tokens = state_.tokens;
+  return step;
 }
 
-void Trainer::after_step(const StepResult& result) {
-  if (output_) {
-    RunOutput::Step row;
-    row.step = state_.step;
-    row.tokens = state_.tokens;
-    row.loss = result.loss;
-    row.learning_rate =
-        learning_rate(config_.optimizer(), config_.train().steps(), state_.step - 1);
-    row.grad_norm = result.grad_norm;
-    row.seconds = result.seconds;
-    row.data_seconds = result.data_seconds;
-    row.communication_seconds = result.communication.total;
-    row.exposed_seconds = result.communication.exposed;
-    output_->train_step(row);
+bool Trainer::finish_step(QueuedStep& step) {
+  step.is_done.wait();
+  const double* const results = step.results.data<double>();
+  const std::int64_t batch = config_.train().batch_size();
+  const std::int64_t segments = grid_.sequence().size();
+  for (std::int64_t row = 0; row < batch; ++row) {
+    double loss = 0;
+    for (std::int64_t s = 0; s < segments; ++s) loss += results[s * (batch + 1) + row];
+    step.row.loss += loss;
   }
-  const bool last = state_.step == config_.train().steps();
-  const auto due = [&](std::int64_t interval) {
-    return last || (interval > 0 && state_.step % interval == 0);
-  };
-  if (due(config_.eval().interval_steps())) evaluate();
-  if (due(config_.checkpoint().interval_steps()) || result.stop) checkpoint();
+  bool is_stopping = false;
+  for (std::int64_t s = 1; s <= segments; ++s) is_stopping |= results[s * (batch + 1) - 1] > 0;
+  step.row.grad_norm = gradient_norm(results[segments * (batch + 1)], step.row.step - 1);
+  // Steps are queued while the one before runs; none begins before that has ended.
+  const double now = clock_.seconds();
+  step.row.seconds = now - std::max(step.queued_at, finished_at_);
+  finished_at_ = now;
+  if (output_) output_->train_step(step.row);
+  return is_stopping;
+}
+
+bool Trainer::is_due(std::int64_t interval) const {
+  return state_.step == config_.train().steps() || (interval > 0 && state_.step % interval == 0);
 }
 
 void Trainer::evaluate() {
@@ -214,16 +246,28 @@ void Trainer::checkpoint() {
 
 ExitCode Trainer::run() {
   const dist::PhaseScope scope(record_, dist::Phase::kStep);
-  bool stopped = false;
-  while (state_.step < config_.train().steps() && !stopped) {
-    const StepResult result = step();
-    after_step(result);
-    stopped = result.stop && state_.step < config_.train().steps();
+  const std::int64_t steps = config_.train().steps();
+  // On a device the host reads a step's results while the next one runs.
+  const bool reads_late = stream_.device() == Device::kCuda;
+  std::optional<QueuedStep> unfinished;
+  bool is_stopping = false;
+  while (state_.step < steps && !is_stopping) {
+    QueuedStep step = queue_step();
+    if (unfinished) is_stopping = finish_step(*unfinished);
+    unfinished = std::move(step);
+    const bool evaluates = is_due(config_.eval().interval_steps());
+    const bool saves = is_due(config_.checkpoint().interval_steps());
+    if (reads_late && !evaluates && !saves && !is_stopping) continue;
+    is_stopping =
+        finish_step(*unfinished) || is_stopping;  // before anything is made of its numbers
+    unfinished.reset();
+    if (evaluates) evaluate();
+    if (saves || is_stopping) checkpoint();
   }
   if (output_) output_->finish();
+  const bool stopped = is_stopping && state_.step < steps;
   if (stopped)
-    log::info("stopped on request step={} of {}; resume with the same command", state_.step,
-              config_.train().steps());
+    log::info("stopped on request step={} of {}; resume with the same command", state_.step, steps);
   return stopped ? ExitCode::kStoppedEarly : ExitCode::kOk;
 }
 

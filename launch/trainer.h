@@ -11,6 +11,7 @@
 #include "dist/gradient_sum.h"
 #include "dist/process_grid.h"
 #include "dist/sequence_exchange.h"
+#include "launch/batch_prefetcher.h"
 #include "launch/batch_reader.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
@@ -29,22 +30,29 @@ class Trainer {
   ExitCode run();
 
   [[nodiscard]] const RunState& state() const { return state_; }
+  [[nodiscard]] const LanguageModel& model() const { return *model_; }
 
  private:
-  struct StepResult {
-    double loss = 0;
-    double grad_norm = 0;
-    bool stop = false;  // some rank was asked to stop
-    double data_seconds = 0, seconds = 0;
-    dist::GradientSum::Seconds communication;
+  /// A step whose work is queued.
+  struct QueuedStep {
+    RunOutput::Step row;  // what the host knows before the work is done
+    // F64: for every segment of the sequences B row losses and the number of ranks that were asked to stop; then the sum of
+    // the gradient's squares.
+    Tensor results;
+    Stream::Event is_done;
+    double queued_at = 0;
   };
 
-  StepResult step();
-  /// Forward and backward of the shard's sequences; writes this segment's part of each row's masked mean
-  /// to `row_losses`.
-  void run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
-                 double& data_seconds);
-  void after_step(const StepResult& result);
+  /// Buffers, and the thread that reads the micro-batches from the run's place on.
+  void start_reading();
+  /// Everything of the next step, without waiting for any of it.
+  QueuedStep queue_step();
+  /// Forward and backward of the shard's sequences; `row_losses` [B] F64 gets this segment's part of each one's masked
+  /// mean.
+  void run_shard(std::int64_t shard, bool is_last, TensorView row_losses, double& data_seconds);
+  /// Waits for the step and writes its row; true when some rank was asked to stop. Throws kNumerical.
+  bool finish_step(QueuedStep& step);
+  [[nodiscard]] bool is_due(std::int64_t interval) const;
   void evaluate();
   void checkpoint();
   [[nodiscard]] Context context(double inner_multiplier);
@@ -56,12 +64,19 @@ class Trainer {
   Stream stream_;
   BatchReader train_reader_;
   std::optional<BatchReader> validation_reader_;
+  std::optional<BatchPrefetcher> prefetcher_;
+  BatchReader::Buffers batch_;  // where the device computes
   std::string tokenizer_;
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<dist::GradientSum> gradient_sum_;
   Optimizer optimizer_;
+  Tensor nll_;                    // [micro-batch, T] F64
+  Tensor results_;                // [segments, B + 1] F64, as in QueuedStep
+  bool rounds_gathered_ = false;  // ZeRO-1 with a bf16 copy of the weights
   RunState state_;
   std::int64_t last_saved_step_ = -1;
+  Timer clock_;
+  double finished_at_ = 0;             // the step before
   std::unique_ptr<RunOutput> output_;  // rank 0
 };
 

@@ -3,11 +3,15 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -37,57 +41,81 @@ std::byte* allocate_host(std::int64_t bytes) {
 
 void release_host(std::byte* block) { std::free(block); }
 
+std::string in_units(std::int64_t bytes) {
+  const auto count = static_cast<double>(bytes);
+  if (bytes < 1 << 20) return fmt::format("{} bytes", bytes);
+  return bytes < 1 << 30 ? fmt::format("{:.1f} MiB", count / 1048576.0)
+                         : fmt::format("{:.2f} GiB", count / 1073741824.0);
+}
+
+// Where a block belongs.
+struct Origin {
+  Place place;
+  std::int64_t block_bytes;
+
+  auto operator<=>(const Origin&) const = default;
+};
+
 class Pool {
  public:
-  std::byte* take(std::int64_t block_bytes) {
+  std::byte* take(Origin& origin, const Purpose& purpose) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    live_ += block_bytes;
-    peak_ = std::max(peak_, live_);
-    auto& list = free_[block_bytes];
+    if (source(origin.place).allocate == nullptr) origin.place = Place::kShared;
+    auto& list = free_[origin];
+    std::byte* block = nullptr;
     if (!list.empty()) {
-      std::byte* block = list.back();
+      block = list.back();
       list.pop_back();
-      return block;
+    } else {
+      block = source(origin.place).allocate(origin.block_bytes);
+      if (block == nullptr) {  // blocks of other sizes may be in the way
+        release_all();
+        block = source(origin.place).allocate(origin.block_bytes);
+      }
+      if (block != nullptr) held_ += origin.block_bytes;
     }
-    std::byte* block = source_.allocate(block_bytes);
-    if (block == nullptr) {
-      live_ -= block_bytes;
-      fail(ExitCode::kOutOfMemory, "out of memory: {} bytes asked for, {} bytes in tensors",
-           block_bytes, live_);
-    }
-    held_ += block_bytes;
+    if (block == nullptr) fail_out_of_memory(origin, purpose);
+    live_ += origin.block_bytes;
+    peak_ = std::max(peak_, live_);
     peak_held_ = std::max(peak_held_, held_);
+    Use& use = uses_[purpose.name];
+    use.bytes += origin.block_bytes;
+    use.remedy = purpose.remedy;
     return block;
   }
 
-  void give(std::byte* block, std::int64_t block_bytes) {
+  void give(std::byte* block, const Origin& origin, const char* purpose) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    live_ -= block_bytes;
+    live_ -= origin.block_bytes;
+    uses_[purpose].bytes -= origin.block_bytes;
 #if defined(__SANITIZE_ADDRESS__)
-    release_one(block, block_bytes);  // so that a use after free is seen
+    release_one(block, origin);  // so that a use after free is seen
 #else
-    free_[block_bytes].push_back(block);
+    free_[origin].push_back(block);
 #endif
   }
 
   void release() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& [bytes, list] : free_) {
-      for (std::byte* block : list) release_one(block, bytes);
-      list.clear();
-    }
+    release_all();
   }
 
-  BlockSource set_source(const BlockSource& source) {
-    release();
+  BlockSources set_sources(const BlockSources& sources) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    TTT_CHECK(live_ == 0 || source.allocate == source_.allocate,
-              "the source of memory changes while {} bytes are in tensors", live_);
-    return std::exchange(source_, source);
+    release_all();
+    const BlockSources before = sources_;
+    sources_ = sources;
+    if (sources_.shared.allocate == nullptr) sources_.shared = {&allocate_host, &release_host};
+    const bool is_same = sources_.shared.allocate == before.shared.allocate &&
+                         sources_.device.allocate == before.device.allocate &&
+                         sources_.pinned.allocate == before.pinned.allocate;
+    TTT_CHECK(live_ == 0 || is_same, "the source of memory changes while {} bytes are in tensors",
+              live_);
+    return before;
   }
   bool is_counting_only() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return source_.is_counting_only;
+    return sources_.shared.is_counting_only;
   }
 
   std::int64_t live() const {
@@ -109,14 +137,46 @@ class Pool {
   }
 
  private:
-  void release_one(std::byte* block, std::int64_t bytes) {
-    source_.release(block);
-    held_ -= bytes;
+  struct Use {
+    std::int64_t bytes = 0;
+    const char* remedy = nullptr;
+  };
+
+  const BlockSource& source(Place place) const {
+    if (place == Place::kDevice) return sources_.device;
+    return place == Place::kPinned ? sources_.pinned : sources_.shared;
+  }
+
+  void release_one(std::byte* block, const Origin& origin) {
+    source(origin.place).release(block);
+    held_ -= origin.block_bytes;
+  }
+  void release_all() {
+    for (auto& [origin, list] : free_) {
+      for (std::byte* block : list) release_one(block, origin);
+      list.clear();
+    }
+  }
+
+  [[noreturn]] void fail_out_of_memory(const Origin& origin, const Purpose& purpose) const {
+    std::vector<std::pair<std::string_view, Use>> uses(uses_.begin(), uses_.end());
+    std::erase_if(uses, [](const auto& use) { return use.second.bytes == 0; });
+    std::ranges::sort(uses, std::greater(), [](const auto& use) { return use.second.bytes; });
+    std::string consumers;
+    for (const auto& [name, use] : uses) {
+      consumers +=
+          fmt::format("{}{} {}", consumers.empty() ? ": " : ", ", name, in_units(use.bytes));
+    }
+    fail(ExitCode::kOutOfMemory,
+         "out of memory: {} asked for ({}), {} in tensors{}. To need less, {}",
+         in_units(origin.block_bytes), purpose.name, in_units(live_), consumers,
+         uses.empty() ? purpose.remedy : uses.front().second.remedy);
   }
 
   mutable std::mutex mutex_;
-  BlockSource source_{&allocate_host, &release_host, false};
-  std::map<std::int64_t, std::vector<std::byte*>> free_;
+  BlockSources sources_{{&allocate_host, &release_host}, {}, {}};
+  std::map<Origin, std::vector<std::byte*>> free_;
+  std::map<std::string_view, Use> uses_;  // by purpose
   std::int64_t live_ = 0;
   std::int64_t peak_ = 0;
   std::int64_t held_ = 0;
@@ -129,17 +189,34 @@ Pool& pool() {
   return *instance;
 }
 
+thread_local Purpose current_purpose;
+thread_local Place current_place = Place::kShared;
+
 }  // namespace
+
+Scope::Scope(const Purpose& purpose, Place place)
+    : outer_purpose_(current_purpose), outer_place_(current_place) {
+  current_purpose = purpose;
+  current_place = place;
+}
+
+Scope::~Scope() {
+  current_purpose = outer_purpose_;
+  current_place = outer_place_;
+}
 
 std::shared_ptr<std::byte> allocate(std::int64_t bytes) {
   TTT_CHECK(bytes >= 0, "allocation of {} bytes", bytes);
-  const std::int64_t block_bytes = size_class(bytes);
-  std::byte* block = pool().take(block_bytes);
+  Origin origin{current_place, size_class(bytes)};
+  std::byte* block = pool().take(origin, current_purpose);
 #ifdef TTT_POISON_FRESH_MEMORY
-  if (!is_counting_only())
-    std::memset(block, 0xff, static_cast<std::size_t>(block_bytes));  // NaN in every float format
+  if (origin.place != Place::kDevice && !is_counting_only()) {  // NaN in every float format
+    std::memset(block, 0xff, static_cast<std::size_t>(origin.block_bytes));
+  }
 #endif
-  return {block, [block_bytes](std::byte* p) { pool().give(p, block_bytes); }};
+  return {block, [origin, purpose = current_purpose.name](std::byte* p) {
+            pool().give(p, origin, purpose);
+          }};
 }
 
 std::int64_t live_bytes() { return pool().live(); }
@@ -147,7 +224,7 @@ std::int64_t peak_bytes() { return pool().peak(); }
 std::int64_t peak_held_bytes() { return pool().peak_held(); }
 void reset_peak() { pool().reset_peak(); }
 void release_free_blocks() { pool().release(); }
-BlockSource set_block_source(const BlockSource& source) { return pool().set_source(source); }
+BlockSources set_block_sources(const BlockSources& sources) { return pool().set_sources(sources); }
 bool is_counting_only() { return pool().is_counting_only(); }
 
 }  // namespace ttt::memory

@@ -10,8 +10,36 @@
 
 namespace ttt::memory {
 
+/// Who touches a block. On the CPU all are the same.
+enum class Place : std::uint8_t {
+  kShared,  // host and kernels, in turn: what is initialised, saved or looked at
+  kDevice,  // kernels alone
+  kPinned,  // the host, while kernels that copy it from or to the device may run
+};
+inline constexpr int kNumPlaces = 3;
+
+/// What tensors are for, to people who have too little memory. Both strings are literals.
+struct Purpose {
+  const char* name = "others";
+  const char* remedy = "use a smaller model or more ranks";  // what makes them smaller
+};
+
+/// Where fresh tensors of this thread lie and what they are for, from here to the end of the block. The innermost counts;
+/// without one they are shared and for others.
+class Scope {
+ public:
+  explicit Scope(const Purpose& purpose, Place place = Place::kShared);
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+  ~Scope();
+
+ private:
+  Purpose outer_purpose_;
+  Place outer_place_;
+};
+
 /// A block of at least `bytes` bytes, uninitialised; returned to the pool on destruction.
-/// Throws kOutOfMemory with the current use.
+/// Throws kOutOfMemory with what uses most.
 std::shared_ptr<std::byte> allocate(std::int64_t bytes);
 
 /// Where fresh blocks come from instead of the host's heap. `allocate` returns null when there is no memory.
@@ -21,10 +49,13 @@ struct BlockSource {
   /// Blocks have addresses but no memory: tensors are counted, nothing may touch them (kernels/planning.h).
   bool is_counting_only = false;
 };
-/// From here on; returns the source so far. Throws while tensors are alive, whose blocks would go back to the wrong
-/// place.
-BlockSource set_block_source(const BlockSource& source);
-/// Of the source in use.
+struct BlockSources {
+  BlockSource shared, device, pinned;  // by Place
+};
+/// From here on; returns the sources so far. Without a source shared memory is the host's heap, and the other places are
+/// shared memory. Throws while tensors are alive, whose blocks would go back to the wrong place.
+BlockSources set_block_sources(const BlockSources& sources);
+/// Of the source of shared memory.
 bool is_counting_only();
 
 /// Bytes in live tensors now, and the most there ever were since `reset_peak`.

@@ -22,7 +22,7 @@ class QueueEvent {
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
-  /// Returns when everything queued so far is done; throws kDeviceFailure when any of it failed.
+  /// Returns when everything queued so far is done; throws when any of it failed.
   virtual void synchronize() = 0;
   /// The place reached so far; null when all is done.
   virtual std::unique_ptr<QueueEvent> record() = 0;
@@ -54,7 +54,7 @@ class Stream {
 
   /// The CPU.
   Stream() = default;
-  /// A CUDA device's queue (kernels/cuda/backend.h makes them).
+  /// A CUDA device's queue (kernels/device_ops.h makes them).
   explicit Stream(std::unique_ptr<DeviceQueue> queue) : queue_(std::move(queue)) {}
 
   [[nodiscard]] Device device() const { return queue_ ? queue_->device() : Device::kCpu; }

@@ -13,10 +13,14 @@ Linear::Linear(const Parameter& weight)
       outputs_(weight.shape[0]),
       inputs_(weight.shape.numel() / weight.shape[0]) {}
 
+TensorView Linear::weight(const Context& context) const {
+  return weight_->operand(context.precision).reshape({outputs_, inputs_});
+}
+
 void Linear::forward(TensorView x, TensorView y, Context& context) const {
   const std::int64_t rows = x.numel() / inputs_;
-  kernels::linear_forward(x.reshape({rows, inputs_}), weight_->value.reshape({outputs_, inputs_}),
-                          y.reshape({rows, outputs_}), context.precision, context.stream);
+  kernels::linear_forward(x.reshape({rows, inputs_}), weight(context), y.reshape({rows, outputs_}),
+                          context.precision, context.stream);
 }
 
 Tensor Linear::forward(TensorView x, Context& context) const {
@@ -32,9 +36,8 @@ void Linear::backward(TensorView x, TensorView d_y, TensorView d_x, kernels::Acc
   kernels::linear_backward_weight(d_y_rows, x.reshape({rows, inputs_}),
                                   weight_->grad.reshape({outputs_, inputs_}), context.precision,
                                   context.stream);
-  kernels::linear_backward_input(d_y_rows, weight_->value.reshape({outputs_, inputs_}),
-                                 d_x.reshape({rows, inputs_}), accumulate, context.precision,
-                                 context.stream);
+  kernels::linear_backward_input(d_y_rows, weight(context), d_x.reshape({rows, inputs_}),
+                                 accumulate, context.precision, context.stream);
 }
 
 }  // namespace ttt

@@ -24,6 +24,8 @@ class Linear {
                 Context& context) const;
 
  private:
+  [[nodiscard]] TensorView weight(const Context& context) const;  // [outputs, inputs]
+
   const Parameter* weight_;
   std::int64_t outputs_;
   std::int64_t inputs_;

@@ -1,5 +1,6 @@
 #include "core/mixers/ttt_core.h"
 
+#include "core/base/memory.h"
 #include "core/sequence_exchange.h"
 #include "core/token_range.h"
 #include "kernels/activation.h"

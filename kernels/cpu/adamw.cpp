@@ -9,16 +9,20 @@
 namespace ttt::kernels {
 
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           const AdamWStep& step, Stream& stream) {
+           TensorView squares, TensorView rounded, const AdamWStep& step, Stream& stream) {
   const auto count = parameters.size(0);
   expect_shape("parameters", parameters, {count});
   expect_shape("gradients", gradients, {count});
   expect_shape("m", m, {count});
   expect_shape("v", v, {count});
+  expect_shape("squares", squares, {1});
+  if (!rounded.empty()) expect_shape("rounded", rounded, {count});
   TTT_CHECK(step.step >= 1, "AdamW steps count from 1, not {}", step.step);
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->adamw(parameters, gradients, m, v, step, stream);
+    return ops->adamw(parameters, gradients, m, v, squares, rounded, step, stream);
   }
+  const double norm = std::sqrt(*squares.data<double>());
+  if (!std::isfinite(norm)) return;
   visit_real(parameters.dtype(), [&](auto zero) {
     using T = decltype(zero);
     T* const p_data = parameters.data<T>();
@@ -35,7 +39,7 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
     const T epsilon = static_cast<T>(step.epsilon);
     const T rate = static_cast<T>(step.learning_rate);
     const T decay = static_cast<T>(step.weight_decay);
-    const T grad_scale = static_cast<T>(step.grad_scale);
+    const T grad_scale = static_cast<T>(clip_scale(norm, step.clip_norm));
     for_each_block(count, 2, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) {
@@ -49,6 +53,7 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
       }
     });
   });
+  if (!rounded.empty()) copy(parameters, rounded);
 }
 
 void block_sums_of_squares(TensorView x, TensorView partial_sums, Stream& stream) {
@@ -76,13 +81,19 @@ void block_sums_of_squares(TensorView x, TensorView partial_sums, Stream& stream
   });
 }
 
-double sum_of_squares(TensorView x, Stream& stream) {
+void add_up(TensorView partial, TensorView sum, Stream& stream) {
+  expect_shape("partial", partial, {partial.numel()});
+  expect_shape("sum", sum, {1});
+  if (const DeviceOps* ops = device_ops(stream)) return ops->add_up(partial, sum, stream);
+  double total = 0;
+  for (const double value : partial.span<double>()) total += value;
+  *sum.data<double>() = total;
+}
+
+void sum_of_squares(TensorView x, TensorView sum, Stream& stream) {
   const Tensor partial({(x.numel() + kSquaresBlock - 1) / kSquaresBlock}, DType::kF64);
   block_sums_of_squares(x, partial, stream);
-  stream.synchronize();
-  double total = 0;
-  for (const double sum : partial.span<double>()) total += sum;
-  return total;
+  add_up(partial, sum, stream);
 }
 
 }  // namespace ttt::kernels

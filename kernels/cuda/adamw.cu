@@ -1,16 +1,16 @@
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <initializer_list>
 
 #include "kernels/adamw.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/simt.h"
+#include "kernels/cuda/reduce.h"
 
 namespace ttt::kernels::cuda {
 namespace {
 
-constexpr unsigned kAllLanes = 0xffffffffU;
 constexpr int kThreads = 256;
 
 struct alignas(16) Packet {
@@ -24,7 +24,8 @@ bool are_aligned(std::initializer_list<const void*> pointers) {
 }
 
 struct Scalars {
-  float rate, beta1, rest1, unbias1, beta2, rest2, unbias2, epsilon, decay, grad_scale;
+  float rate, beta1, rest1, unbias1, beta2, rest2, unbias2, epsilon, decay;
+  double clip_norm;
 };
 
 Scalars scalars_of(const AdamWStep& step) {
@@ -38,14 +39,14 @@ Scalars scalars_of(const AdamWStep& step) {
           .unbias2 = static_cast<float>(1.0 / (1.0 - std::pow(step.beta2, t))),
           .epsilon = static_cast<float>(step.epsilon),
           .decay = static_cast<float>(step.weight_decay),
-          .grad_scale = static_cast<float>(step.grad_scale)};
+          .clip_norm = step.clip_norm};
 }
 
 // The fused products are written out: the compiler may not choose others for packets than for single elements, since
 // any split into spans gives the same bits.
-__device__ __forceinline__ void update(float& p, float gradient, float& m, float& v,
+__device__ __forceinline__ void update(float& p, float gradient, float& m, float& v, float scale,
                                        const Scalars& s) {
-  const float g = gradient * s.grad_scale;
+  const float g = gradient * scale;
   m = fmaf(s.beta1, m, s.rest1 * g);
   v = fmaf(s.beta2, v, s.rest2 * (g * g));
   const float direction = m * s.unbias1 / (sqrtf(v * s.unbias2) + s.epsilon);
@@ -55,37 +56,32 @@ __device__ __forceinline__ void update(float& p, float gradient, float& m, float
 // The first `packets` packets, and single elements from there on.
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,
-                 float* __restrict__ v, Scalars scalars, std::int64_t packets, std::int64_t count) {
+                 float* __restrict__ v, const double* __restrict__ squares,
+                 BFloat16* __restrict__ rounded, Scalars scalars, std::int64_t packets,
+                 std::int64_t count) {
+  const double norm = ::sqrt(*squares);
+  if (!(norm <= DBL_MAX)) return;  // infinite or NaN
+  const bool is_clipped = scalars.clip_norm > 0 && norm >= scalars.clip_norm;
+  const float scale = is_clipped ? static_cast<float>(scalars.clip_norm / norm) : 1.0F;
   for_each_element(packets, [&](std::int64_t i) {
     Packet p_packet = reinterpret_cast<Packet*>(p)[i];
     Packet m_packet = reinterpret_cast<Packet*>(m)[i];
     Packet v_packet = reinterpret_cast<Packet*>(v)[i];
     const Packet g_packet = reinterpret_cast<const Packet*>(g)[i];
     for (int j = 0; j < 4; ++j) {
-      update(p_packet.values[j], g_packet.values[j], m_packet.values[j], v_packet.values[j],
+      update(p_packet.values[j], g_packet.values[j], m_packet.values[j], v_packet.values[j], scale,
              scalars);
     }
     reinterpret_cast<Packet*>(p)[i] = p_packet;
     reinterpret_cast<Packet*>(m)[i] = m_packet;
     reinterpret_cast<Packet*>(v)[i] = v_packet;
+    if (rounded != nullptr) store_chunk<4>(rounded + 4 * i, p_packet.values);
   });
   const std::int64_t first = packets * 4;
   for_each_element(count - first, [&](std::int64_t i) {
-    update(p[first + i], g[first + i], m[first + i], v[first + i], scalars);
+    update(p[first + i], g[first + i], m[first + i], v[first + i], scale, scalars);
+    if (rounded != nullptr) store_float(&rounded[first + i], p[first + i]);
   });
-}
-
-// The block's sum, in thread 0; the order is that of the threads' numbers and nothing else.
-__device__ __forceinline__ double block_sum(double mine) {
-  __shared__ double warp_sums[kThreads / 32];
-  for (int distance = 16; distance > 0; distance /= 2) {
-    mine += __shfl_down_sync(kAllLanes, mine, distance);
-  }
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = mine;
-  __syncthreads();
-  double sum = 0;
-  for (const double warp : warp_sums) sum += warp;
-  return sum;
 }
 
 // Block b sums elements [b, b + 1) * kSquaresBlock. `kIsAligned` changes the accesses, not the order.
@@ -111,23 +107,41 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
+// One block: partial [count], added up.
+__global__ void __launch_bounds__(kThreads)
+    total_kernel(const double* __restrict__ partial, double* __restrict__ total,
+                 std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t i = threadIdx.x; i < count; i += kThreads) sum += partial[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *total = sum;
+}
+
 }  // namespace
 
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           const AdamWStep& step, Stream& stream) {
+           TensorView squares, TensorView rounded, const AdamWStep& step, Stream& stream) {
   const std::int64_t count = parameters.numel();
-  const bool has_packets = are_aligned({parameters.raw(), gradients.raw(), m.raw(), v.raw()});
+  BFloat16* const to = rounded.empty() ? nullptr : rounded.data<BFloat16>();
+  const bool has_packets = are_aligned({parameters.raw(), gradients.raw(), m.raw(), v.raw()}) &&
+                           reinterpret_cast<std::uintptr_t>(to) % (4 * sizeof(BFloat16)) == 0;
   const std::int64_t packets = has_packets ? count / 4 : 0;
   launch(adamw_kernel, elementwise_shape(std::max(packets, count - packets * 4)), stream,
          parameters.data<float>(), gradients.data<float>(), m.data<float>(), v.data<float>(),
-         scalars_of(step), packets, count);
+         squares.data<double>(), to, scalars_of(step), packets, count);
 }
 
 void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {
+  if (partial.numel() == 0) return;
   const bool is_aligned = are_aligned({x.raw()});
   launch(is_aligned ? squares_kernel<true> : squares_kernel<false>,
          {dim3(static_cast<unsigned>(partial.numel())), dim3(kThreads)}, stream, x.data<float>(),
          partial.data<double>(), x.numel());
+}
+
+void add_up(TensorView partial, TensorView sum, Stream& stream) {
+  launch(total_kernel, {dim3(1), dim3(kThreads)}, stream, partial.data<double>(),
+         sum.data<double>(), partial.numel());
 }
 
 }  // namespace ttt::kernels::cuda

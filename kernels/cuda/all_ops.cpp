@@ -9,6 +9,8 @@ const DeviceOps& all_ops() {
   return ops;
 }
 
-CudaBackend backend() { return {&all_ops(), &num_devices, &make_stream, &device_id, &versions}; }
+CudaBackend backend() {
+  return {&all_ops(), &num_devices, &problem, &make_stream, &device_id, &versions};
+}
 
 }  // namespace ttt::kernels::cuda

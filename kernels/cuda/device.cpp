@@ -1,10 +1,13 @@
-// Devices and streams of the CUDA runtime. Tensors lie in managed memory: host code that fills, reads or saves them
-// needs no second path, and pages that kernels use stay on the device.
+// Devices, streams and memory of the CUDA runtime. What the host shares with kernels lies in managed memory: host code
+// that fills, reads or saves it needs no second path. What kernels alone use is plain device memory.
+
+#include "kernels/cuda/device.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
 #include <array>
+#include <map>
 
 #include "core/base/memory.h"
 #include "kernels/cuda/attention_library.h"
@@ -51,49 +54,132 @@ class CudaQueue final : public DeviceQueue {
   cudaStream_t stream_ = nullptr;
 };
 
+// Memory of the current device, in managed and in plain blocks, and how much there is. Managed memory beyond that would
+// move between host and device at every step instead of failing.
+class DeviceMemory {
+ public:
+  /// Null when the device has not got as much. `allocate` is cudaMalloc or cudaMallocManaged.
+  template <typename Allocate>
+  std::byte* take(std::int64_t bytes, Allocate&& allocate) {
+    if (limit_ == 0) {
+      std::size_t total = 0;
+      check_cuda(cudaMemGetInfo(&limit_, &total), "the device's memory");
+    }
+    const auto size = static_cast<std::size_t>(bytes);
+    if (used_ + size > limit_) return nullptr;
+    void* block = nullptr;
+    const cudaError_t status = allocate(&block, size);
+    if (status == cudaErrorMemoryAllocation) {
+      static_cast<void>(cudaGetLastError());
+      return nullptr;  // the pool says what is in use
+    }
+    check_cuda(status, "memory");
+    used_ += size;
+    sizes_[block] = size;
+    return static_cast<std::byte*>(block);
+  }
+
+  void give(std::byte* block) {
+    used_ -= sizes_.at(block);
+    sizes_.erase(block);
+    cudaFree(block);
+  }
+
+ private:
+  std::size_t limit_ = 0;  // what was free at first
+  std::size_t used_ = 0;
+  std::map<void*, std::size_t> sizes_;
+};
+
+// The pool calls from one thread at a time. Never destroyed, as the pool.
+DeviceMemory& device_memory() {
+  static auto* const instance = new DeviceMemory;
+  return *instance;
+}
+
+// Pages lie on the device unless the host touches them; they come back when a kernel does.
 std::byte* allocate_managed(std::int64_t bytes) {
+  return device_memory().take(bytes, [](void** block, std::size_t size) {
+    const cudaError_t status = cudaMallocManaged(block, size);
+    if (status != cudaSuccess) return status;
+    cudaMemLocation here{};
+    here.type = cudaMemLocationTypeDevice;
+    check_cuda(cudaGetDevice(&here.id), "the current device");
+    // Advice only: a device that does not take it works without.
+    if (cudaMemAdvise(*block, size, cudaMemAdviseSetPreferredLocation, here) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+    }
+    return cudaSuccess;
+  });
+}
+
+std::byte* allocate_device(std::int64_t bytes) {
+  return device_memory().take(
+      bytes, [](void** block, std::size_t size) { return cudaMalloc(block, size); });
+}
+
+void release_device(std::byte* block) { device_memory().give(block); }
+
+std::byte* allocate_pinned(std::int64_t bytes) {
   void* block = nullptr;
-  const cudaError_t status = cudaMallocManaged(&block, static_cast<std::size_t>(bytes));
-  if (status == cudaErrorMemoryAllocation) return nullptr;  // the pool says how much is in use
-  check_cuda(status, "memory");
+  const cudaError_t status = cudaMallocHost(&block, static_cast<std::size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) return nullptr;
+  check_cuda(status, "pinned memory");
   return static_cast<std::byte*>(block);
 }
 
-void release_managed(std::byte* block) { cudaFree(block); }
+void release_pinned(std::byte* block) { cudaFreeHost(block); }
 
-// What stops a device from being used, in words; empty when nothing does.
-std::string missing_device(int index) {
-  int driver = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
-    return "this machine has no NVIDIA driver";
+}  // namespace
+
+std::string device_problem(const DriverState& state, int index) {
+  const auto version = [](int number) {
+    return fmt::format("{}.{}", number / 1000, number % 1000 / 10);
+  };
+  if (state.driver == 0) return "this machine has no NVIDIA driver";
+  // A driver serves every program of its major version.
+  if (state.driver < state.runtime / 1000 * 1000 || state.status == cudaErrorInsufficientDriver) {
+    return fmt::format("the NVIDIA driver serves CUDA {}; this program needs {} or later",
+                       version(state.driver), version(state.runtime / 1000 * 1000));
   }
-  if (driver < CUDART_VERSION / 1000 * 1000) {
-    return fmt::format("the NVIDIA driver serves CUDA {}.{}; this program needs {}.0 or later",
-                       driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
+  if (state.status != cudaSuccess && state.status != cudaErrorNoDevice) {
+    return fmt::format("the NVIDIA driver does not start: {} ({})",
+                       cudaGetErrorString(state.status), cudaGetErrorName(state.status));
   }
-  const int count = num_devices();
-  if (index >= count) {
+  if (index >= state.num_devices) {
     return fmt::format("CUDA device {} was asked for; there are {} (CUDA_VISIBLE_DEVICES?)", index,
-                       count);
+                       state.num_devices);
   }
   return {};
 }
 
-}  // namespace
+DriverState driver_state() {
+  DriverState state;
+  if (cudaDriverGetVersion(&state.driver) != cudaSuccess) state.driver = 0;
+  state.status = cudaGetDeviceCount(&state.num_devices);
+  if (state.status != cudaSuccess) state.num_devices = 0;
+  static_cast<void>(cudaGetLastError());
+  return state;
+}
 
-int num_devices() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+int num_devices() { return driver_state().num_devices; }
+
+std::string problem() {
+  const DriverState state = driver_state();
+  const bool has_devices = state.driver != 0 && state.status != cudaErrorNoDevice;
+  return has_devices ? device_problem(state, 0) : std::string();
 }
 
 Stream make_stream(int device) {
   // What is wrong with TTT_ATTENTION is said now, not in the first step.
   static_cast<void>(attention_library());
-  if (const std::string problem = missing_device(device); !problem.empty()) {
-    fail(ExitCode::kUsage, "{}; --device cpu needs none", problem);
+  if (const std::string reason = device_problem(driver_state(), device); !reason.empty()) {
+    fail(ExitCode::kUsage, "{}; --device cpu needs none", reason);
   }
   check_cuda(cudaSetDevice(device), "choosing a device");
-  memory::set_block_source({&allocate_managed, &release_managed});
+  memory::set_block_sources({{&allocate_managed, &release_device},
+                             {&allocate_device, &release_device},
+                             {&allocate_pinned, &release_pinned}});
   return Stream(std::make_unique<CudaQueue>());
 }
 

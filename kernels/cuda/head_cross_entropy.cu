@@ -163,7 +163,7 @@ void head_cross_entropy(TensorView x, TensorView w, TensorView targets, TensorVi
   const std::int64_t chunk_rows = head_chunk_rows(Device::kCuda, tokens, vocab, size_of(x.dtype()));
   const bool has_gradient = !d_x.empty() || !d_w.empty();
   Tensor w_rounded;  // once, not in each product
-  if (x.dtype() == DType::kBF16 && precision == Precision::kBF16) {
+  if (x.dtype() == DType::kBF16 && precision == Precision::kBF16 && w.dtype() != DType::kBF16) {
     w_rounded = Tensor(w.shape(), DType::kBF16);
     launch(round_kernel, elementwise_shape(w.numel()), stream, w.data<float>(),
            w_rounded.data<BFloat16>(), w.numel());

@@ -18,14 +18,13 @@ struct LaunchShape {
   unsigned cluster = 1;          // blocks of a cluster, along x
 };
 
-/// Throws kOutOfMemory or kPeerLost (the device is lost), or kInternal with CUDA's reason.
+/// kOutOfMemory, kPeerLost (the device is lost) or kInternal.
+ExitCode exit_code_of(cudaError_t status);
+/// Throws it with CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);
 
 /// Of the current device, 90 for 9.0.
 int compute_capability();
-
-/// Copies device memory to the host and waits for it: for the few ops that return a value.
-void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
 
 /// Queues `kernel`; errors of the launch itself are thrown, those of its run by Stream::synchronize.
 template <typename... Parameters, typename... Arguments>

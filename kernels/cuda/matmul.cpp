@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 
+#include "core/base/memory.h"
 #include "kernels/copy.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -105,7 +106,9 @@ class Plan {
 /// The library's handle, the plans made so far and the workspace. One a process: one thread starts kernels.
 class Products {
  public:
-  Products() : workspace_({kWorkspaceBytes}, DType::kU8) {
+  Products() {
+    const memory::Scope scope({"workspaces"}, memory::Place::kDevice);
+    workspace_ = Tensor({kWorkspaceBytes}, DType::kU8);
     check_cublas(cublasLtCreate(&handle_), "a handle");
   }
 

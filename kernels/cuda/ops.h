@@ -18,6 +18,8 @@ const DeviceOps& all_ops();
 
 /// 0 where there is no driver or no device.
 int num_devices();
+/// Why there are none although there is a driver; else empty.
+std::string problem();
 /// A queue on CUDA device `device` of this process.
 Stream make_stream(int device);
 

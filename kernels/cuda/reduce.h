@@ -108,6 +108,19 @@ __device__ __forceinline__ void block_sum(float (&values)[kCount], float* shared
   }
 }
 
+/// The sum over the threads of a one-dimensional block of whole warps, in thread 0. Once a kernel.
+__device__ __forceinline__ double block_sum(double mine) {
+  __shared__ double warp_sums[kMaxWarps];
+  for (int distance = kWarpLanes / 2; distance > 0; distance /= 2) {
+    mine += __shfl_down_sync(0xffffffffU, mine, distance);
+  }
+  if (threadIdx.x % kWarpLanes == 0) warp_sums[threadIdx.x / kWarpLanes] = mine;
+  __syncthreads();
+  double sum = 0;
+  for (unsigned warp = 0; warp < blockDim.x / kWarpLanes; ++warp) sum += warp_sums[warp];
+  return sum;
+}
+
 // Blocks that sum columns have a column for each lane and walk down the rows in groups.
 constexpr int kColumnGroups = 8;
 inline dim3 column_block() { return dim3(kWarpLanes, kColumnGroups); }

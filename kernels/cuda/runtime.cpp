@@ -4,20 +4,35 @@
 
 namespace ttt::kernels::cuda {
 
-void check_cuda(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  static_cast<void>(cudaGetLastError());  // an error that is not sticky must not be reported twice
-  const char* const reason = cudaGetErrorString(status);
+ExitCode exit_code_of(cudaError_t status) {
   switch (status) {
     case cudaErrorMemoryAllocation:
-      fail(ExitCode::kOutOfMemory, "{}: {}", what, reason);
+      return ExitCode::kOutOfMemory;
+    // The device or the way to it, not the program: another machine, or the same after a reset, goes on.
     case cudaErrorDevicesUnavailable:
     case cudaErrorECCUncorrectable:
     case cudaErrorNvlinkUncorrectable:
-      fail(ExitCode::kPeerLost, "{}: the device is lost: {}", what, reason);
+    case cudaErrorHardwareStackError:
+    case cudaErrorContained:
+    case cudaErrorExternalDevice:
+    case cudaErrorSystemNotReady:
+    case cudaErrorMpsConnectionFailed:
+    case cudaErrorMpsRpcFailure:
+    case cudaErrorMpsServerNotReady:
+    case cudaErrorNoDevice:  // once there was one: it fell off the bus
+    case cudaErrorUnknown:
+      return ExitCode::kPeerLost;
     default:
-      fail(ExitCode::kInternal, "{}: {} ({})", what, reason, cudaGetErrorName(status));
+      return ExitCode::kInternal;
   }
+}
+
+void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  static_cast<void>(cudaGetLastError());  // an error that is not sticky must not be reported twice
+  const ExitCode code = exit_code_of(status);
+  fail(code, "{}: {}{} ({})", what, code == ExitCode::kPeerLost ? "the device is lost: " : "",
+       cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
 int compute_capability() {
@@ -30,13 +45,6 @@ int compute_capability() {
   check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
              "the compute capability");
   return 10 * major + minor;
-}
-
-void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream) {
-  check_cuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost,
-                             static_cast<cudaStream_t>(stream.native())),
-             "a copy to the host");
-  stream.synchronize();
 }
 
 }  // namespace ttt::kernels::cuda

@@ -20,9 +20,9 @@ Stream make_planning_stream(const PlannedDevice& device, PlanningTrace& trace) {
 }
 
 AddressSpace::AddressSpace()
-    : previous_(memory::set_block_source({&next_address, &forget_address, true})) {}
+    : previous_(memory::set_block_sources({{&next_address, &forget_address, true}, {}, {}})) {}
 
-AddressSpace::~AddressSpace() { memory::set_block_source(previous_); }
+AddressSpace::~AddressSpace() { memory::set_block_sources(previous_); }
 
 std::int64_t library_workspace_bytes(Device device) {
   return device == Device::kCuda ? cuda::kProductWorkspaceBytes : 0;

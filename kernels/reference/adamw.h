@@ -14,11 +14,15 @@ void adamw(std::span<T> parameters,       // [n] in-out
            std::span<const T> gradients,  // [n]
            std::span<T> m,                // [n] in-out
            std::span<T> v,                // [n] in-out
+           double squares,                // of all gradients
            const AdamWStep& step) {
+  const double norm = std::sqrt(squares);
+  if (!std::isfinite(norm)) return;
+  const double scale = clip_scale(norm, step.clip_norm);
   const double correction_1 = 1.0 - std::pow(step.beta1, static_cast<double>(step.step));
   const double correction_2 = 1.0 - std::pow(step.beta2, static_cast<double>(step.step));
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    const T g = gradients[i] * step.grad_scale;
+    const T g = gradients[i] * scale;
     m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;
     v[i] = step.beta2 * v[i] + (1.0 - step.beta2) * g * g;
     const T direction = m[i] / correction_1 / (std::sqrt(v[i] / correction_2) + step.epsilon);

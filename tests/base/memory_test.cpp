@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <map>
+#include <thread>
 
 #include "core/base/error.h"
 #include "core/base/tensor.h"
@@ -81,6 +83,97 @@ TEST(Memory, AskingForTooMuchIsOutOfMemoryAndLeavesTheCount) {
   EXPECT_EQ(memory::live_bytes(), live);
 }
 #endif
+
+// A device of 64 KiB and pinned memory without end, in place of the heap.
+struct SmallDevice {
+  static inline std::int64_t used = 0;
+  static inline std::map<std::byte*, std::int64_t> device, pinned;
+
+  static std::byte* allocate_device(std::int64_t bytes) {
+    if (used + bytes > 65536) return nullptr;
+    used += bytes;
+    auto* const block = new std::byte[static_cast<std::size_t>(bytes)];
+    device[block] = bytes;
+    return block;
+  }
+  static void release_device(std::byte* block) {
+    used -= device.at(block);
+    device.erase(block);
+    delete[] block;
+  }
+  static std::byte* allocate_pinned(std::int64_t bytes) {
+    auto* const block = new std::byte[static_cast<std::size_t>(bytes)];
+    pinned[block] = bytes;
+    return block;
+  }
+  static void release_pinned(std::byte* block) {
+    pinned.erase(block);
+    delete[] block;
+  }
+};
+
+class MemoryOfADevice : public testing::Test {
+ protected:
+  MemoryOfADevice() {
+    memory::set_block_sources({{},
+                               {&SmallDevice::allocate_device, &SmallDevice::release_device},
+                               {&SmallDevice::allocate_pinned, &SmallDevice::release_pinned}});
+  }
+  ~MemoryOfADevice() override { memory::set_block_sources({}); }
+};
+
+constexpr memory::Purpose kStates{"states", "have fewer"};
+constexpr memory::Purpose kWork{"work", "do less"};
+
+TEST_F(MemoryOfADevice, ScopesSayWhereTensorsLie) {
+  const Tensor shared({100}, DType::kF64);
+  EXPECT_EQ(SmallDevice::device.size() + SmallDevice::pinned.size(), 0U);
+  const memory::Scope outer(kWork, memory::Place::kDevice);
+  const Tensor a({100}, DType::kF64);
+  {
+    const memory::Scope inner(kStates, memory::Place::kPinned);
+    const Tensor b({100}, DType::kF64);
+    EXPECT_EQ(SmallDevice::pinned.size(), 1U);
+  }
+  const Tensor c({100}, DType::kF64);
+  EXPECT_EQ(SmallDevice::device.size(), 2U);
+  EXPECT_EQ(SmallDevice::pinned.count(static_cast<std::byte*>(c.view().raw())), 0U);
+  std::thread([] {  // a thread of its own has scopes of its own
+    const Tensor d({100}, DType::kF64);
+  })
+      .join();
+  EXPECT_EQ(SmallDevice::device.size(), 2U);
+}
+
+TEST_F(MemoryOfADevice, BlocksOfOtherSizesMakeRoom) {
+  const memory::Scope scope(kWork, memory::Place::kDevice);
+  { const Tensor a({6000}, DType::kF64); }
+  const Tensor b({7000}, DType::kF64);  // beside `a` there would be no room
+  EXPECT_EQ(memory::live_bytes(), 57344);
+}
+
+TEST_F(MemoryOfADevice, WithoutRoomTheErrorNamesWhatUsesMostAndWhatHelps) {
+  const memory::Scope states(kStates);
+  const Tensor a({40000}, DType::kU8);
+  const memory::Scope work(kWork, memory::Place::kDevice);
+  const Tensor b({60000}, DType::kU8);
+  const auto live = memory::live_bytes();
+  try {
+    const Tensor c({10000}, DType::kU8);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kOutOfMemory);
+    EXPECT_STREQ(error.what(),
+                 "out of memory: 10240 bytes asked for (work), 102400 bytes in tensors: work 61440 "
+                 "bytes, states 40960 bytes. To need less, do less");
+  }
+  EXPECT_EQ(memory::live_bytes(), live);
+}
+
+TEST_F(MemoryOfADevice, TheSourceStaysWhileTensorsLive) {
+  const Tensor a({100}, DType::kF64);
+  EXPECT_THROW(memory::set_block_sources({}), Error);
+}
 
 TEST(Memory, ANegativeSizeIsRejected) { EXPECT_THROW((void)memory::allocate(-1), Error); }
 

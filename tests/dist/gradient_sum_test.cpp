@@ -134,7 +134,9 @@ void expect_sums(int sequence_ranks, std::int64_t local_shards) {
             << range.end << ")";
       }
       if constexpr (std::is_same_v<T, float>) {
-        ASSERT_EQ(sum.sum_of_squares(stream), squares_of_buckets(expected));
+        const TensorView squares = sum.sum_of_squares(stream);
+        stream.synchronize();
+        ASSERT_EQ(*squares.data<double>(), squares_of_buckets(expected));
       }
     }
   }

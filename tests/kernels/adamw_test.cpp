@@ -21,6 +21,16 @@ using Values = std::vector<double>;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+// Where updates find the gradient's norm.
+Tensor squares_of_norm(double norm) { return tensor_of<double>({1}, {norm * norm}); }
+
+double squares_of(TensorView x, Stream& stream) {
+  const Tensor sum = tensor_of<double>({1}, {kNan});
+  sum_of_squares(x, sum, stream);
+  stream.synchronize();
+  return *sum.data<double>();
+}
+
 // Three steps on one element, written out with numbers; gradients 2, -1, 0.5 before scaling by 1/2.
 TEST(AdamW, FollowsTheRecurrenceByHand) {
   double p = 1.5, m = 0, v = 0;
@@ -28,7 +38,8 @@ TEST(AdamW, FollowsTheRecurrenceByHand) {
   Tensor vt = tensor_of<double>({1}, {v});
   Values p_ref{p}, m_ref{m}, v_ref{v};
   Stream stream;
-  AdamWStep step{.learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.2, .grad_scale = 0.5};
+  AdamWStep step{.learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.2, .clip_norm = 1.5};
+  const double norm = 3;  // of a larger gradient, of which this is an element
   for (const double gradient : {2.0, -1.0, 0.5}) {
     const double g = gradient / 2;
     m = 0.9 * m + 0.1 * g;
@@ -37,8 +48,8 @@ TEST(AdamW, FollowsTheRecurrenceByHand) {
     const double m_hat = m / (1 - std::pow(0.9, t));
     const double v_hat = v / (1 - std::pow(0.95, t));
     p = p - 0.1 * m_hat / (std::sqrt(v_hat) + 1e-3) - 0.1 * 0.2 * p;
-    adamw(pt, tensor_of<double>({1}, {gradient}), mt, vt, step, stream);
-    reference::adamw<double>(p_ref, Values{gradient}, m_ref, v_ref, step);
+    adamw(pt, tensor_of<double>({1}, {gradient}), mt, vt, squares_of_norm(norm), {}, step, stream);
+    reference::adamw<double>(p_ref, Values{gradient}, m_ref, v_ref, norm * norm, step);
     for (const Values& got : {values_of<double>(pt), p_ref}) EXPECT_NEAR(got[0], p, 1e-15);
     for (const Values& got : {values_of<double>(mt), m_ref}) EXPECT_NEAR(got[0], m, 1e-15);
     for (const Values& got : {values_of<double>(vt), v_ref}) EXPECT_NEAR(got[0], v, 1e-15);
@@ -50,7 +61,7 @@ TEST(AdamW, FirstStepMovesByTheLearningRate) {
   Tensor p = tensor_of<double>({2}, {1, 1}), m = tensor_of<double>({2}, {0, 0});
   Tensor v = tensor_of<double>({2}, {0, 0});
   Stream stream;
-  adamw(p, tensor_of<double>({2}, {30, -0.01}), m, v,
+  adamw(p, tensor_of<double>({2}, {30, -0.01}), m, v, squares_of_norm(30), {},
         {.learning_rate = 0.25, .epsilon = 0, .weight_decay = 0}, stream);
   expect_close("p", p.span<double>(), Values{0.75, 1.25}, 1e-14);
 }
@@ -61,7 +72,8 @@ TEST(AdamW, LearningRateZeroMovesOnlyTheMoments) {
   Tensor v = Tensor::zeros({9}, DType::kF32);
   const Values before = values_of<float>(p);
   Stream stream;
-  adamw(p, tensor_of<float>({9}, random_values("g", 9)), m, v, {.learning_rate = 0}, stream);
+  adamw(p, tensor_of<float>({9}, random_values("g", 9)), m, v, squares_of_norm(1), {},
+        {.learning_rate = 0}, stream);
   EXPECT_EQ(values_of<float>(p), before);
   for (const double value : values_of<float>(m)) EXPECT_NE(value, 0.0);
   for (const double value : values_of<float>(v)) EXPECT_GT(value, 0.0);
@@ -75,11 +87,11 @@ void compare_with_reference(std::int64_t count, double tolerance) {
   Tensor v = Tensor::zeros(shape, kDType<T>);
   Values p_ref = values_of<T>(p), m_ref(p_ref.size()), v_ref(p_ref.size());
   for (std::int64_t t = 1; t <= 5; ++t) {
-    const AdamWStep step{.learning_rate = 0.01, .grad_scale = 0.3, .step = t};
+    const AdamWStep step{.learning_rate = 0.01, .clip_norm = 0.6, .step = t};
     const Tensor g = tensor_of<T>(shape, random_values("g" + std::to_string(t), count));
-    adamw(p, g, m, v, step, stream);
+    adamw(p, g, m, v, squares_of_norm(2), {}, step, stream);
     stream.synchronize();
-    reference::adamw<double>(p_ref, values_of<T>(g), m_ref, v_ref, step);
+    reference::adamw<double>(p_ref, values_of<T>(g), m_ref, v_ref, 4, step);
   }
   expect_close("p", p.span<T>(), p_ref, tolerance);
   expect_close("m", m.span<T>(), m_ref, tolerance);
@@ -104,7 +116,8 @@ TEST(AdamW, AnySplitIntoFloatSpansGivesTheSameBits) {
     const Tensor g = tensor_of<float>({1009}, random_values("g", 1009));
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
       const auto part = [&](const Tensor& x) { return x.view().slice(cuts[i], cuts[i + 1]); };
-      adamw(part(p), part(g), part(m), part(v), {.learning_rate = 0.1, .step = 3}, stream);
+      adamw(part(p), part(g), part(m), part(v), squares_of_norm(1), {},
+            {.learning_rate = 0.1, .step = 3}, stream);
     }
     stream.synchronize();
     return values_of<float>(p);
@@ -118,19 +131,100 @@ TEST(AdamW, BitsDoNotDependOnTheNumberOfThreads) {
     Tensor p = tensor_of<float>({50001}, random_values("p", 50001));
     Tensor g = tensor_of<float>({50001}, random_values("g", 50001));
     Tensor m = Tensor::zeros({50001}, DType::kF32), v = Tensor::zeros({50001}, DType::kF32);
-    adamw(p, g, m, v, {.learning_rate = 0.1}, stream);
-    Tensor norm = tensor_of<double>({1}, {sum_of_squares(g, stream)});
-    return std::vector<Tensor>{p, m, v, norm};
+    const Tensor squares({1}, DType::kF64);
+    sum_of_squares(g, squares, stream);
+    adamw(p, g, m, v, squares, {}, {.learning_rate = 0.1, .clip_norm = 0.5}, stream);
+    return std::vector<Tensor>{p, m, v, squares};
   });
+}
+
+// What a product would make of the new parameters; views may begin anywhere.
+TEST(AdamW, FloatRoundsWhatItWrites) {
+  Stream stream = test::stream();
+  for (const std::int64_t begin : {0, 1, 2, 3}) {
+    const std::int64_t end = begin + 1029;
+    Tensor p = tensor_of<float>({1040}, random_values("p", 1040));
+    Tensor m = tensor_of<float>({1040}, random_values("m", 1040));
+    Tensor v = tensor_of<float>({1040}, Values(1040, 0.5));
+    const Tensor g = tensor_of<float>({1040}, random_values("g", 1040));
+    const Tensor rounded = tensor_of<BFloat16>({1040}, Values(1040, 7));
+    const auto part = [&](const Tensor& x) { return x.view().slice(begin, end); };
+    adamw(part(p), part(g), part(m), part(v), squares_of_norm(1), part(rounded),
+          {.learning_rate = 0.1}, stream);
+    stream.synchronize();
+    for (std::int64_t i = 0; i < 1040; ++i) {
+      const bool is_inside = i >= begin && i < end;
+      ASSERT_EQ(test::as_double(rounded.data<BFloat16>()[i]),
+                is_inside ? test::as_double(BFloat16(p.data<float>()[i])) : 7.0)
+          << i;
+    }
+  }
+}
+
+// A norm at the limit is not scaled and one above it is, continuously; without a limit none is. m = 0.1 g from zero.
+template <typename T>
+void expect_clipping() {
+  Stream stream = test::stream();
+  const struct {
+    double norm, clip_norm, scale;
+  } cases[] = {{2, 3, 1}, {3, 3, 1}, {6, 3, 0.5}, {6, 0, 1}, {0, 3, 1}};
+  for (const auto& c : cases) {
+    Tensor p = tensor_of<T>({5}, Values(5, 1.0)), m = tensor_of<T>({5}, Values(5, 0.0));
+    Tensor v = tensor_of<T>({5}, Values(5, 0.0));
+    adamw(p, tensor_of<T>({5}, Values(5, 1.0)), m, v, squares_of_norm(c.norm), {},
+          {.learning_rate = 0.1, .clip_norm = c.clip_norm}, stream);
+    stream.synchronize();
+    for (const T value : m.span<T>()) EXPECT_NEAR(value, 0.1 * c.scale, 1e-7) << c.norm;
+  }
+}
+TEST(AdamW, DoubleClipsToTheLimit) { expect_clipping<double>(); }
+TEST(AdamW, FloatClipsToTheLimit) { expect_clipping<float>(); }
+
+template <typename T>
+void expect_nothing_changes_without_a_norm() {
+  Stream stream = test::stream();
+  // Packets of four and what is left of them.
+  for (const std::int64_t count : {3, 4, 1030}) {
+    Tensor p = tensor_of<T>({count}, random_values("p", count));
+    Tensor m = tensor_of<T>({count}, random_values("m", count));
+    Tensor v = tensor_of<T>({count}, Values(static_cast<std::size_t>(count), 0.5));
+    const Values before[] = {values_of<T>(p), values_of<T>(m), values_of<T>(v)};
+    const Tensor g = tensor_of<T>({count}, random_values("g", count));
+    const Tensor rounded = tensor_of<BFloat16>({count}, Values(static_cast<std::size_t>(count), 7));
+    for (const double squares : {kNan, kInfinity}) {
+      for (const double clip_norm : {0.0, 1.0}) {
+        adamw(p, g, m, v, tensor_of<double>({1}, {squares}), rounded,
+              {.learning_rate = 0.1, .clip_norm = clip_norm}, stream);
+        stream.synchronize();
+        EXPECT_EQ(values_of<T>(p), before[0]) << count;
+        EXPECT_EQ(values_of<T>(m), before[1]) << count;
+        EXPECT_EQ(values_of<T>(v), before[2]) << count;
+        for (const BFloat16 value : rounded.span<BFloat16>()) EXPECT_EQ(test::as_double(value), 7);
+      }
+    }
+  }
+}
+TEST(AdamW, DoubleNormThatIsNotFiniteChangesNothing) {
+  expect_nothing_changes_without_a_norm<double>();
+}
+TEST(AdamW, FloatNormThatIsNotFiniteChangesNothing) {
+  expect_nothing_changes_without_a_norm<float>();
 }
 
 TEST(AdamWErrors, ShapesAndStep) {
   Stream stream;
   Tensor a({4}, DType::kF32), b({5}, DType::kF32);
+  const Tensor squares = squares_of_norm(1);
   test::expect_error(ExitCode::kInternal, "gradients has shape [5], expected [4]",
-                     [&] { adamw(a, b, a, a, {}, stream); });
+                     [&] { adamw(a, b, a, a, squares, {}, {}, stream); });
   test::expect_error(ExitCode::kInternal, "steps count from 1, not 0",
-                     [&] { adamw(a, a, a, a, {.step = 0}, stream); });
+                     [&] { adamw(a, a, a, a, squares, {}, {.step = 0}, stream); });
+  test::expect_error(ExitCode::kInternal, "squares has shape [4], expected [1]",
+                     [&] { adamw(a, a, a, a, a, {}, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "rounded has shape [5], expected [4]",
+                     [&] { adamw(a, a, a, a, squares, b, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "sum has shape [4], expected [1]",
+                     [&] { sum_of_squares(a, a, stream); });
 }
 
 TEST(SumOfSquares, FloatMatchesReference) {
@@ -138,22 +232,22 @@ TEST(SumOfSquares, FloatMatchesReference) {
   for (const std::int64_t count : {0, 1, 7, 8192, 30011, 70003}) {
     const Tensor x = tensor_of<float>({count}, random_values("x", count));
     const double expected = reference::sum_of_squares<double>(values_of<float>(x));
-    EXPECT_NEAR(sum_of_squares(x, stream), expected, 1e-13 * expected) << count;
+    EXPECT_NEAR(squares_of(x, stream), expected, 1e-13 * expected) << count;
   }
   // Squares that leave float's range.
-  EXPECT_NEAR(sum_of_squares(tensor_of<float>({2}, {3e30, 4e30}), stream), 2.5e61, 1e55);
+  EXPECT_NEAR(squares_of(tensor_of<float>({2}, {3e30, 4e30}), stream), 2.5e61, 1e55);
 }
 
 // Bits depend on the elements, not on where they begin.
 TEST(SumOfSquares, FloatViewsMayBeginAnywhere) {
   Stream stream = test::stream();
   const Values values = random_values("x", 40003);
-  const double expected = sum_of_squares(tensor_of<float>({40003}, values), stream);
+  const double expected = squares_of(tensor_of<float>({40003}, values), stream);
   for (const std::int64_t shift : {1, 2, 3}) {
     Values shifted(values);
     shifted.insert(shifted.begin(), static_cast<std::size_t>(shift), kNan);
     const Tensor x = tensor_of<float>({40003 + shift}, shifted);
-    EXPECT_EQ(sum_of_squares(x.view().slice(shift, 40003 + shift), stream), expected) << shift;
+    EXPECT_EQ(squares_of(x.view().slice(shift, 40003 + shift), stream), expected) << shift;
   }
 }
 
@@ -164,9 +258,9 @@ void expect_nan_and_infinity_reported() {
        {std::size_t{0}, std::size_t{8191}, std::size_t{20000}, std::size_t{32768}}) {
     Values values(32769, 1.0);
     values[at] = kNan;
-    EXPECT_TRUE(std::isnan(sum_of_squares(tensor_of<T>({32769}, values), stream)));
+    EXPECT_TRUE(std::isnan(squares_of(tensor_of<T>({32769}, values), stream)));
     values[at] = -kInfinity;
-    EXPECT_EQ(sum_of_squares(tensor_of<T>({32769}, values), stream), kInfinity);
+    EXPECT_EQ(squares_of(tensor_of<T>({32769}, values), stream), kInfinity);
   }
 }
 

@@ -51,7 +51,7 @@ Measured measure_step(const config::RunConfig& config) {
     if (shard + 1 < config.parallel().virtual_shards()) accumulator.push(stream);
   }
   const TensorView gradients = accumulator.merge({0, model.parameters().num_elements()}, stream);
-  optimizer.update(model.parameters().values(), gradients, 0, stream);
+  optimizer.update(model.parameters().values(), {}, gradients, 0, stream);
   return {memory::peak_bytes() - before, memory::peak_held_bytes() - before};
 }
 

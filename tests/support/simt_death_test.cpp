@@ -157,5 +157,18 @@ TEST(SimtDeathTest, LaunchesThatNoDeviceAccepts) {
   EXPECT_DEATH(simt::run({{6, 1, 1}, {1, 1, 1}, 0, 4}, nothing), "divides the grid");
 }
 
+// The host may not touch what it did not ask to share; a kernel may.
+TEST(SimtDeathTest, HostCodeInDeviceMemory) {
+  std::byte* const memory = simt::allocate_device(100);
+  volatile auto* const value = reinterpret_cast<int*>(memory);
+  EXPECT_DEATH(*value = 1, "");
+  {
+    const simt::DeviceAccess access;
+    *value = 1;
+    EXPECT_EQ(*value, 1);
+  }
+  EXPECT_DEATH(EXPECT_EQ(*value, 1), "");
+}
+
 }  // namespace
 }  // namespace ttt::kernels::cuda

@@ -55,7 +55,7 @@ class TrainedModel {
     kernels::fill(gradients_, 0, stream);
     Context context{stream, kernels::Precision::kBF16};
     model_.forward_backward(batch.view(), batch.nll, recompute_blocks, context);
-    optimizer_->update(model_.parameters().values(), gradients_, next_step_++, stream);
+    optimizer_->update(model_.parameters().values(), {}, gradients_, next_step_++, stream);
   }
 
   [[nodiscard]] const LanguageModel& model() const { return model_; }

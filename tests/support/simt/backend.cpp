@@ -1,8 +1,10 @@
 // What of the CUDA backend is not kernels: on the emulator work is done when a call returns, and products are the
 // CPU's.
 
+#include "core/base/memory.h"
 #include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/ops.h"
+#include "tests/support/simt/device_memory.h"
 
 namespace ttt::kernels::cuda {
 namespace {
@@ -23,14 +25,21 @@ bool is_mixed(TensorView a, TensorView b, TensorView c) {
 
 int num_devices() { return 1; }
 
+std::string problem() { return {}; }
+
 const AttentionLibrary* attention_library() { return nullptr; }
 
-Stream make_stream(int /*device*/) { return Stream(std::make_unique<EmulatedQueue>()); }
+Stream make_stream(int /*device*/) {
+  memory::set_block_sources({{}, {&simt::allocate_device, &simt::release_device}, {}});
+  return Stream(std::make_unique<EmulatedQueue>());
+}
 
 std::string device_id() { return "emulated"; }
 std::string versions() { return "emulated"; }
 
 void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+  const simt::DeviceAccess access;
+  const memory::Scope scope(memory::Purpose{});
   Stream cpu;
   if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
   const Tensor wide_y(y.shape(), DType::kF32);
@@ -41,6 +50,8 @@ void linear_forward(TensorView x, TensorView w, TensorView y, Precision precisio
 
 void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,
                            Precision precision, Stream& stream) {
+  const simt::DeviceAccess access;
+  const memory::Scope scope(memory::Purpose{});
   Stream cpu;
   if (!is_mixed(d_y, w, d_x)) {
     return kernels::linear_backward_input(d_y, w, d_x, accumulate, precision, cpu);
@@ -53,6 +64,8 @@ void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumul
 
 void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precision precision,
                             Stream& /*stream*/) {
+  const simt::DeviceAccess access;
+  const memory::Scope scope(memory::Purpose{});
   Stream cpu;
   kernels::linear_backward_weight(to_dtype(d_y, DType::kF32), to_dtype(x, DType::kF32), d_w,
                                   precision, cpu);

@@ -1,7 +1,7 @@
 #pragma once
 // CUDA on the CPU, for tests: compiled first into every .cu file (g++ -x c++ -include tests/support/simt/emulator.h),
 // it gives the names of CUDA C++ that kernels use and all of kernels/cuda/simt.h and kernels/cuda/launch.h. Device
-// memory is host memory. Fragments, shuffles and barriers have the layouts of the PTX ISA. An asynchronous copy happens
+// memory is host memory that only kernels can reach (tests/support/simt/device_memory.h). Fragments, shuffles and barriers have the layouts of the PTX ISA. An asynchronous copy happens
 // when it is waited for and its destination is NaN from the time it is asked for, so a missing wait is wrong data. What
 // an instruction does not allow (alignment, lanes that are missing or elsewhere) ends the program.
 //
@@ -20,6 +20,7 @@
 
 #include "core/base/dtype.h"
 #include "core/base/stream.h"
+#include "tests/support/simt/device_memory.h"
 #include "tests/support/simt/scheduler.h"
 
 #define __global__
@@ -303,13 +304,10 @@ struct LaunchShape {
 
 inline int compute_capability() { return 90; }
 
-inline void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& /*stream*/) {
-  std::memcpy(host, device, bytes);
-}
-
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& /*stream*/,
             Arguments... arguments) {
+  const simt::DeviceAccess access;
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel has at most 4 KiB of arguments");
   simt::run({{shape.grid.x, shape.grid.y, shape.grid.z},
              {shape.block.x, shape.block.y, shape.block.z},

@@ -1,0 +1,157 @@
+// The trainer against the loop that docs/architecture.md describes, without a reader's thread, results read late or
+// rounded weights: bit for bit, on the CPU and, with TTT_TEST_CUDA, on a device or its emulator.
+
+#include "launch/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "data/checkpoint/checkpoint.h"
+#include "kernels/row_losses.h"
+#include "launch/metrics_log.h"
+#include "tests/launch/token_run.h"
+#include "tests/support/kernel_check.h"
+#include "tests/support/tensors.h"
+
+namespace ttt::launch {
+namespace {
+
+struct Curve {
+  std::vector<std::int64_t> steps;
+  std::vector<double> losses, norms;
+};
+
+class TrainerTest : public testing::TestWithParam<const char*> {
+ protected:
+  TrainerTest() : communicator_(dist::make_single_communicator()) {
+    run_.set(std::string("model.mixer=") + GetParam());
+  }
+
+  Trainer make_trainer() { return {run_.config(), "auto", ttt::test::stream(), *communicator_}; }
+
+  static std::vector<double> values_of(const LanguageModel& model) {
+    return ttt::test::values_of(model.parameters().values());
+  }
+
+  // As simple as it can be; parameters end up in `values`.
+  Curve train_plainly(Tensor& values) const {
+    const config::RunConfig& config = run_.config();
+    Stream stream = ttt::test::stream();
+    LanguageModel model(config.model(), config.data().context_length());
+    ParameterStore& store = model.parameters();
+    store.allocate(DType::kF32);
+    store.initialize(config.seed());
+    Optimizer optimizer(config.optimizer(), config.train().steps(), store.num_elements(),
+                        DType::kF32);
+    const BatchReader reader(config, data::Split::kTrain);
+    const std::int64_t batch = config.train().batch_size();
+    const std::int64_t rows = config.train().micro_batch_size();
+    Context context{stream, kernels::Precision::kBF16};
+    Curve curve;
+    for (std::int64_t step = 0; step < config.train().steps(); ++step) {
+      std::vector<Tensor> shards;
+      double loss = 0;
+      for (std::int64_t row = 0; row < batch; row += rows) {
+        if (row % (batch / config.parallel().virtual_shards()) == 0) {
+          shards.push_back(Tensor::zeros({store.num_elements()}, DType::kF32));
+          store.bind_gradients(shards.back());
+        }
+        const BatchReader::Buffers buffers = reader.make_buffers(rows);
+        reader.read(step * batch + row, batch, buffers);
+        const Tensor nll(buffers.ids.shape(), DType::kF64);
+        const Tensor losses({rows}, DType::kF64);
+        model.forward_backward(buffers.batch(), nll, false, context);
+        kernels::row_losses(buffers.weight, nll, losses, stream);
+        stream.synchronize();
+        for (const double one : losses.span<double>()) loss += one;
+      }
+      EXPECT_EQ(shards.size(), 2U);
+      const Tensor gradients = to_dtype(shards[0], DType::kF32);
+      for (std::int64_t i = 0; i < gradients.numel(); ++i) {
+        gradients.data<float>()[i] += shards[1].data<float>()[i];
+      }
+      optimizer.update(store.values(), {}, gradients, step, stream);
+      stream.synchronize();
+      curve.steps.push_back(step + 1);
+      curve.losses.push_back(loss);
+      curve.norms.push_back(gradient_norm(*optimizer.squares().data<double>(), step));
+    }
+    values = to_dtype(store.values(), DType::kF32);
+    return curve;
+  }
+
+  [[nodiscard]] Curve written_curve() const {
+    Curve curve;
+    for (const MetricsRow& row :
+         read_metrics(run_.config().output_directory() + "/metrics.jsonl")) {
+      if (row.kind != "train") continue;
+      curve.steps.push_back(row.step);
+      curve.losses.push_back(row.number("loss"));
+      curve.norms.push_back(row.number("grad_norm"));
+    }
+    return curve;
+  }
+  [[nodiscard]] std::vector<std::int64_t> saved_steps() const {
+    std::vector<std::int64_t> steps;
+    for (const auto& location : data::list_checkpoints(run_.config().output_directory())) {
+      steps.push_back(location.step);
+    }
+    std::ranges::sort(steps);
+    return steps;
+  }
+
+  ttt::test::TokenRun run_;
+  std::unique_ptr<dist::Communicator> communicator_;
+};
+
+TEST_P(TrainerTest, StepsAreThoseOfThePlainLoop) {
+  Tensor expected;
+  const Curve plain = train_plainly(expected);
+  Trainer trainer = make_trainer();
+  EXPECT_EQ(trainer.run(), ExitCode::kOk);
+  EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+  const Curve curve = written_curve();
+  EXPECT_EQ(curve.steps, plain.steps);
+  EXPECT_EQ(curve.losses, plain.losses);
+  EXPECT_EQ(curve.norms, plain.norms);
+  EXPECT_EQ(saved_steps(), (std::vector<std::int64_t>{2, 4, 5}));
+}
+
+TEST_P(TrainerTest, ResumedRunsGoOnBitForBit) {
+  Tensor expected;
+  {
+    Trainer whole = make_trainer();
+    EXPECT_EQ(whole.run(), ExitCode::kOk);
+    expected = to_dtype(whole.model().parameters().values(), DType::kF32);
+  }
+  const Curve curve = written_curve();
+  for (const std::int64_t step : {4, 5}) {
+    std::filesystem::remove_all(data::checkpoint_directory(run_.config().output_directory(), step));
+  }
+  Trainer resumed = make_trainer();
+  EXPECT_EQ(resumed.state().step, 2);
+  EXPECT_EQ(resumed.run(), ExitCode::kOk);
+  EXPECT_EQ(values_of(resumed.model()), ttt::test::values_of(expected));
+  EXPECT_EQ(written_curve().losses, curve.losses);
+}
+
+// The host learns of it one step late on a device; nothing is saved or written of it or of what came after.
+TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
+  run_.set("optimizer.learning_rate=1e30");
+  run_.set("checkpoint.interval_steps=3");
+  Trainer trainer = make_trainer();
+  ExitCode code = ExitCode::kOk;
+  const std::string error = ttt::test::error_of([&] { trainer.run(); }, &code);
+  EXPECT_EQ(code, ExitCode::kNumerical);
+  EXPECT_THAT(error, testing::HasSubstr("at step 1:"));
+  EXPECT_EQ(written_curve().steps, (std::vector<std::int64_t>{1}));
+  EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{});
+}
+
+// Its name puts the suite among those of the programs for a device.
+INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerTest, testing::Values("TTT_LINEAR", "ATTENTION"),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace ttt::launch
