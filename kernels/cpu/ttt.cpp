@@ -217,34 +217,7 @@ void check_gradients(const Extents& e, const TttInputs& inputs, const TttInputGr
   check_tensor("d_norm_bias", d.d_norm_bias, {e.heads, e.features}, wide);
 }
 
-template <typename Worker>
-std::vector<std::unique_ptr<Worker>> make_workers(const Extents& e) {
-  std::vector<std::unique_ptr<Worker>> workers;
-  for (int i = 0; i < num_workers(e); ++i) workers.push_back(std::make_unique<Worker>(e));
-  return workers;
-}
-
 }  // namespace
-
-std::shared_ptr<void> make_scratch(const Extents& e, DType dtype, bool is_backward) {
-  std::shared_ptr<void> scratch;
-  visit_real(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    visit_learner<T>(e, [&](auto* learner) {
-      using Learner = std::remove_pointer_t<decltype(learner)>;
-      using Forward = std::vector<std::unique_ptr<ForwardWorker<T, Learner>>>;
-      using Backward = std::vector<std::unique_ptr<BackwardWorker<T, Learner>>>;
-      if (!is_backward) {
-        scratch = std::make_shared<Forward>(make_workers<ForwardWorker<T, Learner>>(e));
-      } else {
-        scratch = std::make_shared<std::pair<SharedGradients<T>, Backward>>(
-            SharedGradients<T>(e), make_workers<BackwardWorker<T, Learner>>(e));
-      }
-    });
-  });
-  return scratch;
-}
-
 }  // namespace ttt_cpu
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,

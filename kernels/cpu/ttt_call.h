@@ -33,20 +33,13 @@ void visit_learner(const Extents& e, F&& f) {
   }
 }
 
-inline int num_workers(const Extents& e) {
-  return static_cast<int>(
-      std::max<std::int64_t>(1, std::min<std::int64_t>(omp_get_max_threads(), e.num_pairs())));
-}
-
-/// The scratch that ttt_forward or ttt_backward has in a call, untouched, for as long as the result lives: for planning.
-std::shared_ptr<void> make_scratch(const Extents& e, DType dtype, bool is_backward);
-
 /// run(worker, pair) for every pair. One thread computes a pair from start to end, so that bits do not depend on
 /// how many threads there are. Workers are made before the threads start: their allocation may throw.
 template <typename Worker, typename Make, typename Run>
 void for_each_pair(const Extents& e, Make&& make, Run&& run) {
   const std::int64_t pairs = e.num_pairs();
-  const int threads = num_workers(e);
+  const int threads = static_cast<int>(
+      std::max<std::int64_t>(1, std::min<std::int64_t>(omp_get_max_threads(), pairs)));
   std::vector<std::unique_ptr<Worker>> workers;
   workers.reserve(static_cast<std::size_t>(threads));
   for (int i = 0; i < threads; ++i) workers.push_back(make());

@@ -1,6 +1,7 @@
 // The planned ops: most are noted only; the others say how many products they are, and allocate what the real ones do.
 
 #include "kernels/cpu/bf16_gemm.h"
+#include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_call.h"
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/device_ops.h"
@@ -187,12 +188,18 @@ void allocate_saved(const TttInputs& inputs, const TttOptions& options, const Tt
   }
 }
 
-/// Of the CPU's threads: states inside a group of mini-batches are kept by those that work on it.
-std::shared_ptr<void> thread_scratch(const TttInputs& inputs, const TttOptions& options,
-                                     const TttState& initial, bool is_backward, Stream& stream) {
-  if (stream.device() == Device::kCuda) return nullptr;
-  return ttt_cpu::make_scratch(ttt_cpu::checked_extents(inputs, options, initial), inputs.q.dtype(),
-                               is_backward);
+/// What each of the CPU's threads keeps in backward: the states and tapes of a group of mini-batches, whose number grows
+/// with the sequence (BackwardWorker of kernels/cpu/ttt.cpp).
+template <typename T>
+std::shared_ptr<void> thread_tapes(const ttt_cpu::Extents& e) {
+  auto arena = std::make_shared<ttt_cpu::Arena<T>>();
+  const auto threads = std::min<std::int64_t>(num_threads(), e.num_pairs());
+  const std::int64_t states = std::min(e.group_size(), e.num_blocks());
+  for (std::int64_t i = 0; i < threads * states; ++i) {
+    (void)ttt_cpu::Tape<T>(e, *arena);
+    (void)ttt_cpu::State<T>(e, *arena);
+  }
+  return arena;
 }
 
 /// An inner loop on real operands, for measuring: backward needs what forward kept.
@@ -231,7 +238,6 @@ void planned_ttt_forward(const TttInputs& inputs, const TttOptions& options,
                          const TttState& initial, TensorView out, const TttState& final_state,
                          TttSaved* saved, Stream& stream) {
   if (saved != nullptr) allocate_saved(inputs, options, initial, *saved, stream);
-  const auto scratch = thread_scratch(inputs, options, initial, false, stream);
   OpCall call = call_of("ttt_forward", inputs, initial, out, final_state);
   describe_inner_loop(call, ttt_cpu::checked_extents(inputs, options, initial), 1);
   call.prepare = [=](Stream& real) {
@@ -245,10 +251,14 @@ void planned_ttt_backward(const TttInputs& inputs, const TttOptions& options,
                           const TttState& initial, const TttSaved& /*saved*/, TensorView d_out,
                           const TttState& d_final, const TttInputGradients& gradients,
                           const TttState& d_initial, Stream& stream) {
-  const auto scratch = thread_scratch(inputs, options, initial, true, stream);
+  const ttt_cpu::Extents e = ttt_cpu::checked_extents(inputs, options, initial);
+  std::shared_ptr<void> tapes;
+  if (stream.device() == Device::kCpu) {
+    visit_real(inputs.q.dtype(), [&](auto zero) { tapes = thread_tapes<decltype(zero)>(e); });
+  }
   OpCall call = call_of("ttt_backward", inputs, initial, d_out, d_final, gradients, d_initial);
   // Backward has two products for each of forward's, which it runs again.
-  describe_inner_loop(call, ttt_cpu::checked_extents(inputs, options, initial), 3);
+  describe_inner_loop(call, e, 3);
   call.prepare = [=](Stream& real) {
     const auto run = std::make_shared<InnerLoopRun>(inputs, options, initial, d_initial, real);
     run->forward();
