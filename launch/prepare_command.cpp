@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <iostream>
 #include <memory>
 
@@ -116,8 +117,23 @@ void prepare(const data::PrepareOptions& options, dist::Communicator& communicat
   print_summary(options, manifest, job.stats());
 }
 
-void add_document_options(CLI::App& command, data::PrepareOptions& options,
-                          std::map<std::string, double>& shares) {
+// "NAME=SHARE", or "NAME" for all of it.
+void take_subset_share(const std::string& argument, data::PrepareOptions& options) {
+  const std::size_t equals = argument.rfind('=');
+  double share = 1;
+  if (equals != std::string::npos) {
+    const char* const begin = argument.data() + equals + 1;
+    const char* const end = argument.data() + argument.size();
+    const auto [rest, error] = std::from_chars(begin, end, share);
+    if (error != std::errc() || rest != end) {
+      fail(ExitCode::kUsage, "--subset {}: NAME=SHARE is expected, with a share from 0 to 1",
+           argument);
+    }
+  }
+  options.filter.subset_shares[argument.substr(0, equals)] = share;
+}
+
+void add_document_options(CLI::App& command, data::PrepareOptions& options) {
   command
       .add_option("--text-field", options.fields.text,
                   "Field of the JSON objects, a.b for a nested one")
@@ -127,11 +143,15 @@ void add_document_options(CLI::App& command, data::PrepareOptions& options,
                   "Fields that may name a document's subset; the first that does")
       ->capture_default_str();
   command
-      .add_option(
-          "--subset", shares,
-          "NAME SHARE: take this share of the subset, of unnamed ones that of \"*\" or none; "
-          "may be repeated")
-      ->type_name("NAME SHARE");
+      .add_option_function<std::vector<std::string>>(
+          "--subset",
+          [&options](const std::vector<std::string>& arguments) {
+            for (const std::string& argument : arguments) take_subset_share(argument, options);
+          },
+          "NAME=SHARE: take this share of the subset, of others that of \"*\" or none; may be "
+          "repeated")
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command.add_option("--sample", options.filter.sample, "Share of all documents to take")
       ->capture_default_str();
   command.add_option("--min-bytes", options.filter.min_bytes, "Leave out shorter documents")
@@ -170,7 +190,7 @@ void add_prepare_command(CLI::App& app, Action& action) {
                       "Train a SentencePiece BPE model of this many pieces on the training text");
   command->add_flag("--parse-special", options->parse_special,
                     "Text that looks like a control token (</s>) becomes it, as in ttt-lm-jax");
-  add_document_options(*command, *options, options->filter.subset_shares);
+  add_document_options(*command, *options);
   command->add_option("--shard-tokens", options->shard_tokens, "Tokens a shard")
       ->capture_default_str();
   command

@@ -11,7 +11,7 @@ import time
 import unittest
 from pathlib import Path
 
-from harness import (CORRUPT, OK, RunTest, end, files_under, pseudo_text, start, stored_zstd, ttt)
+from harness import (CORRUPT, OK, USAGE, RunTest, end, files_under, pseudo_text, start, stored_zstd, ttt)
 
 BOS, EOS = 1, 2
 ONE_LINE = ["Plain text of a page.", "", "tab\tand  two spaces ", "literal </s> and <s> and <unk>", "a\0b", "naïve café 你好 😀",
@@ -106,11 +106,12 @@ class Pile(CorporaTest):
     def test_subsets_samples_and_lengths(self):
         source = self.directory / "subsets.jsonl"
         source.write_text("".join(line(f"text {n}", pile_set_name="AB"[n % 2]) for n in range(400)))
-        output, result = self.prepare(source, "--subset", "A", 1)
+        output, result = self.prepare(source, "--subset", "A=1")
         self.assertEqual(len(self.documents(output)), 200)
         self.assertIn("left out: 200 documents: of another subset", result.out)
-        output, _ = self.prepare(source, "--subset", "A", 1, "--subset", "*", 0.25)
+        output, _ = self.prepare(source, "--subset", "A", "--subset", "*=0.25")
         self.assertTrue(225 < len(self.documents(output)) < 275)
+        self.prepare(source, "--subset", "A=half", code=USAGE)
         output, result = self.prepare(source, "--min-bytes", 7, "--max-bytes", 7)
         self.assertEqual(len(self.documents(output)), 90)
 
