@@ -94,7 +94,8 @@ TEST(Prepare, WhatIsLeftOutIsCounted) {
   EXPECT_THAT(stats.examples[0], testing::StartsWith(directory.path("in/0.jsonl:9: byte ")));
   // Texts of no and one word are the same in all five files; the empty one is of subset A, half of which is taken.
   EXPECT_GE(stats.left_out.at("duplicate"), 4);
-  EXPECT_NEAR(stats.left_out.at("not drawn"), 125, 40);  // 250 draws, five standard deviations
+  EXPECT_NEAR(static_cast<double>(stats.left_out.at("not drawn")), 125,
+              40);  // 250 draws, five standard deviations
   const PrepareStats::Subset total = stats.total();
   EXPECT_EQ(total.documents + stats.left_out.at("duplicate") + stats.left_out.at("not drawn"), 750);
   EXPECT_EQ(total.documents, last.documents);

@@ -86,7 +86,7 @@ struct Index {
   std::vector<std::int32_t> lengths;
   std::vector<std::int64_t> positions;
   std::vector<std::int64_t> documents;
-  std::string modes;
+  std::string modes{};
 
   [[nodiscard]] std::string bytes() const {
     return magic + bytes_of(std::vector{version}) + static_cast<char>(type) +

@@ -84,7 +84,8 @@ std::vector<std::string> checkpoint_shards(const std::string& directory) {
 
 void read_checkpoint_shard(const std::string& directory, const std::string& input) {
   const data::State into;
-  data::read_shard(put(directory, "rank-00000.h5", input), 0, 2, into.flat());
+  data::read_shard(put(directory, "rank-00000.h5", input),
+                   {data::even_range(into.values.numel(), 0, 2)}, into.flat());
 }
 
 // ---- Tokens ----------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ std::vector<std::string> json_lines(const std::string& /*directory*/) {
 }
 
 void read_corpus(const std::string& path) {
-  data::read_documents({path}, "text", [](data::Document&&) {});
+  data::read_documents({path}, data::RecordFields{}, [](data::Document&&) {});
 }
 
 void read_json_lines(const std::string& directory, const std::string& input) {

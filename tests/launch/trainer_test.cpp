@@ -28,7 +28,9 @@ class TrainerTest : public testing::TestWithParam<const char*> {
     run_.set(std::string("model.mixer=") + GetParam());
   }
 
-  Trainer make_trainer() { return {run_.config(), "auto", ttt::test::stream(), *communicator_}; }
+  Trainer make_trainer() {
+    return {run_.config(), "auto", ttt::test::stream(), *communicator_, record_};
+  }
 
   static std::vector<double> values_of(const LanguageModel& model) {
     return ttt::test::values_of(model.parameters().values());
@@ -102,6 +104,7 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   }
 
   ttt::test::TokenRun run_;
+  dist::FlightRecord record_;
   std::unique_ptr<dist::Communicator> communicator_;
 };
 
