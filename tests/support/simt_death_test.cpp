@@ -159,15 +159,15 @@ TEST(SimtDeathTest, LaunchesThatNoDeviceAccepts) {
 
 // The host may not touch what it did not ask to share; a kernel may.
 TEST(SimtDeathTest, HostCodeInDeviceMemory) {
-  std::byte* const memory = simt::allocate_device(100);
-  volatile auto* const value = reinterpret_cast<int*>(memory);
-  EXPECT_DEATH(*value = 1, "");
+  volatile std::byte* const memory = simt::allocate_device(100);
+  EXPECT_DEATH(*memory = std::byte{1}, "");
   {
     const simt::DeviceAccess access;
-    *value = 1;
-    EXPECT_EQ(*value, 1);
+    *memory = std::byte{1};
+    const std::byte got = *memory;
+    EXPECT_EQ(got, std::byte{1});
   }
-  EXPECT_DEATH(EXPECT_EQ(*value, 1), "");
+  EXPECT_DEATH(*memory = std::byte{2}, "");
 }
 
 }  // namespace
