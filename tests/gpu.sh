@@ -120,7 +120,7 @@ ours bench_steps 160 "$bin/${prefix}_bench" "${bench[@]}" steps
 ours training 120 python3 tests/gpu_training.py "$bin/ttt" "$work/training" --device "$device" --steps "$steps"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
-    ours "sanitizer_$tool" 40 "${blocking[@]}" compute-sanitizer --tool "$tool" --error-exitcode 1 "$bin/${prefix}_tests" --gtest_filter="$race_filter"
+    ours "sanitizer_$tool" 40 "${blocking[@]}" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "$bin/${prefix}_tests" --gtest_filter="$race_filter"
   done
 else
   echo "== compute-sanitizer: not on this machine, left out"
