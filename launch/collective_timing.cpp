@@ -16,12 +16,6 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-int repetitions(std::int64_t bytes) {
-  constexpr std::int64_t kBytesInAll = std::int64_t{64} << 20;
-  return static_cast<int>(
-      std::clamp<std::int64_t>(kBytesInAll / std::max<std::int64_t>(bytes, 1), 3, 50));
-}
-
 double largest_over_ranks(double mine, dist::Communicator& communicator) {
   Stream cpu;
   const Tensor value = Tensor::zeros({1}, DType::kF64);
@@ -31,18 +25,24 @@ double largest_over_ranks(double mine, dist::Communicator& communicator) {
   return std::ranges::max(all.span<double>());
 }
 
-// Every repetition starts together, so that no rank's time holds another's delay.
-double time_repeated(std::int64_t bytes, const std::function<void()>& operation,
-                     dist::Communicator& communicator, const Stream& stream) {
-  std::vector<double> seconds;
-  operation();  // connections are made by first use
-  for (int i = 0; i < repetitions(bytes); ++i) {
+// A tenth of a second's worth, the same number on every rank. Each repetition starts together, so that no rank's time
+// holds another's delay.
+double time_repeated(const std::function<void()>& operation, dist::Communicator& communicator,
+                     const Stream& stream) {
+  const auto time_once = [&] {
     stream.synchronize();
     communicator.barrier();
     const Timer timer;
     operation();
     stream.synchronize();
-    seconds.push_back(timer.seconds());
+    return timer.seconds();
+  };
+  operation();  // connections are made by first use
+  const double first = largest_over_ranks(time_once(), communicator);
+  std::vector<double> seconds;
+  for (const int count = static_cast<int>(std::clamp(0.1 / std::max(first, 1e-9), 3.0, 50.0));
+       static_cast<int>(seconds.size()) < count;) {
+    seconds.push_back(time_once());
   }
   return largest_over_ranks(median(seconds), communicator);
 }
@@ -61,7 +61,7 @@ std::vector<CollectiveTime> time_collectives(dist::Communicator& communicator,
   const std::int64_t size = communicator.size();
   const auto add = [&](const char* name, std::int64_t bytes,
                        const std::function<void()>& operation) {
-    const double seconds = time_repeated(bytes, operation, communicator, stream);
+    const double seconds = time_repeated(operation, communicator, stream);
     times.push_back({name, bytes, seconds, static_cast<double>(bytes) / seconds * 1e-9});
   };
   add("barrier", 0, [&] { communicator.barrier(); });

@@ -116,16 +116,20 @@ class Hosts(RunTest):
         program = self.scratch()
         program.write_bytes(Path(BINARY).read_bytes() + b"another build")
         program.chmod(0o755)
-        self.hosts[1].run("mount", "--bind", program, BINARY)
-        result = finish(self.launch({0: 1, 1: 1}, self.directory / "program"))
-        self.hosts[1].run("umount", BINARY)
+        result = self.launch_with(program, BINARY)
         self.assert_refused(result, "the program is not the same on all ranks: rank 1 (host node2) has")
         changed = self.scratch()
         changed.write_text(Path(TINY).read_text() + "seed: 5\n")
-        self.hosts[1].run("mount", "--bind", changed, TINY)
-        result = finish(self.launch({0: 1, 1: 1}, self.directory / "program"))
-        self.hosts[1].run("umount", TINY)
+        result = self.launch_with(changed, TINY)
         self.assert_refused(result, 'rank 1 (host node2) has "seed: 5", rank 0 (host node1) has "seed: 0"')
+
+    def launch_with(self, other: Path, file: str):
+        """With `other` in the place of `file` on the second host."""
+        self.hosts[1].run("mount", "--bind", other, file)
+        try:
+            return finish(self.launch({0: 1, 1: 1}, self.directory / "program"))
+        finally:
+            self.hosts[1].run("umount", file)
 
     def assert_refused(self, result, words: str):
         self.assertEqual(result.code, USAGE, result.err)
