@@ -90,7 +90,7 @@ class Plan(RunTest):
     def test_this_machine_is_measured(self):
         machine = self.directory / "here.textproto"
         measured = self.succeed("plan", "-c", TINY, "--measure", "--write-machine", machine, "--as-configured",
-                                ranks=2).out
+                                "-n", "2").out
         again = self.succeed("plan", "-c", TINY, "-m", machine, "--as-configured", "-n", "2").out
         self.assertIn('name: "ttt_backward"', machine.read_text())
         self.assertEqual(measured, again)
