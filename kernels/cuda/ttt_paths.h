@@ -15,9 +15,8 @@ inline bool is_fused_on(int compute_capability, const TttInputs& inputs, const T
   constexpr int kMlpNeeds = 90;
   const std::int64_t features = inputs.q.size(3);
   const bool size_fits = features == 64 || features == 96;
-  const bool is_served =
-      options.model == InnerModel::kLinear ||
-      (initial.w1.size(3) == 4 * features && compute_capability >= kMlpNeeds);
+  const bool is_served = options.model == InnerModel::kLinear ||
+                         (initial.w1.size(3) == 4 * features && compute_capability >= kMlpNeeds);
   return inputs.q.dtype() == DType::kBF16 && options.mini_batch_size == 16 && size_fits &&
          is_served && options.inner_norm && options.bias;
 }
