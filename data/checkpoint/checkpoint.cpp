@@ -184,8 +184,7 @@ void describe_state(const FlatState& state, config::CheckpointManifest& manifest
 void commit_checkpoint(const std::string& temporary, const std::string& final_directory,
                        const config::CheckpointManifest& manifest) {
   check_complete(manifest);
-  write_manifest(temporary, manifest);
-  fsync_directory(temporary);
+  write_manifest(temporary, manifest);  // and makes every name in the directory durable
   if (!does_exist(final_directory)) return rename_durably(temporary, final_directory);
   // A directory cannot be renamed over another: exchange them, so that one is always there.
   log::warning("event=checkpoint_replaced path={}", final_directory);
