@@ -138,6 +138,19 @@ void read_npy(const std::string& directory, const std::string& input) {
   read_tokens(put(directory, "tokens.npy", input));
 }
 
+// Megatron's index of the tokens 1 2 3 4 5, in two sequences.
+std::vector<std::string> megatron_indices(const std::string& /*directory*/) {
+  const std::string u64(7, '\0');
+  return {std::string("MMIDIDX\0\0\1", 10) + u64 + '\x08' + '\2' + u64 + '\3' + u64 +
+          std::string("\3\0\0\0\2\0\0\0", 8) + std::string(8, '\0') + '\6' + u64 +
+          std::string(8, '\0') + '\1' + u64 + '\2' + u64};
+}
+
+void read_megatron(const std::string& directory, const std::string& input) {
+  put(directory, "tokens.idx", input);
+  read_tokens(put(directory, "tokens.bin", std::string("\1\0\2\0\3\0\4\0\5\0", 10)));
+}
+
 // ---- Models of others ------------------------------------------------------------------------
 
 std::vector<std::string> safetensors_files(const std::string& directory) {
@@ -188,6 +201,15 @@ void read_sentencepiece(const std::string& directory, const std::string& input) 
   }
 }
 
+std::vector<std::string> tokenizer_jsons(const std::string& /*directory*/) {
+  return {contents_of(fmt::format("{}/tests/data/tokenizers/gpt2.json", TTT_SOURCE_DIR))};
+}
+
+void read_tokenizer_json(const std::string& directory, const std::string& input) {
+  const auto tokenizer = data::open_tokenizer(put(directory, "tokenizer.json", input));
+  (void)tokenizer->decode(tokenizer->encode("the quick \xe2\x96\x81 \xf0\x9f\x98\x80 </s>"));
+}
+
 // ---- Corpora ---------------------------------------------------------------------------------
 
 std::vector<std::string> json_lines(const std::string& /*directory*/) {
@@ -234,9 +256,11 @@ const std::vector<Target>& targets() {
       {"checkpoint_shard", checkpoint_shards, read_checkpoint_shard},
       {"token_shard", token_shards, read_token_shard},
       {"npy", npy_arrays, read_npy},
+      {"megatron", megatron_indices, read_megatron},
       {"safetensors", safetensors_files, read_safetensors},
       {"hf_config", hf_configs, read_hf_config},
       {"sentencepiece", sentencepiece_models, read_sentencepiece},
+      {"tokenizer_json", tokenizer_jsons, read_tokenizer_json},
       {"jsonl", json_lines, read_json_lines},
       {"zstd", zstd_streams, read_zstd}};
   return all;
