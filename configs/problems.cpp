@@ -114,25 +114,9 @@ void check_head_exchange(const ModelConfig& model, std::int64_t ranks, Problems&
   }
 }
 
-void check_sequence_split(const RunConfig& config, int world_size, Problems& problems) {
+void check_segments(const RunConfig& config, Problems& problems) {
   const ModelConfig& model = config.model();
   const std::int64_t ranks = config.parallel().sequence_ranks();
-  problems.at_least("parallel.sequence_ranks", ranks, 1);
-  if (ranks <= 1) return;
-  if (world_size % ranks != 0) {
-    problems.add("parallel.sequence_ranks", ranks,
-                 fmt::format("must divide the {} ranks", world_size));
-  }
-  if (resolve_sequence_exchange(config) == ParallelConfig::HEAD_EXCHANGE) {
-    check_head_exchange(model, ranks, problems);
-  } else if (model.mixer() == ATTENTION) {
-    problems.add("parallel.sequence_exchange", "STATE_PASSING",
-                 "attention has no state to pass; use HEAD_EXCHANGE");
-  } else if (sequence_unit(config) == 0) {
-    problems.add("parallel.sequence_exchange", "STATE_PASSING",
-                 "model.ttt.mini_batch_size = 0 is one mini-batch, which cannot be cut; use "
-                 "HEAD_EXCHANGE");
-  }
   const std::int64_t length = config.data().context_length();
   const std::int64_t unit = sequence_unit(config);
   if (length < 1 || unit < 1) return;
@@ -209,6 +193,30 @@ std::vector<std::string> find_model_problems(const ModelConfig& model) {
   return problems.lines();
 }
 
+std::vector<std::string> find_sequence_problems(const RunConfig& config, int world_size) {
+  Problems problems;
+  const ModelConfig& model = config.model();
+  const std::int64_t ranks = config.parallel().sequence_ranks();
+  problems.at_least("parallel.sequence_ranks", ranks, 1);
+  if (ranks <= 1) return problems.lines();
+  if (world_size % ranks != 0) {
+    problems.add("parallel.sequence_ranks", ranks,
+                 fmt::format("must divide the {} ranks", world_size));
+  }
+  if (resolve_sequence_exchange(config) == ParallelConfig::HEAD_EXCHANGE) {
+    check_head_exchange(model, ranks, problems);
+  } else if (model.mixer() == ATTENTION) {
+    problems.add("parallel.sequence_exchange", "STATE_PASSING",
+                 "attention has no state to pass; use HEAD_EXCHANGE");
+  } else if (sequence_unit(config) == 0) {
+    problems.add("parallel.sequence_exchange", "STATE_PASSING",
+                 "model.ttt.mini_batch_size = 0 is one mini-batch, which cannot be cut; use "
+                 "HEAD_EXCHANGE");
+  }
+  check_segments(config, problems);
+  return problems.lines();
+}
+
 std::vector<std::string> find_problems(const RunConfig& config, int world_size) {
   Problems problems;
   problems.append(find_model_problems(config.model()));
@@ -221,7 +229,7 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
                  fmt::format("must be between 1 and {}", kMaxContext));
   }
   check_batch(config, world_size, problems);
-  check_sequence_split(config, world_size, problems);
+  problems.append(find_sequence_problems(config, world_size));
   problems.at_least("parallel.bucket_elements", config.parallel().bucket_elements(), 1);
   problems.at_least("train.steps", config.train().steps(), 0);
   problems.at_least("train.num_threads", config.train().num_threads(), 0);

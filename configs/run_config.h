@@ -26,6 +26,8 @@ std::string apply_override(RunConfig& config, const std::string& assignment);
 /// Everything that is wrong with the values themselves; empty if nothing.
 std::vector<std::string> find_problems(const RunConfig& config, int world_size);
 std::vector<std::string> find_model_problems(const ModelConfig& model);
+/// Only of how sequences are cut over parallel.sequence_ranks.
+std::vector<std::string> find_sequence_problems(const RunConfig& config, int world_size);
 
 /// Throws kUsage listing the problems, unless there are none.
 void throw_problems(const std::string& source, const std::vector<std::string>& problems);

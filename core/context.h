@@ -9,11 +9,14 @@
 
 namespace ttt {
 
+class SequenceExchange;
+
 /// Receives the inner losses of TTT layers when evaluation asks for them (kernels/ttt.h, ttt_inner_loss).
 class InnerLossRecorder {
  public:
   virtual ~InnerLossRecorder() = default;
-  /// `losses` is [3, B, T, H] F64 and valid during the call only.
+  /// `losses` is [3, B, T, H] F64 and valid during the call only. Where sequences are split, T are the
+  /// tokens of this rank's segment.
   virtual void record(std::int64_t layer, TensorView losses) = 0;
 };
 
@@ -44,6 +47,8 @@ struct Context {
   /// Multiplies the inner learning rate of every TTT layer (warm-up of TTT-MLP); 1 in evaluation.
   double inner_lr_multiplier = 1.0;
   InnerLossRecorder* inner_losses = nullptr;
+  /// The ranks that hold the other segments of these sequences (core/sequence_exchange.h); null: they are whole.
+  SequenceExchange* sequence = nullptr;
   PassObserver* observer = nullptr;  // of forward_backward
 };
 

@@ -1,7 +1,9 @@
 #include "core/model.h"
 
 #include <algorithm>
+#include <deque>
 
+#include "core/sequence_exchange.h"
 #include "kernels/copy.h"
 #include "kernels/embedding.h"
 #include "kernels/head_cross_entropy.h"
@@ -85,10 +87,15 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
   before_reading(begins_.front());
   std::vector<Tensor> inputs{embed(batch.ids, context)};  // inputs[i] enters block i
   std::vector<std::unique_ptr<Saved>> saved;
+  std::deque<ReplayedExchange> replayed;  // of each block, where its forward runs again
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     before_reading(begins_[i + 1]);
     Tensor next(inputs.back().shape(), inputs.back().dtype());
-    auto block_saved = blocks_[i]->forward(inputs.back(), next, context);
+    Context block_context = context;
+    if (recompute_blocks && context.sequence != nullptr) {
+      block_context.sequence = &replayed.emplace_back(*context.sequence);
+    }
+    auto block_saved = blocks_[i]->forward(inputs.back(), next, block_context);
     if (recompute_blocks) block_saved.reset();
     saved.push_back(std::move(block_saved));
     inputs.push_back(next);
@@ -112,7 +119,15 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
 
   Tensor d_previous(shape, dtype);
   for (std::size_t i = blocks_.size(); i-- > 0;) {
-    if (recompute_blocks) saved[i] = blocks_[i]->forward(inputs[i], inputs[i + 1], context);
+    if (recompute_blocks) {
+      Context again = context;
+      if (context.sequence != nullptr) {
+        replayed.back().replay();
+        again.sequence = &replayed.back();
+      }
+      saved[i] = blocks_[i]->forward(inputs[i], inputs[i + 1], again);
+      if (context.sequence != nullptr) replayed.pop_back();
+    }
     blocks_[i]->backward(*saved[i], inputs[i], d_h, d_previous, context);
     after_gradients(begins_[i]);
     saved[i].reset();
@@ -142,6 +157,7 @@ Tensor LanguageModel::logits(TensorView ids, Context& context) const {
 
 std::unique_ptr<DecodeState> LanguageModel::make_decode_state(std::int64_t batch,
                                                               Context& context) const {
+  TTT_CHECK(context.sequence == nullptr, "generation runs on whole sequences");
   auto state = std::make_unique<ModelDecodeState>();
   for (const auto& block : blocks_)
     state->blocks.push_back(block->make_decode_state(batch, context));

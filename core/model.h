@@ -32,7 +32,8 @@ class LanguageModel {
   [[nodiscard]] const config::ModelConfig& config() const { return config_; }
 
   /// Adds the gradient of the loss to every grad and writes nll [B, T] F64 (unweighted). With
-  /// `recompute_blocks` only the blocks' inputs are kept and each block's forward runs again.
+  /// `recompute_blocks` only the blocks' inputs are kept and each block's forward runs again. With
+  /// Context::sequence the batch is this rank's segment; every rank's grads are terms of one sum.
   /// Tells the context's observer of every layer.
   void forward_backward(const TokenBatch& batch, TensorView nll, bool recompute_blocks,
                         Context& context) const;

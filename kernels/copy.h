@@ -16,6 +16,11 @@ namespace ttt::kernels {
 
 void copy(TensorView from, TensorView to, Stream& stream);
 void fill(TensorView y, double value, Stream& stream);
+/// `columns` columns of a matrix into another one: to[r, to_begin + i] = from[r, from_begin + i].
+void copy_columns(TensorView from,  // [R, M]
+                  std::int64_t from_begin,
+                  TensorView to,  // [R, N] in-out, of the same type; must not alias from
+                  std::int64_t to_begin, std::int64_t columns, Stream& stream);
 
 /// A tensor of zeros.
 Tensor zeros(const Shape& shape, DType dtype, Stream& stream);

@@ -41,6 +41,7 @@
   X(causal_conv_forward) \
   X(causal_conv_backward) \
   X(copy) \
+  X(copy_columns) \
   X(fill) \
   X(embedding_forward) \
   X(embedding_backward) \

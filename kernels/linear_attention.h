@@ -35,10 +35,13 @@ void linear_attention_forward(TensorView q,    // [B, T, H, F]
                               const LinearAttentionState& final_state,  // may alias initial
                               const LinearAttentionOptions& options, Stream& stream);
 
-/// For sequences that start from a zero state.
-void linear_attention_backward(TensorView q, TensorView k, TensorView v,        // [B, T, H, F]
-                               TensorView d_out,                                // [B, T, H, F]
-                               TensorView d_q, TensorView d_k, TensorView d_v,  // out
+/// `d_final` is dL/d final_state and `d_initial` dL/d initial.
+void linear_attention_backward(TensorView q, TensorView k, TensorView v,  // [B, T, H, F]
+                               const LinearAttentionState& initial,
+                               TensorView d_out,  // [B, T, H, F]
+                               const LinearAttentionState& d_final, TensorView d_q, TensorView d_k,
+                               TensorView d_v,                         // out
+                               const LinearAttentionState& d_initial,  // out
                                const LinearAttentionOptions& options, Stream& stream);
 
 }  // namespace ttt::kernels

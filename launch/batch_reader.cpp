@@ -24,7 +24,8 @@ data::TokenArray open_tokens(const config::RunConfig& config, data::Split split)
 
 }  // namespace
 
-BatchReader::BatchReader(const config::RunConfig& config, data::Split split)
+BatchReader::BatchReader(const config::RunConfig& config, data::Split split,
+                         const SequenceExchange* sequence)
     : tokens_(open_tokens(config, split)),
       sampler_(tokens_.num_tokens(), config.data().context_length(),
                // Validation is the first windows of the file, whatever the training order.
@@ -32,27 +33,33 @@ BatchReader::BatchReader(const config::RunConfig& config, data::Split split)
                    ? data::Order::kPermuted
                    : data::Order::kSequential,
                config.seed(), tokens_.describe()),
-      masked_target_(config.data().masked_target()) {}
+      masked_target_(config.data().masked_target()),
+      begin_(sequence != nullptr ? sequence->begin() : 0),
+      end_(sequence != nullptr ? sequence->end() : config.data().context_length()) {}
 
 BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {
-  const Shape shape{rows, sampler_.context_length()};
+  const Shape shape{rows, end_ - begin_};
   return {Tensor(shape, DType::kI64), Tensor(shape, DType::kI64), Tensor(shape, DType::kF64),
           Tensor(shape, DType::kF64)};
 }
 
 void BatchReader::read(std::int64_t position, std::int64_t global_rows,
                        const Buffers& buffers) const {
-  const std::int64_t rows = buffers.ids.size(0);
-  const std::int64_t length = buffers.ids.size(1);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const auto part = [&](auto span) {
-      return span.subspan(static_cast<std::size_t>(row * length), static_cast<std::size_t>(length));
-    };
-    const auto mask = part(buffers.mask.span<double>());
+  const Shape whole{context_length()};
+  const Buffers window{Tensor(whole, DType::kI64), Tensor(whole, DType::kI64),
+                       Tensor(whole, DType::kF64), Tensor(whole, DType::kF64)};
+  for (std::int64_t row = 0; row < buffers.ids.size(0); ++row) {
     data::read_window(tokens_, sampler_.window_at(position + row), masked_target_,
-                      part(buffers.ids.span<std::int64_t>()),
-                      part(buffers.targets.span<std::int64_t>()), mask);
-    set_row_weights(mask, global_rows, part(buffers.weight.span<double>()));
+                      window.ids.span<std::int64_t>(), window.targets.span<std::int64_t>(),
+                      window.mask.span<double>());
+    set_row_weights(window.mask.span<double>(), global_rows, window.weight.span<double>());
+    const auto take = [&](const Tensor& from, const Tensor& to) {
+      copy(from.view().slice(begin_, end_), to.view().slice(row, row + 1).reshape({end_ - begin_}));
+    };
+    take(window.ids, buffers.ids);
+    take(window.targets, buffers.targets);
+    take(window.mask, buffers.mask);
+    take(window.weight, buffers.weight);
   }
 }
 

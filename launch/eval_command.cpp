@@ -4,7 +4,9 @@
 #include <iostream>
 #include <memory>
 
+#include "configs/run_config.h"
 #include "data/files.h"
+#include "dist/sequence_exchange.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/evaluation.h"
@@ -22,6 +24,7 @@ struct EvalOptions {
   std::int64_t num_windows = 0;
   std::int64_t micro_batch = 1;
   std::int64_t inner_windows = 8;
+  std::int64_t sequence_ranks = 1;
   std::string output;
   std::string dtype = "f32";
   std::string device = "auto";
@@ -120,16 +123,18 @@ std::string inner_svg(const InnerLosses& losses, std::int64_t layer) {
 
 // Loss and perplexity at one context length, printed; by position where asked.
 PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel& model,
-                                const config::RunConfig& config, dist::Communicator& communicator,
-                                Context& context) {
-  const BatchReader reader(config, data::Split::kValidation);
+                                const config::RunConfig& config, const dist::ProcessGrid& grid,
+                                Context context) {
+  const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
+  context.sequence = sequence.get();
+  const BatchReader reader(config, data::Split::kValidation, sequence.get());
   const std::int64_t windows = options.num_windows > 0
                                    ? std::min(options.num_windows, reader.num_windows())
                                    : reader.num_windows();
   PositionLosses losses;
-  visit_window_losses(model, reader, windows, options.micro_batch, communicator, context,
+  visit_window_losses(model, reader, windows, options.micro_batch, grid, context,
                       [&](auto nll, auto mask) { losses.add(nll, mask); });
-  if (communicator.rank() == 0) {
+  if (grid.world().rank() == 0) {
     std::cout << fmt::format("context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
                              config.data().context_length(), windows, losses.loss(),
                              std::exp(losses.loss()))
@@ -169,6 +174,15 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   if (options.dtype != "f32" && options.dtype != "f64") {
     fail(ExitCode::kUsage, "--dtype {}: must be f32 or f64", options.dtype);
   }
+  config.mutable_parallel()->set_sequence_ranks(options.sequence_ranks);
+  std::vector<std::string> problems;
+  for (const std::int64_t length : contexts) {
+    config.mutable_data()->set_context_length(length);
+    const auto found = config::find_sequence_problems(config, communicator.size());
+    problems.insert(problems.end(), found.begin(), found.end());
+  }
+  config::throw_problems("ttt eval", problems);
+  const dist::ProcessGrid grid(communicator, options.sequence_ranks);
   use_threads(0, communicator);
   const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
   Stream stream = open_stream(options.device, dtype, communicator);
@@ -178,14 +192,17 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   std::vector<ContextLoss> by_context;
   for (const std::int64_t length : contexts) {
     config.mutable_data()->set_context_length(length);
-    losses = evaluate_context(options, *model, config, communicator, context);
+    losses = evaluate_context(options, *model, config, grid, context);
     by_context.push_back({length, losses.num_windows, losses.loss()});
   }
-  if (!options.output.empty() && communicator.rank() == 0) {
-    const BatchReader reader(config, data::Split::kValidation);
-    const InnerLosses inner = inner_losses(
-        *model, reader, std::min(options.inner_windows, reader.num_windows()), context);
-    write_curves(options.output, losses, by_context, inner);
+  if (!options.output.empty() && grid.data().rank() == 0) {
+    const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
+    context.sequence = sequence.get();
+    const BatchReader reader(config, data::Split::kValidation, sequence.get());
+    const InnerLosses inner =
+        inner_losses(*model, reader, std::min(options.inner_windows, reader.num_windows()),
+                     grid.sequence(), context);
+    if (communicator.rank() == 0) write_curves(options.output, losses, by_context, inner);
   }
   communicator.barrier();
   return ExitCode::kOk;
@@ -219,6 +236,10 @@ void add_eval_command(CLI::App& app, Action& action) {
       "-o,--output", options->output,
       "Directory for curves (CSV, SVG): loss by context length, by position at the "
       "longest, inner losses of TTT layers; a run directory adds them to its report");
+  command
+      ->add_option("--sequence-ranks", options->sequence_ranks,
+                   "Ranks that hold a window together, each a segment of it")
+      ->capture_default_str();
   command->add_option("--dtype", options->dtype, "f32 or f64")->capture_default_str();
   add_device_option(*command, options->device);
   command->callback([options, &action] {

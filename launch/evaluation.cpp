@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/token_range.h"
+
 namespace ttt::launch {
 namespace {
 
@@ -11,7 +13,8 @@ constexpr std::int64_t kGroupsPerRank = 4;
 
 class InnerLossSums final : public InnerLossRecorder {
  public:
-  explicit InnerLossSums(InnerLosses& result) : result_(result) {}
+  InnerLossSums(InnerLosses& result, std::int64_t segment_begin)
+      : result_(result), begin_(segment_begin) {}
 
   void record(std::int64_t layer, TensorView losses) override {
     const std::int64_t batch = losses.size(1);
@@ -23,7 +26,7 @@ class InnerLossSums final : public InnerLossRecorder {
         for (std::int64_t t = 0; t < length; ++t) {
           double sum = 0;
           for (std::int64_t h = 0; h < heads; ++h) sum += *value++;
-          const std::int64_t at = (kind * result_.num_layers + layer) * length + t;
+          const std::int64_t at = (kind * result_.num_layers + layer) * result_.length + begin_ + t;
           result_.sums[static_cast<std::size_t>(at)] += sum / static_cast<double>(heads);
         }
       }
@@ -32,33 +35,43 @@ class InnerLossSums final : public InnerLossRecorder {
 
  private:
   InnerLosses& result_;
+  std::int64_t begin_;
 };
 
 }  // namespace
 
 void visit_window_losses(
     const LanguageModel& model, const BatchReader& reader, std::int64_t num_windows,
-    std::int64_t micro_batch, dist::Communicator& communicator, Context& context,
+    std::int64_t micro_batch, const dist::ProcessGrid& grid, Context& context,
     const std::function<void(std::span<const double> nll, std::span<const double> mask)>& visit) {
   TTT_CHECK(num_windows <= reader.num_windows(), "{} windows of {}", num_windows,
             reader.num_windows());
-  const std::int64_t at_once = micro_batch * communicator.size() * kGroupsPerRank;
+  const std::int64_t at_once = micro_batch * grid.data().size() * kGroupsPerRank;
+  const std::int64_t length = reader.context_length();
   for (std::int64_t first = 0; first < num_windows; first += at_once) {
     const std::int64_t count = std::min(at_once, num_windows - first);
-    const std::int64_t length = reader.make_buffers(1).ids.size(1);
     const Tensor shared = Tensor::zeros({2, count, length}, DType::kF64);
     const TensorView nll = shared.view().slice(0, 1).reshape({count, length});
     const TensorView mask = shared.view().slice(1, 2).reshape({count, length});
     for (std::int64_t begin = 0; begin < count; begin += micro_batch) {
-      if (begin / micro_batch % communicator.size() != communicator.rank()) continue;
+      if (begin / micro_batch % grid.data().size() != grid.data().rank()) continue;
       const std::int64_t rows = std::min(micro_batch, count - begin);
       const BatchReader::Buffers buffers = reader.make_buffers(rows);
       reader.read(first + begin, rows, buffers);
-      model.evaluate(buffers.batch(), nll.slice(begin, begin + rows), context);
+      const Tensor segment_nll(buffers.ids.shape(), DType::kF64);
+      model.evaluate(buffers.batch(), segment_nll, context);
       context.stream.synchronize();
-      copy(buffers.mask, mask.slice(begin, begin + rows));
+      for (std::int64_t row = 0; row < rows; ++row) {
+        const auto take = [&](const Tensor& from, const TensorView& to) {
+          copy(sequence_tokens(from, row, 0, from.size(1)),
+               sequence_tokens(to, begin + row, reader.segment_begin(),
+                               reader.segment_begin() + from.size(1)));
+        };
+        take(segment_nll, nll);
+        take(buffers.mask, mask);
+      }
     }
-    communicator.all_reduce_sum(shared, context.stream);
+    grid.world().all_reduce_sum(shared, context.stream);
     for (std::int64_t row = 0; row < count; ++row) {
       visit(nll.slice(row, row + 1).span<double>(), mask.slice(row, row + 1).span<double>());
     }
@@ -67,9 +80,9 @@ void visit_window_losses(
 
 double validation_loss(const LanguageModel& model, const BatchReader& reader,
                        std::int64_t num_windows, std::int64_t micro_batch,
-                       dist::Communicator& communicator, Context& context) {
+                       const dist::ProcessGrid& grid, Context& context) {
   PositionLosses losses;
-  visit_window_losses(model, reader, num_windows, micro_batch, communicator, context,
+  visit_window_losses(model, reader, num_windows, micro_batch, grid, context,
                       [&](auto nll, auto mask) { losses.add(nll, mask); });
   return losses.loss();
 }
@@ -110,16 +123,16 @@ double InnerLosses::mean(int kind, std::int64_t layer, std::int64_t position) co
 }
 
 InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
-                         std::int64_t num_windows, Context& context) {
+                         std::int64_t num_windows, dist::Communicator& sequence, Context& context) {
   InnerLosses result;
   const config::Mixer mixer = model.config().mixer();
   if (mixer != config::TTT_LINEAR && mixer != config::TTT_MLP) return result;
   const BatchReader::Buffers buffers = reader.make_buffers(1);
   result.num_layers = model.config().num_layers();
-  result.length = buffers.ids.size(1);
+  result.length = reader.context_length();
   result.num_windows = num_windows;
   result.sums.resize(static_cast<std::size_t>(3 * result.num_layers * result.length));
-  InnerLossSums recorder(result);
+  InnerLossSums recorder(result, reader.segment_begin());
   Context recording = context;
   recording.inner_losses = &recorder;
   const Tensor nll(buffers.ids.shape(), DType::kF64);
@@ -128,6 +141,9 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
     model.evaluate(buffers.batch(), nll, recording);
     context.stream.synchronize();
   }
+  // Every position comes from one rank: exact.
+  sequence.all_reduce_sum(TensorView(result.sums.data(), {std::ssize(result.sums)}, DType::kF64),
+                          context.stream);
   return result;
 }
 

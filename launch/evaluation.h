@@ -4,23 +4,24 @@
 #include <functional>
 #include <vector>
 
-#include "dist/communicator.h"
+#include "dist/process_grid.h"
 #include "launch/batch_reader.h"
 
 namespace ttt::launch {
 
 /// Visits windows 0 .. num_windows-1 of `reader` in order, on every rank, with nll and mask [T] F64 of
-/// each. Groups of `micro_batch` windows go to the ranks in turn and results are shared by sums with
-/// zeros, which are exact: every rank sees the same bits whatever their number. Collective.
+/// each. Groups of `micro_batch` windows go to the data ranks in turn, segments of windows to the sequence
+/// ranks (context.sequence, which the reader was made with), and results are shared by sums with zeros, which
+/// are exact: every rank sees the same bits whatever their number. Collective.
 void visit_window_losses(
     const LanguageModel& model, const BatchReader& reader, std::int64_t num_windows,
-    std::int64_t micro_batch, dist::Communicator& communicator, Context& context,
+    std::int64_t micro_batch, const dist::ProcessGrid& grid, Context& context,
     const std::function<void(std::span<const double> nll, std::span<const double> mask)>& visit);
 
 /// Mean over windows of each window's masked mean: the published loss. Collective.
 double validation_loss(const LanguageModel& model, const BatchReader& reader,
                        std::int64_t num_windows, std::int64_t micro_batch,
-                       dist::Communicator& communicator, Context& context);
+                       const dist::ProcessGrid& grid, Context& context);
 
 /// Sums over windows by token position.
 struct PositionLosses {
@@ -42,8 +43,9 @@ struct InnerLosses {
   [[nodiscard]] double mean(int kind, std::int64_t layer, std::int64_t position) const;
 };
 
-/// Over the first windows, on this rank alone. Models without TTT layers give no layers.
+/// Over the first windows, on the ranks of `sequence` together (context.sequence and the reader are theirs); each has the
+/// result. Models without TTT layers give no layers. Collective.
 InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
-                         std::int64_t num_windows, Context& context);
+                         std::int64_t num_windows, dist::Communicator& sequence, Context& context);
 
 }  // namespace ttt::launch

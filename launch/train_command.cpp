@@ -38,22 +38,25 @@ void print_plan(const config::RunConfig& config, int num_ranks) {
   const double element = config.train().precision() == config::FP64 ? 8 : 4;
   // Gradient buffers: the shard at work, and the subtrees of the fixed tree that wait for their neighbours.
   double pending = 1;
-  for (std::int64_t s = config.parallel().virtual_shards() / num_ranks; s > 1; s /= 2) pending += 1;
+  const std::int64_t data_ranks = num_ranks / config.parallel().sequence_ranks();
+  for (std::int64_t s = config.parallel().virtual_shards() / data_ranks; s > 1; s /= 2)
+    pending += 1;
   const bool shards_moments = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   const double moment_parts = shards_moments ? num_ranks : 1;
   const double flops = model.flops_per_token(config.data().context_length());
   std::cout << config::complete_text(config) << "\n"
             << fmt::format(
                    "parameters           {}\n"
-                   "ranks                {} ({} of {} sequences each, micro-batch {})\n"
+                   "ranks                {} = {} data x {} sequence ({} of {} sequences each, "
+                   "micro-batch {})\n"
                    "tokens a step        {:.0f}, over the run {:.4g}\n"
                    "FLOP a token         {:.4g} forward, {:.4g} training\n"
                    "memory a rank        parameters {:.3f} GiB, gradients {:.3f}, moments {:.3f} "
                    "(activations come on top)\n"
                    "checkpoint           {:.3f} GiB\n",
-                   model.parameters().num_elements(), num_ranks,
-                   config.train().batch_size() / num_ranks, config.train().batch_size(),
-                   config.train().micro_batch_size(), batch * context,
+                   model.parameters().num_elements(), num_ranks, data_ranks,
+                   config.parallel().sequence_ranks(), config.train().batch_size() / data_ranks,
+                   config.train().batch_size(), config.train().micro_batch_size(), batch * context,
                    batch * context * static_cast<double>(config.train().steps()), flops, 3 * flops,
                    gib(parameters * element), gib(parameters * element * pending),
                    gib(2 * parameters * element / moment_parts), gib(3 * parameters * element));

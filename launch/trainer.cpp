@@ -31,16 +31,16 @@ std::unique_ptr<LanguageModel> make_model(const config::RunConfig& config) {
 std::unique_ptr<dist::GradientSum> make_gradient_sum(const config::RunConfig& config,
                                                      const LanguageModel& model,
                                                      const Stream& stream,
-                                                     dist::Communicator& communicator) {
+                                                     const dist::ProcessGrid& grid) {
   dist::GradientSumOptions options;
   options.shard_optimizer = config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   options.overlap = config.parallel().overlap();
-  options.make_stream = [device = stream.device(), &communicator] {
-    return another_stream(device, communicator);
+  options.make_stream = [device = stream.device(), &world = grid.world()] {
+    return another_stream(device, world);
   };
-  return std::make_unique<dist::GradientSum>(model.buckets(config.parallel().bucket_elements()),
-                                             model.parameters().dtype(), options,
-                                             std::vector<dist::Communicator*>{&communicator});
+  return std::make_unique<dist::GradientSum>(
+      model.buckets(config.parallel().bucket_elements()), model.parameters().dtype(), options,
+      std::vector<dist::Communicator*>{&grid.data(), &grid.sequence()});
 }
 
 }  // namespace
@@ -56,16 +56,17 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
                  dist::Communicator& communicator)
     : config_(config),
-      communicator_(communicator),
+      grid_(communicator, config.parallel().sequence_ranks()),
+      sequence_(dist::make_sequence_exchange(sequence_split(config), grid_.sequence())),
       stream_(std::move(stream)),
-      train_reader_(config, data::Split::kTrain),
+      train_reader_(config, data::Split::kTrain, sequence_.get()),
       tokenizer_(find_tokenizer(config)),
       model_(make_model(config)),
-      gradient_sum_(make_gradient_sum(config, *model_, stream_, communicator)),
+      gradient_sum_(make_gradient_sum(config, *model_, stream_, grid_)),
       optimizer_(config.optimizer(), config.train().steps(), gradient_sum_->updated(),
                  model_->parameters().dtype()) {
   if (!config.data().validation().empty())
-    validation_reader_.emplace(config, data::Split::kValidation);
+    validation_reader_.emplace(config, data::Split::kValidation, sequence_.get());
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
     if (config.train().init_from().empty()) {
       model_->parameters().initialize(config.seed());
@@ -83,7 +84,8 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
 }
 
 Context Trainer::context(double inner_multiplier) {
-  return {stream_, precision_of(config_.train().precision()), inner_multiplier};
+  return {stream_, precision_of(config_.train().precision()), inner_multiplier, nullptr,
+          sequence_.get()};
 }
 
 void Trainer::run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
@@ -118,25 +120,33 @@ Trainer::StepResult Trainer::step() {
   StepResult result;
   stream_.synchronize();  // the last update may still run on memory that is used again here
   const std::int64_t batch = config_.train().batch_size();
-  const std::int64_t local_shards = config_.parallel().virtual_shards() / communicator_.size();
-  // One value a row of the batch and the number of ranks that were asked to stop.
-  const Tensor shared = Tensor::zeros({batch + 1}, DType::kF64);
-  const std::span<double> rows = shared.span<double>();
+  const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
+  // For every segment of the sequences one value a row of the batch and the number of ranks that were asked to stop.
+  const std::int64_t segments = grid_.sequence().size();
+  const Tensor shared = Tensor::zeros({segments, batch + 1}, DType::kF64);
+  const std::span<double> rows =
+      shared.span<double>().subspan(static_cast<std::size_t>(grid_.sequence().rank() * (batch + 1)),
+                                    static_cast<std::size_t>(batch + 1));
   for (std::int64_t s = 0; s < local_shards; ++s) {
     const bool is_last = s + 1 == local_shards;
     model_->parameters().bind_gradients(gradient_sum_->slot(stream_));
-    run_shard(communicator_.rank() * local_shards + s, is_last, rows, result.data_seconds);
+    run_shard(grid_.data().rank() * local_shards + s, is_last, rows, result.data_seconds);
     if (!is_last) gradient_sum_->push(stream_);
   }
   const TensorView gradients = gradient_sum_->finish(stream_);
   rows.back() = stop_requested() ? 1 : 0;
 
   const Timer communication_timer;
-  communicator_.all_reduce_sum(shared, stream_);  // each row comes from one rank: exact
+  grid_.world().all_reduce_sum(shared, stream_);  // each value comes from one rank: exact
   const double seconds = communication_timer.seconds();
 
-  for (std::int64_t row = 0; row < batch; ++row) result.loss += rows[static_cast<std::size_t>(row)];
-  result.stop = rows.back() > 0;
+  const double* value = shared.data<double>();
+  for (std::int64_t row = 0; row < batch; ++row) {
+    double loss = 0;
+    for (std::int64_t s = 0; s < segments; ++s) loss += value[s * (batch + 1) + row];
+    result.loss += loss;
+  }
+  for (std::int64_t s = 1; s <= segments; ++s) result.stop |= value[s * (batch + 1) - 1] > 0;
   const TensorView values = model_->parameters().values();
   result.grad_norm = optimizer_.update(values, gradients, gradient_sum_->sum_of_squares(stream_),
                                        state_.step, stream_);
@@ -180,7 +190,7 @@ void Trainer::evaluate() {
   const std::int64_t windows =
       std::min(config_.eval().num_windows(), validation_reader_->num_windows());
   const double loss = validation_loss(*model_, *validation_reader_, windows,
-                                      config_.eval().micro_batch_size(), communicator_, ctx);
+                                      config_.eval().micro_batch_size(), grid_, ctx);
   if (output_) output_->validation(state_.step, loss);
 }
 
@@ -190,7 +200,7 @@ void Trainer::checkpoint() {
   gradient_sum_->wait_for_parameters(stream_);
   stream_.synchronize();
   save_checkpoint(config_, state_, *model_, optimizer_, gradient_sum_->owned(), tokenizer_,
-                  communicator_);
+                  grid_.world());
   last_saved_step_ = state_.step;
 }
 

@@ -8,6 +8,8 @@
 #include "core/base/timer.h"
 #include "core/optimizer.h"
 #include "dist/gradient_sum.h"
+#include "dist/process_grid.h"
+#include "dist/sequence_exchange.h"
 #include "launch/batch_reader.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
@@ -37,7 +39,8 @@ class Trainer {
   };
 
   StepResult step();
-  /// Forward and backward of the shard's sequences; writes each row's masked mean to `row_losses`.
+  /// Forward and backward of the shard's sequences; writes this segment's part of each row's masked mean
+  /// to `row_losses`.
   void run_shard(std::int64_t shard, bool is_last, std::span<double> row_losses,
                  double& data_seconds);
   void after_step(const StepResult& result);
@@ -46,7 +49,8 @@ class Trainer {
   [[nodiscard]] Context context(double inner_multiplier);
 
   config::RunConfig config_;
-  dist::Communicator& communicator_;
+  dist::ProcessGrid grid_;
+  std::unique_ptr<SequenceExchange> sequence_;  // null: sequences are whole
   Stream stream_;
   BatchReader train_reader_;
   std::optional<BatchReader> validation_reader_;

@@ -16,6 +16,7 @@ struct Branch {
 struct BlockSaved final : Saved {
   Branch conv, mixer, ffn;
   Tensor after_conv, after_mixer;  // the residual stream between the branches
+  Tensor conv_halo;
 };
 
 struct BlockDecodeState final : DecodeState {
@@ -66,7 +67,8 @@ std::unique_ptr<Saved> Block::forward(TensorView x, TensorView y, Context& conte
   if (pre_conv_) {
     const Tensor normed = open_branch(pre_conv_->norm, h, saved->conv, context);
     saved->after_conv = Tensor(x.shape(), x.dtype());
-    pre_conv_->conv.forward(normed, saved->after_conv, context);
+    saved->conv_halo = pre_conv_->conv.halo(normed, context);
+    pre_conv_->conv.forward(normed, saved->conv_halo, saved->after_conv, context);
     kernels::add(h, saved->after_conv, context.stream);
     h = saved->after_conv;
   }
@@ -97,7 +99,8 @@ void Block::backward(const Saved& saved, TensorView x, TensorView d_y, TensorVie
                   context);
   close_branch(seq_norm_, h, s.mixer, d_after_mixer, d_h, context);
   if (!pre_conv_) return;
-  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), d_h, d_x, context);
+  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, d_x,
+                           context);
   close_branch(pre_conv_->norm, x, s.conv, d_h, d_x, context);
 }
 

@@ -1,8 +1,12 @@
 #include "core/layers/causal_conv.h"
 
+#include <algorithm>
 #include <cmath>
 
+#include "core/sequence_exchange.h"
+#include "core/token_range.h"
 #include "kernels/causal_conv.h"
+#include "kernels/copy.h"
 
 namespace ttt {
 
@@ -14,8 +18,20 @@ CausalConv::CausalConv(ParameterStore& store, const std::string& prefix, std::in
                      Initializer::truncated_normal(1.0 / std::sqrt(static_cast<double>(window))))),
       bias_(&store.add(prefix + ".bias", {channels}, Initializer::constant(0))) {}
 
-void CausalConv::forward(TensorView x, TensorView y, Context& context) const {
-  kernels::causal_conv_forward(x, weight_->value, bias_->value, {}, y, {}, context.stream);
+CausalConv::Weights CausalConv::select(TensorView x, TensorView weight, TensorView bias,
+                                       Context& context) {
+  if (x.size(2) == weight.size(0)) return {weight, bias};
+  return {own_heads(weight, context), own_heads(bias, context)};
+}
+
+Tensor CausalConv::halo(TensorView x, Context& context) const {
+  if (x.size(2) != weight_->shape[0]) return {};  // whole sequences
+  return exchange_halo(x, weight_->shape[2] - 1, context);
+}
+
+void CausalConv::forward(TensorView x, TensorView halo, TensorView y, Context& context) const {
+  const Weights w = select(x, weight_->value, bias_->value, context);
+  kernels::causal_conv_forward(x, w.weight, w.bias, halo, y, {}, context.stream);
 }
 
 void CausalConv::extend(TensorView x, TensorView y, TensorView history, Context& context) const {
@@ -23,9 +39,31 @@ void CausalConv::extend(TensorView x, TensorView y, TensorView history, Context&
                                context.stream);
 }
 
-void CausalConv::backward(TensorView x, TensorView d_y, TensorView d_x, Context& context) const {
-  kernels::causal_conv_backward(x, weight_->value, d_y, d_x, weight_->grad, bias_->grad,
+void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
+                          Context& context) const {
+  const Weights w = select(x, weight_->value, bias_->value, context);
+  const Weights d_w = select(x, weight_->grad, bias_->grad, context);
+  kernels::causal_conv_backward(x, w.weight, d_y, d_x, d_w.weight, d_w.bias, context.stream);
+  if (x.size(2) != weight_->shape[0]) return;
+  const Tensor d_halo = halo.empty() ? Tensor() : backward_halo(halo, d_y, context);
+  return_halo(d_halo, weight_->shape[2] - 1, d_x, context);
+}
+
+// What the first outputs owe to the halo: the same convolution over the halo followed by zeros, as far as it reaches.
+// Adds to the weight's grad; the bias has had its part.
+Tensor CausalConv::backward_halo(TensorView halo, TensorView d_y, Context& context) const {
+  const std::int64_t rows = halo.size(1);
+  const std::int64_t reached = std::min(rows, d_y.size(1));
+  const Shape shape{halo.size(0), rows + reached, halo.size(2)};
+  const Tensor x = kernels::zeros(shape, halo.dtype(), context.stream);
+  const Tensor d_out = kernels::zeros(shape, halo.dtype(), context.stream);
+  put_token_range(halo, x, 0, context.stream);
+  put_token_range(token_range(d_y, 0, reached, context.stream), d_out, rows, context.stream);
+  const Tensor d_x(shape, halo.dtype());
+  const Tensor unused = kernels::zeros(bias_->shape, bias_->grad.dtype(), context.stream);
+  kernels::causal_conv_backward(x, weight_->value, d_out, d_x, weight_->grad, unused,
                                 context.stream);
+  return token_range(d_x, 0, rows, context.stream);
 }
 
 }  // namespace ttt

@@ -1,5 +1,6 @@
 #pragma once
-// Depthwise causal convolution with its weight and bias (kernels/causal_conv.h).
+// Depthwise causal convolution with its weight and bias (kernels/causal_conv.h). Of split sequences it sees a segment
+// of all channels, with the halo before it, or, where the rank holds a share of the heads, whole sequences of theirs.
 
 #include "core/context.h"
 #include "core/parameters.h"
@@ -12,18 +13,30 @@ class CausalConv {
   CausalConv(ParameterStore& store, const std::string& prefix, std::int64_t channels,
              std::int64_t window);
 
+  /// The inputs before x [B, T, C] that another rank holds; empty: zeros (exchange_halo). Convolutions of one input
+  /// share it, and backward needs it.
+  [[nodiscard]] Tensor halo(TensorView x, Context& context) const;
   /// x, y: [B, T, C].
-  void forward(TensorView x, TensorView y, Context& context) const;
+  void forward(TensorView x, TensorView halo, TensorView y, Context& context) const;
   /// Continues from `history` [B, W-1, C] (in-out).
   void extend(TensorView x, TensorView y, TensorView history, Context& context) const;
   /// Overwrites d_x and adds to the grads.
-  void backward(TensorView x, TensorView d_y, TensorView d_x, Context& context) const;
+  void backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
+                Context& context) const;
   /// The shape of `history`.
   [[nodiscard]] Shape history_shape(std::int64_t batch) const {
     return {batch, weight_->shape[2] - 1, weight_->shape[0]};
   }
 
  private:
+  struct Weights {
+    TensorView weight, bias;
+  };
+  // Those of x's channels.
+  [[nodiscard]] static Weights select(TensorView x, TensorView weight, TensorView bias,
+                                      Context& context);
+  Tensor backward_halo(TensorView halo, TensorView d_y, Context& context) const;
+
   const Parameter* weight_;
   const Parameter* bias_;
 };

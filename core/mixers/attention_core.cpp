@@ -70,7 +70,7 @@ std::unique_ptr<Saved> AttentionCore::forward(const CoreInputs& inputs, TensorVi
   kernels::rope_forward(inputs.k, inputs.k, rope_, context.stream);
   auto saved = std::make_unique<AttentionSaved>();
   saved->lse =
-      Tensor({inputs.q.size(0), num_heads_, inputs.q.size(1)}, wide_type(inputs.q.dtype()));
+      Tensor({inputs.q.size(0), inputs.q.size(2), inputs.q.size(1)}, wide_type(inputs.q.dtype()));
   kernels::attention_forward(inputs.q, inputs.k, inputs.v, out, saved->lse, scale_, context.stream);
   return saved;
 }

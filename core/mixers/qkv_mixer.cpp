@@ -1,5 +1,6 @@
 #include "core/mixers/qkv_mixer.h"
 
+#include "core/sequence_exchange.h"
 #include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/norm.h"
@@ -17,10 +18,12 @@ struct QkvDecodeState final : DecodeState {
 }  // namespace
 
 struct QkvMixer::Activations final : Saved {
-  Tensor p;        // with share_qk: the shared projection
+  Tensor p, halo;  // with share_qk: the shared projection and what is before it
   Tensor q, k, v;  // as the core left them
   std::unique_ptr<Saved> core;
-  Tensor core_out;    // [B, T, H, F]
+  Tensor core_out;  // [B, T, H F] as the core wrote it
+  Tensor
+      y;  // the same with all heads of this rank's tokens: shares its memory without head exchange
   Tensor mean, rstd;  // with post_norm
   Tensor gate;        // with use_gate: before the activation
 };
@@ -28,16 +31,12 @@ struct QkvMixer::Activations final : Saved {
 QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
                    const config::ModelConfig& config, std::int64_t context_length,
                    std::int64_t layer)
-    : store_(store),
-      num_heads_(config.num_heads()),
-      num_kv_heads_(config.num_heads()),
-      head_dim_(config.hidden_size() / config.num_heads()) {
+    : store_(store), head_dim_(config.hidden_size() / config.num_heads()) {
   const std::int64_t channels = config.hidden_size();
   const Initializer normal = Initializer::normal(config.initializer_range());
-  if (config.mixer() == config::ATTENTION && config.attention().num_kv_heads() > 0) {
-    num_kv_heads_ = config.attention().num_kv_heads();
-  }
-  const std::int64_t kv_channels = num_kv_heads_ * head_dim_;
+  const bool grouped = config.mixer() == config::ATTENTION && config.attention().num_kv_heads() > 0;
+  const std::int64_t kv_channels =
+      grouped ? config.attention().num_kv_heads() * head_dim_ : channels;
   const auto linear = [&](const char* name, std::int64_t outputs) {
     return std::make_unique<Linear>(store, prefix + "." + name + ".weight", outputs, channels,
                                     normal);
@@ -64,55 +63,56 @@ QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
 }
 
 CoreInputs QkvMixer::core_inputs(TensorView x, const Activations& a) const {
-  const std::int64_t batch = x.size(0);
-  const std::int64_t tokens = x.size(1);
-  const Shape kv{batch, tokens, num_kv_heads_, head_dim_};
-  return {x, a.q.view().reshape({batch, tokens, num_heads_, head_dim_}), a.k.view().reshape(kv),
-          a.v.view().reshape(kv)};
+  return {x, split_heads(a.q), split_heads(a.k), split_heads(a.v)};
+}
+
+TensorView QkvMixer::split_heads(TensorView view) const {
+  return view.reshape({view.size(0), view.size(1), view.size(2) / head_dim_, head_dim_});
 }
 
 void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Context& context) const {
   if (conv_q_) {
-    a.p = q_proj_->forward(x, context);
+    a.p = tokens_to_heads(q_proj_->forward(x, context), context);
     a.q = Tensor(a.p.shape(), x.dtype());
     a.k = Tensor(a.p.shape(), x.dtype());
     if (q_history.empty()) {
-      conv_q_->forward(a.p, a.q, context);
-      conv_k_->forward(a.p, a.k, context);
+      a.halo = conv_q_->halo(a.p, context);
+      conv_q_->forward(a.p, a.halo, a.q, context);
+      conv_k_->forward(a.p, a.halo, a.k, context);
     } else {
       const Tensor k_history = kernels::to_dtype(q_history, q_history.dtype(), context.stream);
       conv_q_->extend(a.p, a.q, q_history, context);
       conv_k_->extend(a.p, a.k, k_history, context);
     }
   } else {
-    a.q = q_proj_->forward(x, context);
-    a.k = k_proj_->forward(x, context);
+    a.q = tokens_to_heads(q_proj_->forward(x, context), context);
+    a.k = tokens_to_heads(k_proj_->forward(x, context), context);
   }
-  a.v = v_proj_->forward(x, context);
-  a.core_out = Tensor({x.size(0), x.size(1), num_heads_, head_dim_}, x.dtype());
+  a.v = tokens_to_heads(v_proj_->forward(x, context), context);
+  a.core_out = Tensor(a.q.shape(), x.dtype());
 }
 
 void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& context) const {
   const std::int64_t rows = x.size(0) * x.size(1);
-  Tensor mixed = a.core_out;
+  a.y = heads_to_tokens(a.core_out, context);
+  Tensor mixed = a.y;
   if (post_norm_weight_ != nullptr) {
     a.mean = Tensor({rows}, wide_type(x.dtype()));
     a.rstd = Tensor({rows}, wide_type(x.dtype()));
-    mixed = normalize(a.core_out, a.mean, a.rstd, context);
+    mixed = normalize(a.y, a.mean, a.rstd, context);
   }
   if (g_proj_) {
     a.gate = g_proj_->forward(x, context);
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed.view().reshape(x.shape()),
-                           mixed.view().reshape(x.shape()), context.stream);
+    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed, mixed, context.stream);
   }
   o_proj_->forward(mixed, y, context);
 }
 
-Tensor QkvMixer::normalize(const Tensor& core_out, TensorView mean, TensorView rstd,
+Tensor QkvMixer::normalize(const Tensor& y, TensorView mean, TensorView rstd,
                            Context& context) const {
-  Tensor normed(core_out.shape(), core_out.dtype());
-  const Shape flat{core_out.size(0) * core_out.size(1), core_out.size(2) * core_out.size(3)};
-  kernels::layer_norm_forward(core_out.view().reshape(flat), post_norm_weight_->value,
+  Tensor normed(y.shape(), y.dtype());
+  const Shape flat{y.size(0) * y.size(1), y.size(2)};
+  kernels::layer_norm_forward(y.view().reshape(flat), post_norm_weight_->value,
                               post_norm_bias_->value, normed.view().reshape(flat), mean, rstd,
                               kPostNormEpsilon, context.stream);
   return normed;
@@ -121,7 +121,7 @@ Tensor QkvMixer::normalize(const Tensor& core_out, TensorView mean, TensorView r
 std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView y, Context& context) const {
   auto a = std::make_unique<Activations>();
   project(x, *a, {}, context);
-  a->core = core_->forward(core_inputs(x, *a), a->core_out, context);
+  a->core = core_->forward(core_inputs(x, *a), split_heads(a->core_out), context);
   finish(x, *a, y, context);
   return a;
 }
@@ -137,50 +137,47 @@ void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, Tensor
   const Shape flat{shape[0] * shape[1], shape[2]};
   kernels::fill(d_x, 0, context.stream);
   const Tensor d_mixed(shape, d_y.dtype());
-  Tensor normed = a.core_out;
-  if (post_norm_weight_ != nullptr) normed = normalize(a.core_out, {}, {}, context);
+  Tensor normed = a.y;
+  if (post_norm_weight_ != nullptr) normed = normalize(a.y, {}, {}, context);
   if (g_proj_) {
-    const TensorView y = normed.view().reshape(shape);
     const Tensor mixed(shape, d_y.dtype());
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, y, mixed, context.stream);
+    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, normed, mixed, context.stream);
     o_proj_->backward(mixed, d_y, d_mixed, kernels::Accumulate::kNo, context);
     const Tensor& d_gate = mixed;  // reused
-    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, y, d_mixed, d_gate, d_mixed,
-                            context.stream);
+    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, normed, d_mixed, d_gate,
+                            d_mixed, context.stream);
     g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kYes, context);
   } else {
     o_proj_->backward(normed, d_y, d_mixed, kernels::Accumulate::kNo, context);
   }
   normed = {};
   if (post_norm_weight_ != nullptr) {
-    kernels::layer_norm_backward(a.core_out.view().reshape(flat), post_norm_weight_->value, a.mean,
-                                 a.rstd, d_mixed.view().reshape(flat), d_mixed.view().reshape(flat),
+    kernels::layer_norm_backward(a.y.view().reshape(flat), post_norm_weight_->value, a.mean, a.rstd,
+                                 d_mixed.view().reshape(flat), d_mixed.view().reshape(flat),
                                  post_norm_weight_->grad, post_norm_bias_->grad, context.stream);
   }
-  const CoreInputs inputs = core_inputs(x, a);
   const Tensor d_q(a.q.shape(), d_y.dtype());
   const Tensor d_k(a.k.shape(), d_y.dtype());
   const Tensor d_v(a.v.shape(), d_y.dtype());
-  core_->backward(*a.core, inputs, a.core_out, d_mixed.view().reshape(a.core_out.shape()),
-                  {d_q.view().reshape(inputs.q.shape()), d_k.view().reshape(inputs.k.shape()),
-                   d_v.view().reshape(inputs.v.shape()), d_x},
-                  context);
-  v_proj_->backward(x, d_v, d_x, kernels::Accumulate::kYes, context);
+  core_->backward(*a.core, core_inputs(x, a), split_heads(a.core_out),
+                  split_heads(tokens_to_heads(d_mixed, context)),
+                  {split_heads(d_q), split_heads(d_k), split_heads(d_v), d_x}, context);
+  v_proj_->backward(x, heads_to_tokens(d_v, context), d_x, kernels::Accumulate::kYes, context);
   backward_qk(a, x, d_q, d_k, d_x, context);
 }
 
-void QkvMixer::backward_qk(const Activations& a, TensorView x, TensorView d_q, TensorView d_k,
+void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
                            TensorView d_x, Context& context) const {
   if (conv_q_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
     const Tensor d_p_of_k(a.p.shape(), a.p.dtype());
-    conv_q_->backward(a.p, d_q, d_p, context);
-    conv_k_->backward(a.p, d_k, d_p_of_k, context);
+    conv_q_->backward(a.p, a.halo, d_q, d_p, context);
+    conv_k_->backward(a.p, a.halo, d_k, d_p_of_k, context);
     kernels::add(d_p_of_k, d_p, context.stream);
-    q_proj_->backward(x, d_p, d_x, kernels::Accumulate::kYes, context);
+    q_proj_->backward(x, heads_to_tokens(d_p, context), d_x, kernels::Accumulate::kYes, context);
   } else {
-    q_proj_->backward(x, d_q, d_x, kernels::Accumulate::kYes, context);
-    k_proj_->backward(x, d_k, d_x, kernels::Accumulate::kYes, context);
+    q_proj_->backward(x, heads_to_tokens(d_q, context), d_x, kernels::Accumulate::kYes, context);
+    k_proj_->backward(x, heads_to_tokens(d_k, context), d_x, kernels::Accumulate::kYes, context);
   }
 }
 
@@ -199,7 +196,7 @@ void QkvMixer::extend(TensorView x, TensorView y, DecodeState& state, Context& c
   auto& s = static_cast<QkvDecodeState&>(state);
   Activations a;
   project(x, a, s.history, context);
-  core_->extend(core_inputs(x, a), a.core_out, *s.core, context);
+  core_->extend(core_inputs(x, a), split_heads(a.core_out), *s.core, context);
   finish(x, a, y, context);
 }
 

@@ -8,6 +8,8 @@
 //   y = gelu_tanh(x Wg^T) * y          with use_gate
 //   out = y Wo^T
 //
+// With head exchange p (or q and k), v and y pass to the ranks of their heads and back, around conv and core.
+//
 // Dims: B batch, T tokens, C model dim, H heads, G key heads, F = C / H.
 // Numerics: GEMMs as Context::precision says; norms and gates in the element type. LayerNorm epsilon 1e-6.
 // Errors: kInternal when shapes do not fit.
@@ -43,15 +45,17 @@ class QkvMixer final : public Layer {
   struct Activations;
   void project(TensorView x, Activations& a, TensorView q_history, Context& context) const;
   void finish(TensorView x, Activations& a, TensorView y, Context& context) const;
-  void backward_qk(const Activations& a, TensorView x, TensorView d_q, TensorView d_k,
+  void backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
                    TensorView d_x, Context& context) const;
+  /// [B, T, H F] as [B, T, H, F].
+  [[nodiscard]] TensorView split_heads(TensorView view) const;
   [[nodiscard]] CoreInputs core_inputs(TensorView x, const Activations& a) const;
   /// The output norm of the core's output; `mean` and `rstd` may be empty.
-  [[nodiscard]] Tensor normalize(const Tensor& core_out, TensorView mean, TensorView rstd,
+  [[nodiscard]] Tensor normalize(const Tensor& y, TensorView mean, TensorView rstd,
                                  Context& context) const;
 
   ParameterStore& store_;
-  std::int64_t num_heads_, num_kv_heads_, head_dim_;
+  std::int64_t head_dim_;
   std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent
   std::unique_ptr<CausalConv> conv_q_, conv_k_;                         // with share_qk
   const Parameter* post_norm_weight_ = nullptr;                         // with post_norm

@@ -5,7 +5,8 @@
 //   (out_1 .. out_T) = core(q_1..T, k_1..T, v_1..T; x_1..T), causal in t
 //
 // Dims: B batch, T tokens, H query heads, G key heads (G = H except for grouped-query attention),
-//   F head dim, C = H F model dim.
+//   F head dim, C model dim. Of split sequences a core sees its segment and passes its state on, or the whole sequence
+//   and H, G of this rank's share of the heads, while x is the segment (core/sequence_exchange.h).
 // Numerics: state in the element type of the activations, F32 or F64.
 // Errors: kInternal when shapes do not fit.
 // Source: arXiv:2407.04620 section 2 (a sequence layer is a learner run over the tokens).

@@ -1,7 +1,7 @@
 #include "core/mixers/ttt_core.h"
 
-#include <array>
-
+#include "core/sequence_exchange.h"
+#include "core/token_range.h"
 #include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/inner_learning_rate.h"
@@ -16,59 +16,48 @@ struct TttDecodeState final : DecodeState {
   std::int64_t position = 0;
 };
 
-// Row b of `state` [B, ...] is the parameter, or zero without one.
-void broadcast(const Parameter* parameter, const Tensor& state, Stream& stream) {
+// Row b of `state` [B, H, ...] is the parameter of these heads, or zero without one.
+void broadcast(const Parameter* parameter, const Tensor& state, Context& context) {
   if (state.empty()) return;
   if (parameter == nullptr) {
-    kernels::fill(state, 0, stream);
+    kernels::fill(state, 0, context.stream);
     return;
   }
   for (std::int64_t b = 0; b < state.size(0); ++b) {
     const TensorView row = state.view().slice(b, b + 1);
-    kernels::copy(parameter->value.reshape(row.shape()), row, stream);
+    kernels::copy(own_heads(parameter->value, context).reshape(row.shape()), row, context.stream);
   }
 }
 
-// Adds the rows of d_state [B, ...] to the parameter's grad, in order.
-void sum_rows(const Tensor& d_state, const Parameter* parameter, Stream& stream) {
+// Adds the rows of d_state [B, H, ...] to the grad of these heads, in order.
+void sum_rows(const Tensor& d_state, const Parameter* parameter, Context& context) {
   if (parameter == nullptr) return;
   for (std::int64_t b = 0; b < d_state.size(0); ++b) {
     const TensorView row = d_state.view().slice(b, b + 1);
-    kernels::add(row, parameter->grad.reshape(row.shape()), stream);
+    kernels::add(row, own_heads(parameter->grad, context).reshape(row.shape()), context.stream);
   }
 }
 
-// Tokens [begin, end) of every sequence of a [B, T, ...] view, gathered.
-Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end, Stream& stream) {
-  std::array<std::int64_t, Shape::kMaxRank> dims{};
-  std::ranges::copy(view.shape().dims(), dims.begin());
-  dims[1] = end - begin;
-  Tensor part(Shape(std::span<const std::int64_t>(dims.data(), view.shape().dims().size())),
-              view.dtype());
-  for (std::int64_t b = 0; b < view.size(0); ++b) {
-    const TensorView from = view.slice(b, b + 1);
-    const TensorView to = part.view().slice(b, b + 1);
-    const std::int64_t row = from.numel() / view.size(1);
-    kernels::copy(from.reshape({view.size(1), row}).slice(begin, end),
-                  to.reshape({end - begin, row}), stream);
-  }
-  return part;
+TensorView own_value(const Parameter* parameter, Context& context) {
+  return parameter != nullptr ? own_heads(parameter->value, context) : TensorView{};
+}
+TensorView own_grad(const Parameter* parameter, Context& context) {
+  return parameter != nullptr ? own_heads(parameter->grad, context) : TensorView{};
 }
 
-void put_token_range(TensorView part, TensorView view, std::int64_t begin, Stream& stream) {
-  const std::int64_t tokens = part.size(1);
-  for (std::int64_t b = 0; b < view.size(0); ++b) {
-    const TensorView to = view.slice(b, b + 1);
-    const std::int64_t row = to.numel() / view.size(1);
-    kernels::copy(part.slice(b, b + 1).reshape({tokens, row}),
-                  to.reshape({view.size(1), row}).slice(begin, begin + tokens), stream);
+using Transfer = void (SequenceExchange::*)(TensorView, Neighbour, Stream&);
+
+void transfer(Transfer move, const TttCore::State& state, Neighbour neighbour, Context& context) {
+  for (const Tensor* part : {&state.w1, &state.b1, &state.w2, &state.b2}) {
+    if (!part->empty()) (context.sequence->*move)(*part, neighbour, context.stream);
   }
 }
 
 }  // namespace
 
 struct TttCore::Prepared final : Saved {
-  Tensor rate;         // [B, T, H]
+  Tensor token_rate;   // [B, L, H], L the tokens of x
+  Tensor rate;         // [B, T, H of this rank]: the same memory without head exchange
   Tensor token_scale;  // [K]
   State initial, final;
   kernels::TttSaved kernel;
@@ -124,26 +113,27 @@ double TttCore::rate_scale(const Context& context) const {
   return rate_ ? base / static_cast<double>(head_dim_) : base;
 }
 
-TttCore::State TttCore::make_state(std::int64_t batch) const {
+TttCore::State TttCore::make_state(std::int64_t batch, std::int64_t heads) const {
   const DType dtype = store_.dtype();
   const bool mlp = options_.model == kernels::InnerModel::kMlp;
   const std::int64_t width = mlp ? config_.mlp_expansion() * head_dim_ : head_dim_;
   State state;
-  state.w1 = Tensor({batch, num_heads_, head_dim_, width}, dtype);
-  if (options_.bias) state.b1 = Tensor({batch, num_heads_, 1, width}, dtype);
+  state.w1 = Tensor({batch, heads, head_dim_, width}, dtype);
+  if (options_.bias) state.b1 = Tensor({batch, heads, 1, width}, dtype);
   if (mlp) {
-    state.w2 = Tensor({batch, num_heads_, width, head_dim_}, dtype);
-    if (options_.bias) state.b2 = Tensor({batch, num_heads_, 1, head_dim_}, dtype);
+    state.w2 = Tensor({batch, heads, width, head_dim_}, dtype);
+    if (options_.bias) state.b2 = Tensor({batch, heads, 1, head_dim_}, dtype);
   }
   return state;
 }
 
-TttCore::State TttCore::initial_state(std::int64_t batch, Stream& stream) const {
-  State state = make_state(batch);
-  broadcast(w1_, state.w1, stream);
-  broadcast(b1_, state.b1, stream);
-  broadcast(w2_, state.w2, stream);
-  broadcast(b2_, state.b2, stream);
+TttCore::State TttCore::initial_state(std::int64_t batch, std::int64_t heads,
+                                      Context& context) const {
+  State state = make_state(batch, heads);
+  broadcast(w1_, state.w1, context);
+  broadcast(b1_, state.b1, context);
+  broadcast(w2_, state.w2, context);
+  broadcast(b2_, state.b2, context);
   return state;
 }
 
@@ -168,13 +158,15 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
   auto prepared = std::make_unique<Prepared>();
   Prepared& p = *prepared;
   const DType wide = wide_type(inputs.q.dtype());
-  p.rate = Tensor({batch, tokens, num_heads_}, wide);
   if (rate_) {
-    rate_->forward(inputs.x, p.rate, context);
-    const TensorView rows = p.rate.view().reshape({batch * tokens, num_heads_});
+    p.token_rate = Tensor({batch, inputs.x.size(1), num_heads_}, wide);
+    rate_->forward(inputs.x, p.token_rate, context);
+    const TensorView rows = p.token_rate.view().reshape({batch * inputs.x.size(1), num_heads_});
     kernels::inner_learning_rate_forward(rows, rate_bias_->value.reshape({num_heads_}), rows,
                                          rate_scale(context), context.stream);
+    p.rate = tokens_to_heads(p.token_rate, context);
   } else {
+    p.rate = Tensor({batch, tokens, inputs.q.size(2)}, wide);
     kernels::fill(p.rate, rate_scale(context), context.stream);
   }
   p.token_scale = Tensor({options_.mini_batch_size}, wide);
@@ -187,30 +179,56 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
   return prepared;
 }
 
-kernels::TttInputs TttCore::kernel_inputs(const CoreInputs& inputs, const Prepared& p) const {
+kernels::TttInputs TttCore::kernel_inputs(const CoreInputs& inputs, const Prepared& p,
+                                          Context& context) const {
   return {inputs.q,
           inputs.k,
           inputs.v,
           p.rate,
           p.token_scale,
-          norm_weight_ != nullptr ? norm_weight_->value : TensorView{},
-          norm_bias_ != nullptr ? norm_bias_->value : TensorView{}};
+          own_value(norm_weight_, context),
+          own_value(norm_bias_, context)};
+}
+
+void TttCore::record_inner_losses(const kernels::TttInputs& kernel, const Prepared& p,
+                                  Context& context) const {
+  const std::int64_t batch = kernel.q.size(0);
+  const std::int64_t tokens = kernel.q.size(1);
+  const std::int64_t heads = kernel.q.size(2);
+  const Tensor losses({3, batch, tokens, heads}, DType::kF64);
+  kernels::ttt_inner_loss(kernel, options_, p.initial.views(), losses, context.stream);
+  if (receives_state(context)) {  // row 0 is about the sequence's start, not the segment's
+    const Tensor from_start(losses.shape(), DType::kF64);
+    kernels::ttt_inner_loss(kernel, options_, initial_state(batch, heads, context).views(),
+                            from_start, context.stream);
+    kernels::copy(from_start.view().slice(0, 1), losses.view().slice(0, 1), context.stream);
+  }
+  Tensor rows({3 * batch, tokens, heads}, DType::kF64);
+  kernels::copy(losses.view().reshape(rows.shape()), rows, context.stream);
+  rows = heads_to_tokens(rows, context);
+  context.stream.synchronize();
+  context.inner_losses->record(layer_, rows.view().reshape({3, batch, rows.size(1), rows.size(2)}));
 }
 
 std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out,
                                         Context& context) const {
   std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
-  p->initial = initial_state(inputs.q.size(0), context.stream);
-  p->final = make_state(inputs.q.size(0));
-  const kernels::TttInputs kernel = kernel_inputs(inputs, *p);
+  const std::int64_t batch = inputs.q.size(0);
+  const std::int64_t heads = inputs.q.size(2);
+  if (receives_state(context)) {
+    p->initial = make_state(batch, heads);
+    transfer(&SequenceExchange::receive, p->initial, Neighbour::kPrevious, context);
+  } else {
+    p->initial = initial_state(batch, heads, context);
+  }
+  p->final = make_state(batch, heads);
+  const kernels::TttInputs kernel = kernel_inputs(inputs, *p, context);
   kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
                        context.stream);
-  if (context.inner_losses != nullptr) {
-    const Tensor losses({3, inputs.q.size(0), inputs.q.size(1), num_heads_}, DType::kF64);
-    kernels::ttt_inner_loss(kernel, options_, p->initial.views(), losses, context.stream);
-    context.stream.synchronize();
-    context.inner_losses->record(layer_, losses);
+  if (sends_state(context)) {
+    transfer(&SequenceExchange::send, p->final, Neighbour::kNext, context);
   }
+  if (context.inner_losses != nullptr) record_inner_losses(kernel, *p, context);
   return p;
 }
 
@@ -222,28 +240,38 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
                        TensorView d_out, const CoreGradients& gradients, Context& context) const {
   const auto& p = static_cast<const Prepared&>(saved);
   const std::int64_t batch = inputs.q.size(0);
-  const std::int64_t tokens = inputs.q.size(1);
+  const std::int64_t heads = inputs.q.size(2);
   const DType wide = wide_type(d_out.dtype());
-  const Tensor d_rate({batch, tokens, num_heads_}, wide);
+  Tensor d_rate({batch, inputs.q.size(1), heads}, wide);
   const Tensor d_token_scale = kernels::zeros({options_.mini_batch_size}, wide, context.stream);
-  const State d_initial = make_state(batch);
-  kernels::ttt_backward(kernel_inputs(inputs, p), options_, p.initial.views(), p.kernel, d_out, {},
+  State d_final;  // zero after the last token
+  if (sends_state(context)) {
+    d_final = make_state(batch, heads);
+    transfer(&SequenceExchange::receive, d_final, Neighbour::kNext, context);
+  }
+  const State d_initial = make_state(batch, heads);
+  kernels::ttt_backward(kernel_inputs(inputs, p, context), options_, p.initial.views(), p.kernel,
+                        d_out, d_final.views(),
                         {gradients.d_q, gradients.d_k, gradients.d_v, d_rate, d_token_scale,
-                         norm_weight_ != nullptr ? norm_weight_->grad : TensorView{},
-                         norm_bias_ != nullptr ? norm_bias_->grad : TensorView{}},
+                         own_grad(norm_weight_, context), own_grad(norm_bias_, context)},
                         d_initial.views(), context.stream);
-  sum_rows(d_initial.w1, w1_, context.stream);
-  sum_rows(d_initial.b1, b1_, context.stream);
-  sum_rows(d_initial.w2, w2_, context.stream);
-  sum_rows(d_initial.b2, b2_, context.stream);
+  if (receives_state(context)) {
+    transfer(&SequenceExchange::send, d_initial, Neighbour::kPrevious, context);
+  } else {
+    sum_rows(d_initial.w1, w1_, context);
+    sum_rows(d_initial.b1, b1_, context);
+    sum_rows(d_initial.w2, w2_, context);
+    sum_rows(d_initial.b2, b2_, context);
+  }
   if (token_offset_ != nullptr) {
     kernels::token_scale_backward(token_offset_->value, d_token_scale, token_offset_->grad,
                                   context.stream);
   }
   if (rate_) {
-    const Shape rows{batch * tokens, num_heads_};
+    d_rate = heads_to_tokens(d_rate, context);
+    const Shape rows{batch * inputs.x.size(1), num_heads_};
     kernels::inner_learning_rate_backward(
-        p.rate.view().reshape(rows), d_rate.view().reshape(rows), d_rate.view().reshape(rows),
+        p.token_rate.view().reshape(rows), d_rate.view().reshape(rows), d_rate.view().reshape(rows),
         rate_bias_->grad.reshape({num_heads_}), rate_scale(context), context.stream);
     rate_->backward(inputs.x, d_rate, gradients.d_x, kernels::Accumulate::kYes, context);
   }
@@ -258,8 +286,8 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
 std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch,
                                                         Context& context) const {
   auto state = std::make_unique<TttDecodeState>();
-  state->weights = initial_state(batch, context.stream);
-  state->sums = make_state(batch);
+  state->weights = initial_state(batch, num_heads_, context);
+  state->sums = make_state(batch, num_heads_);
   for (const Tensor* sum : {&state->sums.w1, &state->sums.b1, &state->sums.w2, &state->sums.b2}) {
     if (!sum->empty()) kernels::fill(*sum, 0, context.stream);
   }
@@ -273,7 +301,7 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
   const std::int64_t tokens = inputs.q.size(1);
   const std::int64_t mini_batch = options_.mini_batch_size;
   const std::unique_ptr<Prepared> p = prepare(inputs, s.position, context);
-  const kernels::TttInputs all = kernel_inputs(inputs, *p);
+  const kernels::TttInputs all = kernel_inputs(inputs, *p, context);
   for (std::int64_t t = 0; t < tokens;) {
     const std::int64_t place = s.position % mini_batch;
     const std::int64_t whole = place == 0 ? (tokens - t) / mini_batch * mini_batch : 0;

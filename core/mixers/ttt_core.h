@@ -33,12 +33,12 @@ class TttCore final : public SequenceCore {
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
 
-  /// Uninitialised fast weights for `batch` sequences; owners behind the views.
+  /// Uninitialised fast weights; owners behind the views.
   struct State {
     Tensor w1, b1, w2, b2;
     [[nodiscard]] kernels::TttState views() const { return {w1, b1, w2, b2}; }
   };
-  [[nodiscard]] State make_state(std::int64_t batch) const;
+  [[nodiscard]] State make_state(std::int64_t batch, std::int64_t heads) const;
   /// The fast weights after the last token of the forward that made `saved`.
   [[nodiscard]] static const State& final_state(const Saved& saved);
 
@@ -46,9 +46,13 @@ class TttCore final : public SequenceCore {
   struct Prepared;
   std::unique_ptr<Prepared> prepare(const CoreInputs& inputs, std::int64_t first_position,
                                     Context& context) const;
-  [[nodiscard]] kernels::TttInputs kernel_inputs(const CoreInputs& inputs, const Prepared& p) const;
+  [[nodiscard]] kernels::TttInputs kernel_inputs(const CoreInputs& inputs, const Prepared& p,
+                                                 Context& context) const;
+  void record_inner_losses(const kernels::TttInputs& kernel, const Prepared& p,
+                           Context& context) const;
   void rotate(const CoreInputs& inputs, std::int64_t first_position, Context& context) const;
-  [[nodiscard]] State initial_state(std::int64_t batch, Stream& stream) const;
+  /// The learned one, of this rank's heads.
+  [[nodiscard]] State initial_state(std::int64_t batch, std::int64_t heads, Context& context) const;
   [[nodiscard]] double rate_scale(const Context& context) const;
 
   ParameterStore& store_;

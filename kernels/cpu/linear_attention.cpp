@@ -118,6 +118,26 @@ struct Walk {
   }
 };
 
+// Of one head; null means zeros (in) or not wanted (out).
+template <typename T>
+struct StateOfHead {
+  T* kv = nullptr;
+  T* k_sum = nullptr;
+
+  StateOfHead(const LinearAttentionState& state, std::int64_t head, std::int64_t dim) {
+    if (!state.kv.empty()) kv = state.kv.data<T>() + head * dim * dim;
+    if (!state.k_sum.empty()) k_sum = state.k_sum.data<T>() + head * dim;
+  }
+  void load(std::vector<T>& to_kv, std::vector<T>& to_sum) const {
+    if (kv != nullptr) std::copy_n(kv, to_kv.size(), to_kv.data());
+    if (k_sum != nullptr) std::copy_n(k_sum, to_sum.size(), to_sum.data());
+  }
+  void store(const std::vector<T>& from_kv, const std::vector<T>& from_sum) const {
+    if (kv != nullptr) std::ranges::copy(from_kv, kv);
+    if (k_sum != nullptr) std::ranges::copy(from_sum, k_sum);
+  }
+};
+
 template <typename T>
 void forward_head(const Sizes& n, const LinearAttentionOptions& options, const T* q, const T* k,
                   const T* v, T* out, Walk<T>& walk) {
@@ -139,6 +159,7 @@ template <typename T>
 struct HeadGradient {
   const T *q, *k, *v, *d_out;
   T *d_q, *d_k, *d_v;
+  StateOfHead<T> initial, d_final, d_initial;
 };
 
 // What the gradient of the quotient leaves of one head: d_out of row t goes to the numerator times inverse[t], and
@@ -175,6 +196,7 @@ template <typename T>
 void backward_queries(const Sizes& n, const LinearAttentionOptions& options,
                       const HeadGradient<T>& g, QuotientGradient<T>& quotient) {
   Walk<T> walk(n, options);
+  g.initial.load(walk.kv, walk.k_sum);
   std::vector<T> numerator(kChunk * n.dim);
   std::vector<T> d_numerator(kChunk * n.dim);
   std::vector<T> d_phi(kChunk * n.dim);
@@ -223,6 +245,7 @@ void backward_keys(const Sizes& n, const LinearAttentionOptions& options, const 
   std::vector<T> d_scores(kChunk * kChunk);
   std::vector<T> d_kv(n.dim * n.dim);
   std::vector<T> d_k_sum(n.dim);
+  g.d_final.load(d_kv, d_k_sum);
   for (std::int64_t begin = (n.tokens + kChunk - 1) / kChunk * kChunk - kChunk; begin >= 0;
        begin -= kChunk) {
     const std::int64_t rows = std::min(kChunk, n.tokens - begin);
@@ -251,6 +274,7 @@ void backward_keys(const Sizes& n, const LinearAttentionOptions& options, const 
         d_k_sum[f] += d_normalizer[i] * walk.q[i * n.dim + f];
     }
   }
+  g.d_initial.store(d_kv, d_k_sum);
 }
 
 void check_state(const char* kv_name, const char* sum_name, const LinearAttentionState& state,
@@ -276,24 +300,21 @@ void linear_attention_forward(TensorView q, TensorView k, TensorView v, TensorVi
   }
   visit_real(q.dtype(), [&](auto scalar) {
     using T = decltype(scalar);
-    const auto at = [](const TensorView& view, std::int64_t offset) {
-      return view.empty() ? nullptr : view.data<T>() + offset;
-    };
-    const std::int64_t square = n.dim * n.dim;
     cpu::for_each_block(n.batch * n.heads, [&](std::int64_t i) {
       Walk<T> walk(n, options);
-      if (const T* kv = at(initial.kv, i * square)) std::copy_n(kv, square, walk.kv.data());
-      if (const T* sum = at(initial.k_sum, i * n.dim)) std::copy_n(sum, n.dim, walk.k_sum.data());
+      StateOfHead<T>(initial, i, n.dim).load(walk.kv, walk.k_sum);
       const std::int64_t head = n.offset(i);
-      forward_head<T>(n, options, at(q, head), at(k, head), at(v, head), at(out, head), walk);
-      if (T* kv = at(final_state.kv, i * square)) std::copy_n(walk.kv.data(), square, kv);
-      if (T* sum = at(final_state.k_sum, i * n.dim)) std::copy_n(walk.k_sum.data(), n.dim, sum);
+      forward_head<T>(n, options, q.data<T>() + head, k.data<T>() + head, v.data<T>() + head,
+                      out.data<T>() + head, walk);
+      StateOfHead<T>(final_state, i, n.dim).store(walk.kv, walk.k_sum);
     });
   });
 }
 
-void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorView d_out,
-                               TensorView d_q, TensorView d_k, TensorView d_v,
+void linear_attention_backward(TensorView q, TensorView k, TensorView v,
+                               const LinearAttentionState& initial, TensorView d_out,
+                               const LinearAttentionState& d_final, TensorView d_q, TensorView d_k,
+                               TensorView d_v, const LinearAttentionState& d_initial,
                                const LinearAttentionOptions& options, Stream& stream) {
   const Sizes n = sizes_of(q);
   expect_shape("k", k, q.shape());
@@ -302,8 +323,12 @@ void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorV
   expect_shape("d_q", d_q, q.shape());
   expect_shape("d_k", d_k, q.shape());
   expect_shape("d_v", d_v, q.shape());
+  check_state("initial.kv", "initial.k_sum", initial, n);
+  check_state("d_final.kv", "d_final.k_sum", d_final, n);
+  check_state("d_initial.kv", "d_initial.k_sum", d_initial, n);
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->linear_attention_backward(q, k, v, d_out, d_q, d_k, d_v, options, stream);
+    return ops->linear_attention_backward(q, k, v, initial, d_out, d_final, d_q, d_k, d_v,
+                                          d_initial, options, stream);
   }
   visit_real(q.dtype(), [&](auto scalar) {
     using T = decltype(scalar);
@@ -311,7 +336,8 @@ void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorV
       const std::int64_t head = n.offset(i);
       const HeadGradient<T> g{q.data<T>() + head,     k.data<T>() + head,   v.data<T>() + head,
                               d_out.data<T>() + head, d_q.data<T>() + head, d_k.data<T>() + head,
-                              d_v.data<T>() + head};
+                              d_v.data<T>() + head,   {initial, i, n.dim},  {d_final, i, n.dim},
+                              {d_initial, i, n.dim}};
       QuotientGradient<T> quotient(n.tokens);
       backward_queries(n, options, g, quotient);
       backward_keys(n, options, g, quotient);

@@ -34,6 +34,16 @@ __global__ void __launch_bounds__(256) fill_kernel(T* y, double value, std::int6
   for_each_element(count, [&](std::int64_t i) { store_double(&y[i], value); });
 }
 
+// T has the size of an element.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    copy_columns_kernel(const T* from, std::int64_t from_width, T* to, std::int64_t to_width,
+                        std::int64_t rows, std::int64_t columns) {
+  for_each_element(rows * columns, [&](std::int64_t i) {
+    to[i / columns * to_width + i % columns] = from[i / columns * from_width + i % columns];
+  });
+}
+
 template <typename F>
 void visit_float(DType dtype, F&& f) {
   switch (dtype) {
@@ -75,6 +85,16 @@ void copy(TensorView from, TensorView to, Stream& stream) {
       launch(convert_kernel<From, To>, elementwise_shape(from.numel()), stream, from.data<From>(),
              to.data<To>(), from.numel());
     });
+  });
+}
+
+void copy_columns(TensorView from, std::int64_t from_begin, TensorView to, std::int64_t to_begin,
+                  std::int64_t columns, Stream& stream) {
+  visit_float(from.dtype(), [&](auto element) {
+    using T = decltype(element);
+    launch(copy_columns_kernel<T>, elementwise_shape(from.size(0) * columns), stream,
+           static_cast<const T*>(from.data<T>() + from_begin), from.size(1),
+           to.data<T>() + to_begin, to.size(1), from.size(0), columns);
   });
 }
 

@@ -24,6 +24,16 @@ struct Sizes {
   __host__ __device__ std::int64_t stride() const { return heads * dim; }
 };
 
+// Null: zeros, or not wanted.
+struct State {
+  float* kv;
+  float* sum;
+
+  explicit State(const LinearAttentionState& state)
+      : kv(state.kv.empty() ? nullptr : state.kv.data<float>()),
+        sum(state.k_sum.empty() ? nullptr : state.k_sum.data<float>()) {}
+};
+
 template <typename T>
 struct ForwardCall {
   Sizes n;
@@ -31,11 +41,7 @@ struct ForwardCall {
   const T* k;
   const T* v;
   T* out;
-  // Null: zeros, or not wanted. The final ones may be the initial ones.
-  const float* initial_kv;
-  const float* initial_sum;
-  float* final_kv;
-  float* final_sum;
+  State initial, final;  // may be the same
 };
 
 template <typename T>
@@ -49,6 +55,7 @@ struct BackwardCall {
   T* d_k;
   T* d_v;
   float* quotient;  // [B, H, T, 2]: see Chunk
+  State initial, d_final, d_initial;
 };
 
 // Of one head.
@@ -148,9 +155,26 @@ struct Chunk {
     }
   }
 
-  __device__ __forceinline__ void clear_state() const {
+  // This block's head of `from`; the padding stays zero.
+  __device__ __forceinline__ void load_state(const State& from) const {
+    const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * dim;
+    const auto same = [](int, float x) { return x; };
     tiles::fill(kv, dim * stride, 0.0F);
     tiles::fill(sum, dim, 0.0F);
+    __syncthreads();
+    if (from.kv != nullptr) tiles::load_rows(from.kv + at * dim, dim, dim, dim, kv, same);
+    if (from.sum != nullptr) tiles::load_rows(from.sum + at, dim, 1, dim, sum, same);
+  }
+
+  __device__ __forceinline__ void store_state(const State& to) const {
+    const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * dim;
+    if (to.kv != nullptr) {
+      tiles::store_rows(to.kv + at * dim, dim, dim, dim,
+                        [&](int i, int j) { return kv[i * stride + j]; });
+    }
+    if (to.sum != nullptr) {
+      tiles::store_rows(to.sum + at, dim, 1, dim, [&](int, int j) { return sum[j]; });
+    }
   }
 
   static std::int64_t shared_bytes(std::int64_t dim, std::int64_t chunk, int num_tiles,
@@ -172,16 +196,7 @@ template <typename T>
 __global__ void __launch_bounds__(tiles::kThreads) forward_kernel(ForwardCall<T> p) {
   const Sizes n = p.n;
   Chunk c(n, 3, 1);
-  const std::int64_t state = static_cast<std::int64_t>(blockIdx.x) * n.dim;
-  c.clear_state();
-  __syncthreads();
-  if (p.initial_kv != nullptr) {
-    tiles::load_rows(p.initial_kv + state * n.dim, n.dim, c.dim, c.dim, c.kv,
-                     [](int, float x) { return x; });
-  }
-  if (p.initial_sum != nullptr) {
-    tiles::load_rows(p.initial_sum + state, n.dim, 1, c.dim, c.sum, [](int, float x) { return x; });
-  }
+  c.load_state(p.initial);
   for (std::int64_t begin = 0; begin < n.tokens; begin += n.chunk) {
     const std::int64_t at = head_offset(n) + begin * n.stride();
     c.rows = n.tokens - begin < n.chunk ? static_cast<int>(n.tokens - begin) : n.chunk;
@@ -207,13 +222,7 @@ __global__ void __launch_bounds__(tiles::kThreads) forward_kernel(ForwardCall<T>
     c.add_to_sum(c.k, Always{1.0F});
     __syncthreads();
   }
-  if (p.final_kv != nullptr) {
-    tiles::store_rows(p.final_kv + state * n.dim, n.dim, c.dim, c.dim,
-                      [&](int i, int j) { return c.kv[i * c.stride + j]; });
-  }
-  if (p.final_sum != nullptr) {
-    tiles::store_rows(p.final_sum + state, n.dim, 1, c.dim, [&](int, int j) { return c.sum[j]; });
-  }
+  c.store_state(p.final);
 }
 
 // d_scores from d_out v^T to its gradient, and what the quotient leaves of each row.
@@ -244,7 +253,7 @@ __global__ void __launch_bounds__(tiles::kThreads) backward_queries_kernel(Backw
   const Sizes n = p.n;
   Chunk c(n, 5, 2);
   float* const quotient = p.quotient + 2 * static_cast<std::int64_t>(blockIdx.x) * n.tokens;
-  c.clear_state();
+  c.load_state(p.initial);
   for (std::int64_t begin = 0; begin < n.tokens; begin += n.chunk) {
     const std::int64_t at = head_offset(n) + begin * n.stride();
     c.rows = n.tokens - begin < n.chunk ? static_cast<int>(n.tokens - begin) : n.chunk;
@@ -279,7 +288,7 @@ __global__ void __launch_bounds__(tiles::kThreads) backward_keys_kernel(Backward
   const Sizes n = p.n;
   Chunk c(n, 4, 2);
   const float* const quotient = p.quotient + 2 * static_cast<std::int64_t>(blockIdx.x) * n.tokens;
-  c.clear_state();
+  c.load_state(p.d_final);
   for (std::int64_t begin = (n.tokens - 1) / n.chunk * n.chunk; begin >= 0; begin -= n.chunk) {
     const std::int64_t at = head_offset(n) + begin * n.stride();
     c.rows = n.tokens - begin < n.chunk ? static_cast<int>(n.tokens - begin) : n.chunk;
@@ -309,6 +318,7 @@ __global__ void __launch_bounds__(tiles::kThreads) backward_keys_kernel(Backward
     c.add_to_sum(c.q, [&](int i) { return c.d_normalizer[i]; });
     __syncthreads();
   }
+  c.store_state(p.d_initial);
 }
 
 // The longest chunk whose tiles fit beside the state.
@@ -338,9 +348,6 @@ void linear_attention_forward(TensorView q, TensorView k, TensorView v, TensorVi
                               const LinearAttentionState& initial,
                               const LinearAttentionState& final_state,
                               const LinearAttentionOptions& options, Stream& stream) {
-  const auto floats = [](const TensorView& view) {
-    return view.empty() ? nullptr : view.data<float>();
-  };
   const Sizes n = sizes_of(q, options, 3, 1);
   visit_activation_type(q.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -349,16 +356,16 @@ void linear_attention_forward(TensorView q, TensorView k, TensorView v, TensorVi
                               k.data<T>(),
                               v.data<T>(),
                               out.data<T>(),
-                              floats(initial.kv),
-                              floats(initial.k_sum),
-                              floats(final_state.kv),
-                              floats(final_state.k_sum)};
+                              State(initial),
+                              State(final_state)};
     launch(forward_kernel<T>, shape_of(n, 3, 1), stream, call);
   });
 }
 
-void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorView d_out,
-                               TensorView d_q, TensorView d_k, TensorView d_v,
+void linear_attention_backward(TensorView q, TensorView k, TensorView v,
+                               const LinearAttentionState& initial, TensorView d_out,
+                               const LinearAttentionState& d_final, TensorView d_q, TensorView d_k,
+                               TensorView d_v, const LinearAttentionState& d_initial,
                                const LinearAttentionOptions& options, Stream& stream) {
   const Sizes n = sizes_of(q, options, 5, 2);
   const Tensor quotient({n.batch, n.heads, n.tokens, 2}, DType::kF32);
@@ -372,7 +379,10 @@ void linear_attention_backward(TensorView q, TensorView k, TensorView v, TensorV
                                d_q.data<T>(),
                                d_k.data<T>(),
                                d_v.data<T>(),
-                               quotient.data<float>()};
+                               quotient.data<float>(),
+                               State(initial),
+                               State(d_final),
+                               State(d_initial)};
     launch(backward_queries_kernel<T>, shape_of(n, 5, 2), stream, call);
     launch(backward_keys_kernel<T>, shape_of(n, 4, 2), stream, call);
   });
