@@ -186,4 +186,12 @@ void TreeCollectives::all_gather(TensorView flat, const FlatRange& bucket, Strea
   }
 }
 
+void all_reduce_along_tree(Communicator& communicator, TensorView sum, Stream& stream) {
+  const FlatRange all{0, sum.numel()};
+  const TensorView flat = sum.reshape({sum.numel()});
+  TreeCollectives collectives({&communicator}, 1, {all}, sum.dtype());
+  collectives.reduce_scatter(flat, all, stream);
+  collectives.all_gather(flat, all, stream);
+}
+
 }  // namespace ttt::dist

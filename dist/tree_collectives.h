@@ -45,4 +45,7 @@ class TreeCollectives {
   Tensor scratch_;  // made once: what a queued kernel may still read is never given back
 };
 
+/// `sum` [n...] (F32, F64) becomes the sum over ranks, along the same tree with one leaf a rank. Collective.
+void all_reduce_along_tree(Communicator& communicator, TensorView sum, Stream& stream);
+
 }  // namespace ttt::dist

@@ -29,7 +29,7 @@ void save_step(const std::string& run, std::int64_t step) {
   const std::string temporary = begin_checkpoint(run, step, 0);
   config::CheckpointManifest manifest = manifest_of(state, step, 2);
   for (int rank = 0; rank < 2; ++rank) {
-    *manifest.add_files() = write_shard(temporary, rank, 2, state.flat());
+    *manifest.add_files() = write_even_shard(temporary, rank, 2, state);
   }
   *manifest.add_files() = add_file(temporary, run + "/../tokenizer.model");
   manifest.set_tokenizer("tokenizer.model");

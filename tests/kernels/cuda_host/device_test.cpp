@@ -4,11 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
 #include "tests/support/tensors.h"
 
 namespace ttt::kernels::cuda {
+
+const AttentionLibrary* attention_library() { return nullptr; }
+
 namespace {
 
 using test::error_of;
