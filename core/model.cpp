@@ -16,6 +16,11 @@ namespace {
 constexpr memory::Purpose kActivations{
     "activations", "lower train.micro_batch_size or set train.recompute_blocks = true"};
 
+// The CPU's own models may run beside a device's.
+memory::Place place_of(const Context& context) {
+  return context.stream.device() == Device::kCuda ? memory::Place::kDevice : memory::Place::kShared;
+}
+
 struct ModelDecodeState final : DecodeState {
   std::vector<std::unique_ptr<DecodeState>> blocks;
 };
@@ -81,7 +86,7 @@ std::vector<FlatRange> LanguageModel::buckets(std::int64_t min_elements) const {
 
 void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bool recompute_blocks,
                                      Context& context) const {
-  const memory::Scope scope(kActivations, memory::Place::kDevice);
+  const memory::Scope scope(kActivations, place_of(context));
   const std::int64_t tokens = batch.ids.numel();
   const std::int64_t channels = config_.hidden_size();
   const auto before_reading = [&](std::int64_t end) {
@@ -146,7 +151,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
 }
 
 void LanguageModel::evaluate(const TokenBatch& batch, TensorView nll, Context& context) const {
-  const memory::Scope scope(kActivations, memory::Place::kDevice);
+  const memory::Scope scope(kActivations, place_of(context));
   const std::int64_t tokens = batch.ids.numel();
   const Tensor hidden = encode(batch.ids, context);
   kernels::head_cross_entropy(hidden.view().reshape({tokens, config_.hidden_size()}),

@@ -1,7 +1,12 @@
 #include "dist/sequence_exchange.h"
 
+#include "core/base/memory.h"
+#include "kernels/copy.h"
+
 namespace ttt::dist {
 namespace {
+
+constexpr memory::Purpose kMessages{"messages between ranks"};
 
 class CommunicatorExchange final : public SequenceExchange {
  public:
@@ -9,16 +14,38 @@ class CommunicatorExchange final : public SequenceExchange {
       : SequenceExchange(split, communicator.rank()), communicator_(communicator) {}
 
   void send(TensorView view, Neighbour to, Stream& stream) override {
-    communicator_.post(view, peer(to), stream);
+    if (!needs_host(stream)) return communicator_.post(view, peer(to), stream);
+    communicator_.post(host_copy(view, stream), peer(to), stream);
   }
   void receive(TensorView view, Neighbour from, Stream& stream) override {
-    communicator_.recv(view, peer(from), stream);
+    if (!needs_host(stream)) return communicator_.recv(view, peer(from), stream);
+    const Tensor message = host_tensor(view);
+    communicator_.recv(message, peer(from), stream);
+    kernels::copy(message, view, stream);
   }
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
-    communicator_.all_to_all(in, out, stream);
+    if (!needs_host(stream)) return communicator_.all_to_all(in, out, stream);
+    const Tensor message = host_tensor(out);
+    communicator_.all_to_all(host_copy(in, stream), message, stream);
+    kernels::copy(message, out, stream);
   }
 
  private:
+  // A device's activations lie where MPI cannot reach them. Its calls wait for the stream first, so a message's memory is
+  // not written again while a queued copy reads it.
+  [[nodiscard]] bool needs_host(const Stream& stream) const {
+    return stream.device() == Device::kCuda && !communicator_.is_asynchronous();
+  }
+  static Tensor host_tensor(TensorView view) {
+    const memory::Scope scope(kMessages, memory::Place::kPinned);
+    return {view.shape(), view.dtype()};
+  }
+  static Tensor host_copy(TensorView view, Stream& stream) {
+    Tensor copy = host_tensor(view);
+    kernels::copy(view, copy, stream);
+    return copy;
+  }
+
   [[nodiscard]] int peer(Neighbour neighbour) const {
     return rank() + (neighbour == Neighbour::kNext ? 1 : -1);
   }

@@ -105,7 +105,8 @@ class Hosts(RunTest):
         run, process = self.begin_endless("stopped")
         os.kill(self.hosts[1].rank_processes(run)[3], signal.SIGSTOP)
         self.assert_lost(process, PEER_LOST, r"event=hang rank 3 \(host node2\) silent for [3-7]", 20)
-        self.assertEqual(len(list((run / "logs").glob("flight_*.txt"))), 3)
+        # The stopped rank may write its own when the launcher lets it go on to end it.
+        self.assertGreaterEqual(len(list((run / "logs").glob("flight_*.txt"))), 3)
 
     def test_a_killed_rank_of_another_host(self):
         run, process = self.begin_endless("killed")

@@ -87,11 +87,14 @@ class SlurmTest(RunTest):
             wait_until(lambda: last_step(runs[name]) >= 25, f"{name} to train: {text(name)}")
         os.kill(self.hosts[1].rank_processes(runs["hang"])[3], signal.SIGSTOP)
         self.slurm("scancel", "--batch", "--signal=USR1", jobs["mpirun"])
+        stopped_at = {}
         for name, code in (("mpirun", 80), ("hang", 75), ("limit", 80)):
             requeued = f"code {code} after 0 restarts: back to the queue"
             wait_until(lambda: requeued in text(name), f"{name}: {text(name)}")
+            # The job comes back some seconds later.
+            stopped_at[name] = last_step(runs[name]) if name != "hang" else step_of(checkpoints(runs[name])[-1])
         for name, run in runs.items():
-            stopped = last_step(run) if name != "hang" else step_of(checkpoints(run)[-1])
+            stopped = stopped_at[name]
             wait_until(lambda: "resumed checkpoint=" in text(name), f"{name}: {text(name)}")
             self.assertIn(f"step={stopped} ", text(name))
             wait_until(lambda: last_step(run) > stopped, f"{name} to go on: {text(name)}")

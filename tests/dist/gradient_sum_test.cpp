@@ -265,8 +265,6 @@ TEST(JobThread, RunsInOrderAndThrowsOnTheCallersThread) {
   }
   thread.wait(100);
   for (int i = -1; i < 100; ++i) ASSERT_EQ(order[static_cast<std::size_t>(i + 1)], i);
-  thread.add([] { fail(ExitCode::kPeerLost, "rank 3 is gone"); });
-  thread.add([&] { order.push_back(7); });
   const auto message_of = [](const auto& call) -> std::string {
     try {
       call();
@@ -276,6 +274,9 @@ TEST(JobThread, RunsInOrderAndThrowsOnTheCallersThread) {
     }
     return "no error";
   };
+  thread.add([] { fail(ExitCode::kPeerLost, "rank 3 is gone"); });
+  (void)message_of(
+      [&] { thread.add([&] { order.push_back(7); }); });  // throws if that was seen already
   EXPECT_EQ(message_of([&] { thread.wait(102); }), "rank 3 is gone");
   EXPECT_EQ(message_of([&] { thread.add([] {}); }), "rank 3 is gone");
   EXPECT_EQ(message_of([&] { thread.check(); }), "rank 3 is gone");

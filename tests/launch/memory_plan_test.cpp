@@ -90,7 +90,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"LongAndRecomputed", {"data.context_length=1031", "train.recompute_blocks=true"}},
         Case{"Long", {"data.context_length=1031"}},
         Case{"MicroBatchOfTwo", {"train.micro_batch_size=2", "parallel.virtual_shards=4"}},
-        Case{"Mlp", {"model.mixer=TTT_MLP", "model.num_heads=1"}, 0.05},
+        Case{"Mlp", {"model.mixer=TTT_MLP", "model.num_heads=1"}, 0.07},
         Case{"Attention",
              {"model.mixer=ATTENTION", "model.share_qk=false", "model.use_gate=false",
               "model.pre_conv=false"},

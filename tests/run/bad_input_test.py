@@ -116,7 +116,7 @@ class CommandLines(BadInput):
                 (USAGE, [wrong, ":2:", "matmul_flop"], ["-m", wrong]),
                 (MISSING, ["nowhere"], ["-m", self.directory / "nowhere"]),
                 (USAGE, ["--ranks", "-3"], ["-m", machine, "-n", "-3"]),
-                (USAGE, ["3 ranks", "must be"], ["-m", machine, "-n", "3", "--as-configured"]),
+                (USAGE, ["3 (the ranks)", "must be"], ["-m", machine, "-n", "3", "--as-configured"]),
                 (USAGE, ["train.precision = FP64"], ["-m", machine, "--set", "train.precision=FP64"])):
             with self.subTest(arguments=arguments):
                 self.refuse(code, words, "plan", "-c", TINY, *arguments)

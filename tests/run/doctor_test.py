@@ -43,7 +43,7 @@ class Doctor(RunTest):
     def test_bound_to_one_processor(self):
         (cpu, *_) = os.sched_getaffinity(0)
         result = self.succeed("doctor", "--directory", self.directory, "--largest-bytes", 4, ranks=2,
-                              launcher=("--cpu-set", str(cpu), "--bind-to", "cpu-list:ordered"))
+                              preexec_fn=lambda: os.sched_setaffinity(0, {cpu}))
         self.assertIn("what looks wrong", result.out)
         self.assertIn(f"ranks 0-1 run 2 threads on 1 processor ({cpu})", result.out)
 

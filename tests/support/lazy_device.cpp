@@ -34,6 +34,9 @@ void copy(TensorView from, TensorView to, Stream& stream) {
 void fill(TensorView y, double value, Stream& stream) {
   queue_on_cpu(stream, [=](Stream& cpu) { kernels::fill(y, value, cpu); });
 }
+void add_up(TensorView partial, TensorView sum, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::add_up(partial, sum, cpu); });
+}
 void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {
   queue_on_cpu(stream, [=](Stream& cpu) { kernels::block_sums_of_squares(x, partial, cpu); });
 }
@@ -44,6 +47,7 @@ const kernels::DeviceOps kOps = [] {
   ops.copy = &copy;
   ops.fill = &fill;
   ops.block_sums_of_squares = &block_sums_of_squares;
+  ops.add_up = &add_up;
   return ops;
 }();
 
