@@ -6,7 +6,11 @@
 namespace ttt::dist {
 namespace {
 
-constexpr memory::Purpose kMessages{"messages between ranks"};
+// Where messages lie from here to the end of the block, the communicator's own too.
+class HostMemory : memory::Scope {
+ public:
+  HostMemory() : Scope({"messages between ranks"}, memory::Place::kPinned) {}
+};
 
 class CommunicatorExchange final : public SequenceExchange {
  public:
@@ -15,17 +19,20 @@ class CommunicatorExchange final : public SequenceExchange {
 
   void send(TensorView view, Neighbour to, Stream& stream) override {
     if (!needs_host(stream)) return communicator_.post(view, peer(to), stream);
+    const HostMemory scope;
     communicator_.post(host_copy(view, stream), peer(to), stream);
   }
   void receive(TensorView view, Neighbour from, Stream& stream) override {
     if (!needs_host(stream)) return communicator_.recv(view, peer(from), stream);
-    const Tensor message = host_tensor(view);
+    const HostMemory scope;
+    const Tensor message(view.shape(), view.dtype());
     communicator_.recv(message, peer(from), stream);
     kernels::copy(message, view, stream);
   }
   void all_to_all(TensorView in, TensorView out, Stream& stream) override {
     if (!needs_host(stream)) return communicator_.all_to_all(in, out, stream);
-    const Tensor message = host_tensor(out);
+    const HostMemory scope;
+    const Tensor message(out.shape(), out.dtype());
     communicator_.all_to_all(host_copy(in, stream), message, stream);
     kernels::copy(message, out, stream);
   }
@@ -36,12 +43,8 @@ class CommunicatorExchange final : public SequenceExchange {
   [[nodiscard]] bool needs_host(const Stream& stream) const {
     return stream.device() == Device::kCuda && !communicator_.is_asynchronous();
   }
-  static Tensor host_tensor(TensorView view) {
-    const memory::Scope scope(kMessages, memory::Place::kPinned);
-    return {view.shape(), view.dtype()};
-  }
   static Tensor host_copy(TensorView view, Stream& stream) {
-    Tensor copy = host_tensor(view);
+    Tensor copy(view.shape(), view.dtype());
     kernels::copy(view, copy, stream);
     return copy;
   }

@@ -316,8 +316,9 @@ TEST_P(CudaSequenceParallel, LossAndGradientsAreThoseOfWholeSequences) {
     small.model.forward_backward(small.batch(), whole.nll, false, context);
     stream.synchronize();
     whole.gradients = to_dtype(small.gradients, DType::kF32);
-    // Sums over tokens in another order; in bf16 activations, of which the halo's gradient is one, are rounded.
-    const double tolerance = precision == kernels::Precision::kNative ? 2e-5 : 1e-2;
+    // fp32: sums over tokens in another order. bf16: the halo's gradient is rounded once more, and the gradients of the inner
+    // rate, which are small differences of large sums, end as far apart as one run is from fp64 (tests/core/cuda).
+    const double tolerance = precision == kernels::Precision::kNative ? 2e-5 : 5e-2;
     const int splits =
         for_each_split(model, kLength, [&](const auto& grid, const auto& config, auto name) {
           SCOPED_TRACE(name);
