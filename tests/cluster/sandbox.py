@@ -14,6 +14,7 @@ from pathlib import Path
 INSIDE = "TTT_CLUSTER_SANDBOX"
 NAMESPACES = ("--net", "--uts", "--mount", "--ipc")
 SUBNET = "10.98.0"
+SKIPPED = 77  # tests/CMakeLists.txt
 
 
 def enter() -> None:
@@ -23,7 +24,10 @@ def enter() -> None:
     probe = subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", *NAMESPACES, "true"], capture_output=True,
                            text=True)
     if probe.returncode != 0:
-        sys.exit(f"this machine does not let {sys.argv[0]} make hosts (namespaces; needs root): {probe.stderr.strip()}")
+        # In the form that tests/run.sh looks for: only skips that tests/README.md allows pass.
+        name = "cluster_" + Path(sys.argv[0]).stem.removesuffix("_test")
+        print(f"[  SKIPPED ] {name} (this machine makes no namespaces: {probe.stderr.strip()})")
+        sys.exit(SKIPPED)
     os.environ[INSIDE] = "1"
     os.execvp("unshare", ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *NAMESPACES, sys.executable,
                           "-B", *sys.argv])
