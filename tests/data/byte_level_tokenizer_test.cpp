@@ -37,7 +37,8 @@ TEST_P(ByteLevel, IdsAreThoseOfHuggingFace) {
 
 TEST_P(ByteLevel, DecodingUndoesEncoding) {
   const auto tokenizer = open_tokenizer(golden_path(GetParam()));
-  for (const Json& text : golden_file("expected")["texts"]) {
+  const Json expected = golden_file("expected");
+  for (const Json& text : expected["texts"]) {
     const auto bytes = text.get<std::string>();
     const std::string decoded = tokenizer->decode(tokenizer->encode(bytes));
     // NFC may have composed it; then at least the tokens come back.
