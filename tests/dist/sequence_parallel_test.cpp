@@ -317,7 +317,7 @@ TEST_P(CudaSequenceParallel, LossAndGradientsAreThoseOfWholeSequences) {
     stream.synchronize();
     whole.gradients = to_dtype(small.gradients, DType::kF32);
     // fp32: sums over tokens in another order. bf16: the halo's gradient is rounded once more, and the gradients of the inner
-    // rate, which are small differences of large sums, end as far apart as one run is from fp64 (tests/core/cuda).
+    // rate, which are small differences of large sums, show it most: up to 3.7e-2 of their norm, TTT-MLP.
     const double tolerance = precision == kernels::Precision::kNative ? 2e-5 : 5e-2;
     const int splits =
         for_each_split(model, kLength, [&](const auto& grid, const auto& config, auto name) {

@@ -78,13 +78,15 @@ class CudaModel : public testing::TestWithParam<Case> {
   SmallModel device_;
 };
 
-// The same formulas in fp32: a few hundred roundings of 6e-8.
+// The same formulas in fp32: a few hundred roundings of 6e-8. On the emulator the gradients are within 4e-7 to 1.3e-6, the
+// loss within 1e-7.
 TEST_P(CudaModel, Float32MatchesTheOracle) {
-  expect_close(kernels::Precision::kNative, 1e-5, 1e-4);
+  expect_close(kernels::Precision::kNative, 1e-6, 5e-6);
 }
 
-// Every activation is rounded to 2^-9 relative; two blocks of ten roundings each, at random.
-TEST_P(CudaModel, BFloat16MatchesTheOracle) { expect_close(kernels::Precision::kBF16, 1e-2, 5e-2); }
+// Every activation is rounded to 2^-9 relative; two blocks of ten roundings each, at random. On the emulator the gradients
+// are within 0.6e-2 to 0.9e-2, with linear attention 1.4e-2, the loss within 1e-3.
+TEST_P(CudaModel, BFloat16MatchesTheOracle) { expect_close(kernels::Precision::kBF16, 2e-3, 2e-2); }
 
 TEST_P(CudaModel, GenerationContinuesThePrompt) {
   Stream stream = test::stream();
