@@ -1,12 +1,10 @@
 #include "dist/transport.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <map>
 
 #include "core/base/log.h"
+#include "dist/launch_environment.h"
 #ifdef TTT_NCCL
 #include "dist/nccl_communicator.h"
 #include "dist/nccl_device.h"
@@ -25,9 +23,7 @@ constexpr bool kHasNccl = false;
 std::string name_of_device([[maybe_unused]] const Stream& stream) {
   if (stream.device() == Device::kCpu) return {};
 #ifdef TTT_NCCL
-  std::array<char, 256> host{};
-  gethostname(host.data(), host.size() - 1);
-  return fmt::format("{} {}", host.data(), current_device_bus());
+  return fmt::format("{} {}", host_name(), current_device_bus());
 #else
   return "the emulator";
 #endif

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "configs/run_config.h"
+#include "core/base/crash_report.h"
 #include "core/base/log.h"
 #include "dist/launch_environment.h"
 #include "launch/commands.h"
@@ -90,6 +91,7 @@ int main(int argc, char** argv) {
     ttt::kernels::set_cuda_backend(ttt::kernels::cuda::backend());
 #endif
     ttt::log::configure(rank, "");
+    ttt::crash::install(fmt::format("rank {} (host {})", rank, ttt::dist::host_name()));
     return run(argc, argv, runtime->world());
   } catch (const ttt::Error& error) {
     let_rank_zero_speak_first(rank);

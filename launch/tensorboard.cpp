@@ -7,6 +7,8 @@
 #include <bit>
 #include <chrono>
 
+#include "dist/launch_environment.h"
+
 namespace ttt::launch {
 namespace {
 
@@ -64,13 +66,9 @@ std::string event(std::int64_t step, const std::string& content) {
 }
 
 std::string file_name() {
-  std::array<char, 256> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) {
-    host = {"localhost"};
-  }
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   return fmt::format("events.out.tfevents.{}.{}.{}",
-                     std::chrono::duration_cast<std::chrono::seconds>(now).count(), host.data(),
+                     std::chrono::duration_cast<std::chrono::seconds>(now).count(), dist::host_name(),
                      ::getpid());
 }
 

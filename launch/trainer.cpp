@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "core/base/crash_report.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/schedule.h"
@@ -149,6 +150,7 @@ void Trainer::run_shard(std::int64_t shard, bool is_last, TensorView row_losses,
 }
 
 Trainer::QueuedStep Trainer::queue_step() {
+  crash::note_step(state_.step + 1);
   QueuedStep step;
   step.queued_at = clock_.seconds();
   const std::int64_t batch = config_.train().batch_size();

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <mutex>
 
 #include "data/files.h"
+#include "data/hdf5_library.h"
 
 namespace ttt::data {
 namespace {
@@ -17,41 +17,19 @@ static_assert(std::endian::native == std::endian::little);
 
 constexpr hsize_t kPageBytes = 4096;
 
-// Settings of the whole process, before its first HDF5 call.
-void prepare_hdf5() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    H5dont_atexit();  // after a full disk the exit handler of HDF5 1.10 crashes
-    H5open();
-    H5PLset_loading_state(0);  // a file must not choose code to load
-  });
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // per thread; Status reports instead
-}
-
 // Remembers the first failed call. It must be sticky: after a failed write, HDF5's flush and close
 // may report success for a file with holes.
 class Status {
  public:
   template <typename Result>
   Result operator()(const char* call, Result result) {
-    if (result < 0 && message_.empty()) {
-      message_ = call;
-      H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, append_reason, &message_);
-    }
+    if (result < 0 && message_.empty()) message_ = hdf5_error() + " (" + call + ")";
     return result;
   }
   [[nodiscard]] bool ok() const { return message_.empty(); }
   [[nodiscard]] const std::string& message() const { return message_; }
 
  private:
-  // Walking down ends at the innermost entry, which has the system's error text.
-  static herr_t append_reason(unsigned depth, const H5E_error2_t* error, void* message) {
-    if (error->desc != nullptr) {
-      *static_cast<std::string*>(message) += (depth == 0 ? ": " : " < ") + std::string(error->desc);
-    }
-    return 0;
-  }
-
   std::string message_;
 };
 
@@ -343,7 +321,7 @@ config::FileDigest write_shard(const std::string& directory, int rank,
     TTT_CHECK(slices[i].tensor != slices[i - 1].tensor, "{} meets two ranges of rank {}",
               slices[i].tensor->name, rank);
   }
-  prepare_hdf5();
+  prepare_hdf5_library();
   const std::string path = directory + "/" + shard_name(rank);
   Status status;
   write_file(status, path, state, slices);
@@ -367,7 +345,7 @@ config::FileDigest write_shard(const std::string& directory, int rank,
 void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
                 const FlatState& into) {
   check_buffers(into, true);
-  prepare_hdf5();
+  prepare_hdf5_library();
   ShardReader(path).read(into, slices_of(into.tensors, ranges));
 }
 

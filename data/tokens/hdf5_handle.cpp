@@ -12,21 +12,4 @@ std::string hdf5_version() {
   return fmt::format("{}.{}.{}", major, minor, release);
 }
 
-QuietHdf5::QuietHdf5() {
-  H5Eget_auto2(H5E_DEFAULT, &function_, &data_);
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-}
-
-QuietHdf5::~QuietHdf5() { H5Eset_auto2(H5E_DEFAULT, function_, data_); }
-
-std::string hdf5_error() {
-  std::string reason;
-  const auto take_first = [](unsigned, const H5E_error2_t* entry, void* out) -> herr_t {
-    if (entry->desc != nullptr) *static_cast<std::string*>(out) = entry->desc;
-    return 1;  // the first of an upward walk is the innermost
-  };
-  H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, take_first, &reason);
-  return reason.empty() ? "HDF5 failed" : reason;
-}
-
 }  // namespace ttt::data

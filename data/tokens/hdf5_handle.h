@@ -7,24 +7,9 @@
 #include <utility>
 
 #include "core/base/error.h"
+#include "data/hdf5_library.h"
 
 namespace ttt::data {
-
-/// Stops HDF5 from printing its error stack while in scope (per thread); `hdf5_error` reads it.
-class QuietHdf5 {
- public:
-  QuietHdf5();
-  ~QuietHdf5();
-  QuietHdf5(const QuietHdf5&) = delete;
-  QuietHdf5& operator=(const QuietHdf5&) = delete;
-
- private:
-  H5E_auto2_t function_ = nullptr;
-  void* data_ = nullptr;
-};
-
-/// What HDF5 says about the last failure on this thread; the innermost entry.
-std::string hdf5_error();
 
 /// An identifier; H5Idec_ref closes whatever kind it is.
 class Hdf5Handle {

@@ -1,6 +1,8 @@
 // Reading the HDF5 side of a token shard. Only the names of the layout are opened, and whatever
 // could lead outside the file or run a filter is refused: shards may come from anywhere.
 
+#include <fcntl.h>
+
 #include <array>
 
 #include "data/files.h"
@@ -72,6 +74,7 @@ class ShardFile {
 
  private:
   static hid_t open(const std::string& path) {
+    const FileDescriptor readable(path, O_RDONLY);  // says what HDF5 does not: missing, or not allowed
     return TTT_HDF5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), kCorrupt, path);
   }
 
@@ -124,7 +127,7 @@ TokenFileInfo read_info(const ShardFile& file, const std::string& path) {
 }  // namespace
 
 TokenFileInfo read_shard_header(const std::string& path) {
-  const QuietHdf5 quiet;
+  prepare_hdf5_library();
   const ShardFile file(path);
   TokenFileInfo info = read_info(file, path);
   const hid_t type = info.token_bytes == 2 ? H5T_STD_U16LE : H5T_STD_U32LE;
@@ -134,7 +137,7 @@ TokenFileInfo read_shard_header(const std::string& path) {
 }
 
 std::vector<std::uint64_t> read_document_offsets(const std::string& shard_path) {
-  const QuietHdf5 quiet;
+  prepare_hdf5_library();
   const ShardFile file(shard_path);
   const TokenFileInfo info = read_info(file, shard_path);
   const Hdf5Handle dataset =

@@ -102,7 +102,7 @@ std::int64_t TokenShardWriter::num_documents() const {
 
 void TokenShardWriter::finish() {
   TTT_CHECK(num_tokens_ > 0, "{}: a shard without tokens", path_);
-  const QuietHdf5 quiet;
+  prepare_hdf5_library();
   const std::string temporary = fmt::format("{}.tmp-{}", path_, ::getpid());
   try {
     Hdf5Handle file = create_file(temporary);

@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/base/crash_report.h"
 #include "core/base/error.h"
 #include "data/files.h"
 #include "data/tokens/prepare.h"
@@ -134,6 +135,7 @@ class TokenArray::Mapping {
       return;  // a mapping needs no descriptor, of which there may be few
     }
     base_ = static_cast<const std::byte*>(base);
+    name_.emplace(base, size_, info.path);
     ::madvise(base, size_, MADV_RANDOM);  // windows are permuted; read-ahead would be wasted
   }
   ~Mapping() {
@@ -154,6 +156,7 @@ class TokenArray::Mapping {
   std::optional<FileDescriptor> file_;  // if it is not mapped
   const std::byte* base_ = nullptr;
   std::size_t size_ = 0;
+  std::optional<crash::MappedFile> name_;  // whom to blame when the file shrinks
 };
 
 TokenArray::TokenArray() = default;
