@@ -1,7 +1,9 @@
 """What happens to a run from outside: crashes, a launcher that is killed, full disks, files that change under it."""
 
 import os
+import random
 import resource
+import shlex
 import shutil
 import signal
 import stat
@@ -16,7 +18,8 @@ from harness import (CORRUPT, IO, OK, PERMISSION, SOURCE, checkpoints, curve, en
 from resume_test import RUN, STEPS, ResumeTest
 
 ENDLESS = ("train.steps=100000", "checkpoint.interval_steps=0", "eval.interval_steps=0")
-# An address space of their own for mounts, where the machine lets us.
+KILLS_A_RANK = int(os.environ.get("TTT_KILLS_A_RANK", 1))
+# Mounts of their own, where the machine lets us.
 NAMESPACE = ("unshare", "--mount", "--map-root-user")
 
 
@@ -141,6 +144,43 @@ class Supervised(ResumeTest):
             self.assertEqual((process.returncode, process.stdout.count("start")), (code, 1))
 
 
+class KilledSaves(ResumeTest):
+    """One of four ranks is killed at a system call of a save: what is there afterwards is the save before or this one."""
+
+    def train_with_fault(self, run, rank, **fault):
+        """A run to step 12, with saves at 5, 10 and 12; the fault is armed on one rank."""
+        variables = {"LD_PRELOAD": os.environ["TTT_FAULT_SHIM"], "TTT_FAULT_DIRECTORY": run / "checkpoints",
+                     **{f"TTT_FAULT_{key.upper()}": value for key, value in fault.items()}}
+        arm = " ".join(f"{key}={value}" for key, value in variables.items())
+        script = f'if [ "$OMPI_COMM_WORLD_RANK" = {rank} ]; then export {arm}; fi; exec "$@"'
+        arguments = self.train_arguments(run, *RUN, "train.steps=12", "eval.interval_steps=0")
+        process = subprocess.Popen(list(map(str, [*harness.MPIRUN, "--mca", "odls_base_sigkill_timeout", "0", "-np", 4,
+                                                  "bash", "-c", script, "ttt", harness.BINARY, *arguments])),
+                                   env=harness.ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True)
+        self.addCleanup(end, process)
+        return finish(process)
+
+    def test_every_rank_at_several_calls(self):
+        generator = random.Random(7)
+        for rank in range(4):
+            counted = self.directory / f"count-{rank}"
+            result = self.train_with_fault(self.directory / f"whole-{rank}", rank, at=0, count=counted)
+            self.assertEqual(result.code, OK, result.err)
+            num_calls = int(counted.read_text())
+            for at in generator.sample(range(1, num_calls + 1), KILLS_A_RANK):
+                with self.subTest(rank=rank, at=at, of=num_calls):
+                    run = self.directory / f"killed-{rank}-{at}"
+                    result = self.train_with_fault(run, rank, at=at, kind="kill")
+                    self.assertEqual(result.code, 137, result.err)
+                    for checkpoint in checkpoints(run):
+                        self.succeed("inspect", "--verify", checkpoint)
+                    result = self.attempt(run, ranks=2)
+                    self.assertEqual(result.code, OK, result.err)
+                    self.assertEqual(rows(run), rows(self.golden))
+                    self.assertTrue(self.state(run) == self.state(self.golden))
+
+
 class Files(ResumeTest):
     def test_a_full_disk(self):
         """The first checkpoint fits, a later one does not; with more room the run goes on from the first."""
@@ -167,7 +207,6 @@ class Files(ResumeTest):
         self.assert_same_run(copy, self.golden)
 
     def quoted(self, *arguments) -> str:
-        import shlex
         return shlex.join([harness.BINARY, *map(str, arguments)])
 
     def test_a_limit_on_file_sizes(self):
