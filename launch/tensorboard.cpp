@@ -68,8 +68,8 @@ std::string event(std::int64_t step, const std::string& content) {
 std::string file_name() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   return fmt::format("events.out.tfevents.{}.{}.{}",
-                     std::chrono::duration_cast<std::chrono::seconds>(now).count(), dist::host_name(),
-                     ::getpid());
+                     std::chrono::duration_cast<std::chrono::seconds>(now).count(),
+                     dist::host_name(), ::getpid());
 }
 
 }  // namespace

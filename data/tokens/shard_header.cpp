@@ -74,7 +74,8 @@ class ShardFile {
 
  private:
   static hid_t open(const std::string& path) {
-    const FileDescriptor readable(path, O_RDONLY);  // says what HDF5 does not: missing, or not allowed
+    const FileDescriptor readable(path,
+                                  O_RDONLY);  // says what HDF5 does not: missing, or not allowed
     return TTT_HDF5(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), kCorrupt, path);
   }
 
