@@ -22,12 +22,14 @@ void rms_norm_forward(TensorView x,     // [N, C]
                       TensorView rstd,  // [N] out, for backward; may be empty
                       double epsilon, Stream& stream);
 
-void rms_norm_backward(TensorView x,     // [N, C]
-                       TensorView w,     // [C]
-                       TensorView rstd,  // [N]
-                       TensorView d_y,   // [N, C]
-                       TensorView d_x,   // [N, C] out; may alias d_y
-                       TensorView d_w,   // [C] in-out, added to
+/// Where x goes on beside the norm, as a residual stream does, d_x is the sum of both ways' gradients.
+void rms_norm_backward(TensorView x,         // [N, C]
+                       TensorView w,         // [C]
+                       TensorView rstd,      // [N]
+                       TensorView d_y,       // [N, C]
+                       TensorView d_beside,  // [N, C]: the gradient of the other way; may be empty
+                       TensorView d_x,       // [N, C] out; may alias d_y or d_beside
+                       TensorView d_w,       // [C] in-out, added to
                        Stream& stream);
 
 void layer_norm_forward(TensorView x,     // [N, C]

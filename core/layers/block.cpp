@@ -38,8 +38,7 @@ Tensor open_branch(const RmsNorm& norm, TensorView h, Branch& branch, Context& c
 // d_h = d_y + (norm backward)(d_normed), in the memory of d_normed.
 void close_branch(const RmsNorm& norm, TensorView h, const Branch& branch, TensorView d_y,
                   TensorView d_normed, Context& context) {
-  norm.backward(h, branch.rstd, d_normed, d_normed, context);
-  kernels::add(d_y, d_normed, context.stream);
+  norm.backward(h, branch.rstd, d_normed, d_y, d_normed, context);
 }
 
 }  // namespace

@@ -45,10 +45,10 @@ double rms_rstd(const T* x, std::int64_t channels, double epsilon) {
   return 1.0 / std::sqrt(squares / static_cast<double>(channels) + epsilon);
 }
 
-// d_x may be d_y: every channel is read before it is written, which `omp simd` vouches for.
-template <typename T>
-void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, T* d_x, double* sum_w,
-                      std::int64_t channels) {
+// d_x may be d_y or d_beside: every channel is read before it is written, which `omp simd` vouches for.
+template <typename T, bool kHasBeside>
+void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, const T* d_beside, T* d_x,
+                      double* sum_w, std::int64_t channels) {
   double dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (std::int64_t c = 0; c < channels; ++c) dot += static_cast<double>(w[c] * d_y[c] * x[c]);
@@ -58,7 +58,8 @@ void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, T* d_x, doub
   for (std::int64_t c = 0; c < channels; ++c) {
     const T d = d_y[c];
     sum_w[c] += static_cast<double>(d * x[c] * rstd);
-    d_x[c] = rstd * (w[c] * d - x[c] * along_x);
+    const T through_norm = rstd * (w[c] * d - x[c] * along_x);
+    d_x[c] = kHasBeside ? through_norm + d_beside[c] : through_norm;
   }
 }
 
@@ -117,18 +118,19 @@ void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd,
   });
 }
 
-void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y, TensorView d_x,
-                       TensorView d_w, Stream& stream) {
+void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y,
+                       TensorView d_beside, TensorView d_x, TensorView d_w, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
   expect_shape("w", w, {channels});
   expect_shape("rstd", rstd, {rows});
   expect_shape("d_y", d_y, {rows, channels});
+  if (!d_beside.empty()) expect_shape("d_beside", d_beside, {rows, channels});
   expect_shape("d_x", d_x, {rows, channels});
   expect_shape("d_w", d_w, {channels});
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->rms_norm_backward(x, w, rstd, d_y, d_x, d_w, stream);
+    return ops->rms_norm_backward(x, w, rstd, d_y, d_beside, d_x, d_w, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -136,12 +138,19 @@ void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d
     const T* const w_data = w.data<T>();
     const T* const rstd_data = rstd.data<T>();
     const T* const d_y_data = d_y.data<T>();
+    const T* const d_beside_data = data_or_null<T>(d_beside);
     T* const d_x_data = d_x.data<T>();
     T* const d_w_data = d_w.data<T>();
     RowSums sums(rows, channels);
     sums.for_each_row([&](std::int64_t n, double* sum_w) {
-      rms_backward_row(x_data + n * channels, w_data, rstd_data[n], d_y_data + n * channels,
-                       d_x_data + n * channels, sum_w, channels);
+      const std::int64_t at = n * channels;
+      if (d_beside_data != nullptr) {
+        rms_backward_row<T, true>(x_data + at, w_data, rstd_data[n], d_y_data + at,
+                                  d_beside_data + at, d_x_data + at, sum_w, channels);
+      } else {
+        rms_backward_row<T, false>(x_data + at, w_data, rstd_data[n], d_y_data + at, nullptr,
+                                   d_x_data + at, sum_w, channels);
+      }
     });
     sums.add_to(d_w_data, channels);
   });

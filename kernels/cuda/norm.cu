@@ -153,12 +153,13 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// partial [gridDim.x, C], or [gridDim.x, 2 C] with the bias after the weight. d_x may be d_y: a row's sums are complete
-// at the barrier of block_sum, and after it a thread touches its own channels only.
+// partial [gridDim.x, C], or [gridDim.x, 2 C] with the bias after the weight. d_x may be d_y or d_beside: a row's sums
+// are complete at the barrier of block_sum, and after it a thread touches its own channels only.
 template <bool kIsLayer, int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(const T* x, const float* w, const float* mean_in, const float* rstd_in,
-                    const T* d_y, T* d_x, float* partial, std::int64_t rows, int channels) {
+                    const T* d_y, const T* d_beside, T* d_x, float* partial, std::int64_t rows,
+                    int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
   const float inverse = 1.0F / static_cast<float>(channels);
   const int step = panel_channels();
@@ -196,6 +197,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         sum_w[i] += d[i] * normalized[i];
         sum_b[i] += d[i];
         d[i] = rstd * (weights[i] * d[i] - mean_g - normalized[i] * mean_gxh);
+      }
+      if (d_beside != nullptr) {
+        float beside[kPerThread];
+        load_panel<kWidth>(d_beside + row * channels, panel, channels, beside);
+        for (int i = 0; i < kPerThread; ++i) d[i] += beside[i];
       }
       store_panel<kWidth>(d_x + row * channels, panel, channels, d);
       if (step >= channels) continue;
@@ -246,7 +252,8 @@ void norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, Tensor
 
 template <bool kIsLayer>
 void norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd, TensorView d_y,
-                   TensorView d_x, TensorView d_w, TensorView d_b, Stream& stream) {
+                   TensorView d_beside, TensorView d_x, TensorView d_w, TensorView d_b,
+                   Stream& stream) {
   const std::int64_t rows = x.size(0);
   const std::int64_t channels = x.size(1);
   if (rows == 0 || channels == 0) return;
@@ -255,11 +262,12 @@ void norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), block_of(channels)};
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), d_y.raw(), d_x.raw());
+    const T* const beside = d_beside.empty() ? nullptr : d_beside.data<T>();
+    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), d_y.raw(), d_beside.raw(), d_x.raw());
     visit_width<T>(channels, is_aligned, [&](auto width) {
       launch(backward_kernel<kIsLayer, decltype(width)::value, T>, shape, stream, x.data<T>(),
-             w.data<float>(), mean.data<float>(), rstd.data<float>(), d_y.data<T>(), d_x.data<T>(),
-             partial.data<float>(), rows, channels);
+             w.data<float>(), mean.data<float>(), rstd.data<float>(), d_y.data<T>(), beside,
+             d_x.data<T>(), partial.data<float>(), rows, channels);
     });
   });
   add_column_sums(partial, d_w, d_b, stream);
@@ -272,9 +280,9 @@ void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd,
   norm_forward<false>(x, w, {}, y, {}, rstd, epsilon, stream);
 }
 
-void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y, TensorView d_x,
-                       TensorView d_w, Stream& stream) {
-  norm_backward<false>(x, w, {}, rstd, d_y, d_x, d_w, {}, stream);
+void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y,
+                       TensorView d_beside, TensorView d_x, TensorView d_w, Stream& stream) {
+  norm_backward<false>(x, w, {}, rstd, d_y, d_beside, d_x, d_w, {}, stream);
 }
 
 void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, TensorView mean,
@@ -285,7 +293,7 @@ void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, 
 void layer_norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
                          TensorView d_y, TensorView d_x, TensorView d_w, TensorView d_b,
                          Stream& stream) {
-  norm_backward<true>(x, w, mean, rstd, d_y, d_x, d_w, d_b, stream);
+  norm_backward<true>(x, w, mean, rstd, d_y, {}, d_x, d_w, d_b, stream);
 }
 
 }  // namespace ttt::kernels::cuda

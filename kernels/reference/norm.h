@@ -28,12 +28,13 @@ void rms_norm_forward(std::span<const T> x,  // [N, C]
 }
 
 template <typename T>
-void rms_norm_backward(std::span<const T> x,     // [N, C]
-                       std::span<const T> w,     // [C]
-                       std::span<const T> rstd,  // [N]
-                       std::span<const T> d_y,   // [N, C]
-                       std::span<T> d_x,         // [N, C] out
-                       std::span<T> d_w) {       // [C] in-out
+void rms_norm_backward(std::span<const T> x,         // [N, C]
+                       std::span<const T> w,         // [C]
+                       std::span<const T> rstd,      // [N]
+                       std::span<const T> d_y,       // [N, C]
+                       std::span<const T> d_beside,  // [N, C]
+                       std::span<T> d_x,             // [N, C] out
+                       std::span<T> d_w) {           // [C] in-out
   const auto channels = w.size();
   for (std::size_t n = 0; n < rstd.size(); ++n) {
     T dot{};  // <w d_y, x>
@@ -44,7 +45,7 @@ void rms_norm_backward(std::span<const T> x,     // [N, C]
     for (std::size_t c = 0; c < channels; ++c) {
       const auto at = n * channels + c;
       d_w[c] += d_y[at] * x[at] * rstd[n];
-      d_x[at] = rstd[n] * (w[c] * d_y[at] - x[at] * along_x);
+      d_x[at] = d_beside[at] + rstd[n] * (w[c] * d_y[at] - x[at] * along_x);
     }
   }
 }

@@ -36,16 +36,17 @@ class Norm : public ::testing::TestWithParam<Sizes> {
   Values w = random_values("w", channels);
   Values b = random_values("b", channels);
   Values d_y = random_values("d_y", rows* channels);
+  Values d_beside = random_values("d_beside", rows* channels);
 };
 
 TEST_P(Norm, RmsReferenceBackwardMatchesComplexStep) {
   Values y(x.size()), rstd(num_rows), d_x(x.size()), d_w(num_channels, 0.0);
   reference::rms_norm_forward<double>(x, w, y, rstd, kEpsilon);
-  reference::rms_norm_backward<double>(x, w, rstd, d_y, d_x, d_w);
+  reference::rms_norm_backward<double>(x, w, rstd, d_y, d_beside, d_x, d_w);
   const auto loss = [&](const std::vector<Complex>& x_in, const std::vector<Complex>& w_in) {
     std::vector<Complex> y_out(x.size()), rstd_out(num_rows);
     reference::rms_norm_forward<Complex>(x_in, w_in, y_out, rstd_out, kEpsilon);
-    return weighted_sum(d_y, y_out);
+    return weighted_sum(d_y, y_out) + weighted_sum(d_beside, x_in);
   };
   expect_gradient("d_x", d_x, x, [&](const auto& in) { return loss(in, to_complex(w)); });
   expect_gradient("d_w", d_w, w, [&](const auto& in) { return loss(to_complex(x), in); });
@@ -74,10 +75,11 @@ struct Tolerance {
 };
 
 // Both norms of type T against the reference on the same rounded inputs. d_w and d_b start at 1 and backward runs
-// twice, which shows that they are added to; d_x is written over d_y, which the header allows.
+// twice, which shows that they are added to; d_x is written over d_y or d_beside, which the header allows.
 template <typename T>
 void compare_with_reference(const Sizes& size, const Values& x_in, const Values& w_in,
-                            const Values& b_in, const Values& d_y_in, const Tolerance& tolerance) {
+                            const Values& b_in, const Values& d_y_in, const Values& d_beside_in,
+                            const Tolerance& tolerance) {
   using P = ParameterOf<T>;
   const Shape matrix{size.rows, size.channels};
   const Tensor x = tensor_of<T>(matrix, x_in);
@@ -85,6 +87,7 @@ void compare_with_reference(const Sizes& size, const Values& x_in, const Values&
   const Tensor b = tensor_of<P>({size.channels}, b_in);
   const Values xr = values_of<T>(x), wr = values_of<P>(w), br = values_of<P>(b);
   const Values dr = values_of<T>(tensor_of<T>(matrix, d_y_in));
+  const Values beside_r = values_of<T>(tensor_of<T>(matrix, d_beside_in));
   const auto rows = static_cast<std::size_t>(size.rows);
   Values y_ref(xr.size()), mean_ref(rows), rstd_ref(rows), d_x_ref(xr.size());
   Tensor y(matrix, kDType<T>), mean({size.rows}, kDType<P>), rstd({size.rows}, kDType<P>);
@@ -104,14 +107,16 @@ void compare_with_reference(const Sizes& size, const Values& x_in, const Values&
     expect_close("y", y.span<T>(), y_ref, tolerance.activation);
     expect_close("rstd", rstd.span<P>(), rstd_ref, tolerance.wide);
     for (int call = 0; call < 2; ++call) {
-      Tensor d = tensor_of<T>(matrix, d_y_in);
+      const Tensor d_y = tensor_of<T>(matrix, d_y_in);
+      const Tensor d_beside = tensor_of<T>(matrix, d_beside_in);
+      const Tensor& d = layer || call == 0 ? d_y : d_beside;
       if (layer) {
-        layer_norm_backward(x, w, mean, rstd, d, d, d_w, d_b, stream);
+        layer_norm_backward(x, w, mean, rstd, d_y, d, d_w, d_b, stream);
         reference::layer_norm_backward<double>(xr, wr, mean_ref, rstd_ref, dr, d_x_ref, d_w_ref,
                                                d_b_ref);
       } else {
-        rms_norm_backward(x, w, rstd, d, d, d_w, stream);
-        reference::rms_norm_backward<double>(xr, wr, rstd_ref, dr, d_x_ref, d_w_ref);
+        rms_norm_backward(x, w, rstd, d_y, d_beside, d, d_w, stream);
+        reference::rms_norm_backward<double>(xr, wr, rstd_ref, dr, beside_r, d_x_ref, d_w_ref);
       }
       // One channel's d_x is a difference of equal numbers (0 but for epsilon): compare to the scale of its terms.
       if (size.channels > 1) expect_close("d_x", d.span<T>(), d_x_ref, tolerance.activation);
@@ -122,7 +127,7 @@ void compare_with_reference(const Sizes& size, const Values& x_in, const Values&
 }
 
 TEST_P(Norm, DoubleMatchesReference) {
-  compare_with_reference<double>(GetParam(), x, w, b, d_y, {1e-13, 1e-13});
+  compare_with_reference<double>(GetParam(), x, w, b, d_y, d_beside, {1e-13, 1e-13});
 }
 
 // Some ten roundings of 6e-8 an element; row statistics and sums over rows are double on the CPU, and on CUDA fp32 in a
@@ -130,7 +135,7 @@ TEST_P(Norm, DoubleMatchesReference) {
 constexpr Tolerance kFloat{3e-6, 3e-6};
 
 TEST_P(Norm, FloatMatchesReference) {
-  compare_with_reference<float>(GetParam(), x, w, b, d_y, kFloat);
+  compare_with_reference<float>(GetParam(), x, w, b, d_y, d_beside, kFloat);
 }
 
 #ifdef TTT_TEST_CUDA
@@ -138,7 +143,7 @@ TEST_P(Norm, FloatMatchesReference) {
 constexpr Tolerance kBFloat16{4e-3, 3e-6};
 
 TEST_P(Norm, BFloat16MatchesReference) {
-  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, kBFloat16);
+  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, d_beside, kBFloat16);
 }
 #endif
 
@@ -151,12 +156,12 @@ INSTANTIATE_TEST_SUITE_P(Sizes, Norm,
 using LargeNorm = Norm;
 
 TEST_P(LargeNorm, FloatMatchesReference) {
-  compare_with_reference<float>(GetParam(), x, w, b, d_y, kFloat);
+  compare_with_reference<float>(GetParam(), x, w, b, d_y, d_beside, kFloat);
 }
 
 #ifdef TTT_TEST_CUDA
 TEST_P(LargeNorm, BFloat16MatchesReference) {
-  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, kBFloat16);
+  compare_with_reference<BFloat16>(GetParam(), x, w, b, d_y, d_beside, kBFloat16);
 }
 #endif
 
@@ -177,13 +182,14 @@ TEST(NormAlignment, FloatRowsMayBeginAnywhere) {
   };
   const TensorView x = from_second(x_data, matrix), w = from_second(w_data, {16});
   rms_norm_forward(x, w, from_second(y, matrix), rstd, kEpsilon, stream);
-  rms_norm_backward(x, w, rstd, x, from_second(d_x, matrix), from_second(d_w, {16}), stream);
+  rms_norm_backward(x, w, rstd, x, {}, from_second(d_x, matrix), from_second(d_w, {16}), stream);
   const auto values = [](TensorView view) {
     return Values(view.span<float>().begin(), view.span<float>().end());
   };
   Values y_ref(48), rstd_ref(3), d_x_ref(48), d_w_ref(16, 0.0);
   reference::rms_norm_forward<double>(values(x), values(w), y_ref, rstd_ref, kEpsilon);
-  reference::rms_norm_backward<double>(values(x), values(w), rstd_ref, values(x), d_x_ref, d_w_ref);
+  reference::rms_norm_backward<double>(values(x), values(w), rstd_ref, values(x), Values(48, 0.0),
+                                       d_x_ref, d_w_ref);
   expect_close("y", from_second(y, matrix).span<float>(), y_ref, kFloat.activation);
   expect_close("d_x", from_second(d_x, matrix).span<float>(), d_x_ref, kFloat.activation);
   expect_close("d_w", from_second(d_w, {16}).span<float>(), d_w_ref, kFloat.wide);
@@ -231,7 +237,7 @@ std::vector<Tensor> all_outputs(std::int64_t rows, std::int64_t channels) {
   for (int i = 0; i < 3; ++i) out.emplace_back(Shape{rows}, kDType<T>);
   for (int i = 0; i < 3; ++i) out.push_back(Tensor::zeros(Shape{channels}, kDType<T>));
   rms_norm_forward(x, w, out[0], out[4], kEpsilon, stream);
-  rms_norm_backward(x, w, out[4], d_y, out[1], out[7], stream);
+  rms_norm_backward(x, w, out[4], d_y, x, out[1], out[7], stream);
   layer_norm_forward(x, w, w, out[2], out[5], out[6], kEpsilon, stream);
   layer_norm_backward(x, w, out[5], out[6], d_y, out[3], out[8], out[9], stream);
   return out;
