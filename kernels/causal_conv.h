@@ -1,7 +1,7 @@
 #pragma once
 // Depthwise causal convolution along time, with bias and no activation.
 //
-//   y[t, c] = bias[c] + sum_{j < W} w[c, 0, j] * x[t - (W - 1) + j, c]
+//   y[t, c] = bias[c] + sum_{j < W} w[c, 0, j] * x[t - (W - 1) + j, c] + residual[t, c]
 //
 // Tokens before the first come from `history`, the last W-1 inputs of what went before, or are zero.
 //
@@ -21,7 +21,8 @@ void causal_conv_forward(
     TensorView w,              // [C, 1, W]
     TensorView bias,           // [C]
     TensorView history,        // [B, W-1, C]; may be empty (zeros)
-    TensorView y,              // [B, T, C] out; must not alias x
+    TensorView residual,       // [B, T, C]; may be empty (zeros)
+    TensorView y,              // [B, T, C] out; must not alias x or residual
     TensorView final_history,  // [B, W-1, C] out; may be empty; may alias history
     Stream& stream);
 

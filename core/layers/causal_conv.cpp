@@ -29,13 +29,15 @@ Tensor CausalConv::halo(TensorView x, Context& context) const {
   return exchange_halo(x, weight_->shape[2] - 1, context);
 }
 
-void CausalConv::forward(TensorView x, TensorView halo, TensorView y, Context& context) const {
+void CausalConv::forward(TensorView x, TensorView halo, TensorView residual, TensorView y,
+                         Context& context) const {
   const Weights w = select(x, weight_->value, bias_->value, context);
-  kernels::causal_conv_forward(x, w.weight, w.bias, halo, y, {}, context.stream);
+  kernels::causal_conv_forward(x, w.weight, w.bias, halo, residual, y, {}, context.stream);
 }
 
-void CausalConv::extend(TensorView x, TensorView y, TensorView history, Context& context) const {
-  kernels::causal_conv_forward(x, weight_->value, bias_->value, history, y, history,
+void CausalConv::extend(TensorView x, TensorView residual, TensorView y, TensorView history,
+                        Context& context) const {
+  kernels::causal_conv_forward(x, weight_->value, bias_->value, history, residual, y, history,
                                context.stream);
 }
 

@@ -17,15 +17,17 @@ TensorView Linear::weight(const Context& context) const {
   return weight_->operand(context.precision).reshape({outputs_, inputs_});
 }
 
-void Linear::forward(TensorView x, TensorView y, Context& context) const {
+void Linear::forward(TensorView x, TensorView residual, TensorView y, Context& context) const {
   const std::int64_t rows = x.numel() / inputs_;
-  kernels::linear_forward(x.reshape({rows, inputs_}), weight(context), y.reshape({rows, outputs_}),
-                          context.precision, context.stream);
+  const Shape y_shape{rows, outputs_};
+  kernels::linear_forward(x.reshape({rows, inputs_}), weight(context),
+                          residual.empty() ? residual : residual.reshape(y_shape),
+                          y.reshape(y_shape), context.precision, context.stream);
 }
 
 Tensor Linear::forward(TensorView x, Context& context) const {
   Tensor y({x.size(0), x.size(1), outputs_}, x.dtype());
-  forward(x, y, context);
+  forward(x, {}, y, context);
   return y;
 }
 

@@ -15,8 +15,8 @@ class Linear {
   explicit Linear(const Parameter& weight);
 
   [[nodiscard]] std::int64_t outputs() const { return outputs_; }
-  /// x: [.., inputs] -> [.., outputs].
-  void forward(TensorView x, TensorView y, Context& context) const;
+  /// y [.., outputs] = x [.., inputs] W^T + residual, which may be empty.
+  void forward(TensorView x, TensorView residual, TensorView y, Context& context) const;
   /// A fresh output for x [B, T, inputs].
   [[nodiscard]] Tensor forward(TensorView x, Context& context) const;
   /// Adds to the weight's grad; d_x is overwritten or added to.

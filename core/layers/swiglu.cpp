@@ -17,14 +17,15 @@ SwiGlu::SwiGlu(ParameterStore& store, const std::string& prefix, std::int64_t ch
       up_(store, prefix + ".up_proj.weight", hidden, channels, initializer),
       down_(store, prefix + ".down_proj.weight", channels, hidden, initializer) {}
 
-std::unique_ptr<Saved> SwiGlu::forward(TensorView x, TensorView y, Context& context) const {
+std::unique_ptr<Saved> SwiGlu::forward(TensorView x, TensorView residual, TensorView y,
+                                       Context& context) const {
   auto saved = std::make_unique<SwiGluSaved>();
   saved->gate = gate_.forward(x, context);
   saved->up = up_.forward(x, context);
   const Tensor hidden(saved->gate.shape(), x.dtype());
   kernels::gated_forward(kernels::Activation::kSilu, saved->gate, saved->up, hidden,
                          context.stream);
-  down_.forward(hidden, y, context);
+  down_.forward(hidden, residual, y, context);
   return saved;
 }
 
@@ -47,8 +48,9 @@ std::unique_ptr<DecodeState> SwiGlu::make_decode_state(std::int64_t /*batch*/,
   return std::make_unique<DecodeState>();  // every token stands alone
 }
 
-void SwiGlu::extend(TensorView x, TensorView y, DecodeState& /*state*/, Context& context) const {
-  (void)forward(x, y, context);
+void SwiGlu::extend(TensorView x, TensorView residual, TensorView y, DecodeState& /*state*/,
+                    Context& context) const {
+  (void)forward(x, residual, y, context);
 }
 
 }  // namespace ttt

@@ -77,12 +77,12 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
     a.k = Tensor(a.p.shape(), x.dtype());
     if (q_history.empty()) {
       a.halo = conv_q_->halo(a.p, context);
-      conv_q_->forward(a.p, a.halo, a.q, context);
-      conv_k_->forward(a.p, a.halo, a.k, context);
+      conv_q_->forward(a.p, a.halo, {}, a.q, context);
+      conv_k_->forward(a.p, a.halo, {}, a.k, context);
     } else {
       const Tensor k_history = kernels::to_dtype(q_history, q_history.dtype(), context.stream);
-      conv_q_->extend(a.p, a.q, q_history, context);
-      conv_k_->extend(a.p, a.k, k_history, context);
+      conv_q_->extend(a.p, {}, a.q, q_history, context);
+      conv_k_->extend(a.p, {}, a.k, k_history, context);
     }
   } else {
     a.q = tokens_to_heads(q_proj_->forward(x, context), context);
@@ -92,7 +92,8 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
   a.core_out = Tensor(a.q.shape(), x.dtype());
 }
 
-void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& context) const {
+void QkvMixer::finish(TensorView x, Activations& a, TensorView residual, TensorView y,
+                      Context& context) const {
   const std::int64_t rows = x.size(0) * x.size(1);
   a.y = heads_to_tokens(a.core_out, context);
   Tensor mixed = a.y;
@@ -105,7 +106,7 @@ void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& conte
     a.gate = g_proj_->forward(x, context);
     kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed, mixed, context.stream);
   }
-  o_proj_->forward(mixed, y, context);
+  o_proj_->forward(mixed, residual, y, context);
 }
 
 Tensor QkvMixer::normalize(const Tensor& y, TensorView mean, TensorView rstd,
@@ -118,11 +119,12 @@ Tensor QkvMixer::normalize(const Tensor& y, TensorView mean, TensorView rstd,
   return normed;
 }
 
-std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView y, Context& context) const {
+std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView residual, TensorView y,
+                                         Context& context) const {
   auto a = std::make_unique<Activations>();
   project(x, *a, {}, context);
   a->core = core_->forward(core_inputs(x, *a), split_heads(a->core_out), context);
-  finish(x, *a, y, context);
+  finish(x, *a, residual, y, context);
   return a;
 }
 
@@ -192,12 +194,13 @@ std::unique_ptr<DecodeState> QkvMixer::make_decode_state(std::int64_t batch,
   return state;
 }
 
-void QkvMixer::extend(TensorView x, TensorView y, DecodeState& state, Context& context) const {
+void QkvMixer::extend(TensorView x, TensorView residual, TensorView y, DecodeState& state,
+                      Context& context) const {
   auto& s = static_cast<QkvDecodeState&>(state);
   Activations a;
   project(x, a, s.history, context);
   core_->extend(core_inputs(x, a), split_heads(a.core_out), *s.core, context);
-  finish(x, a, y, context);
+  finish(x, a, residual, y, context);
 }
 
 }  // namespace ttt

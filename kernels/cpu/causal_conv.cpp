@@ -47,7 +47,8 @@ void carry_history(const T* x, const T* history, T* final_history, std::int64_t 
 }  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
-                         TensorView y, TensorView final_history, Stream& stream) {
+                         TensorView residual, TensorView y, TensorView final_history,
+                         Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -58,19 +59,22 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   expect_shape("w", w, {channels, 1, window});
   expect_shape("bias", bias, {channels});
   if (!history.empty()) expect_shape("history", history, {batch, before, channels});
+  if (!residual.empty()) expect_shape("residual", residual, {batch, tokens, channels});
   expect_shape("y", y, {batch, tokens, channels});
   if (!final_history.empty()) {
     expect_shape("final_history", final_history, {batch, before, channels});
   }
-  TTT_CHECK(x.raw() != y.raw() || x.numel() == 0, "y must not alias x");
+  TTT_CHECK(x.numel() == 0 || (y.raw() != x.raw() && y.raw() != residual.raw()),
+            "y must not alias x or residual");
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->causal_conv_forward(x, w, bias, history, y, final_history, stream);
+    return ops->causal_conv_forward(x, w, bias, history, residual, y, final_history, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const bias_data = bias.data<T>();
     const T* const history_data = history.empty() ? nullptr : history.data<T>();
+    const T* const residual_data = residual.empty() ? nullptr : residual.data<T>();
     T* const y_data = y.data<T>();
     T* const final_data = final_history.empty() ? nullptr : final_history.data<T>();
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
@@ -90,6 +94,10 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
             add_product(w_row, past, y_row, channels);
           }
         }
+        if (residual_data == nullptr) continue;
+        const T* const residual_row = residual_data + row * channels;
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) y_row[c] += residual_row[c];
       }
     });
     if (final_data == nullptr) return;

@@ -104,8 +104,9 @@ __device__ __forceinline__ const T* input_row(const T* x, const T* history, cons
 template <int kCount, bool kIsWide, typename T>
 __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     forward_kernel(const T* __restrict__ x, const float* __restrict__ w,
-                   const float* __restrict__ bias, const T* __restrict__ history, T* __restrict__ y,
-                   Sizes sizes, std::int64_t tiles) {
+                   const float* __restrict__ bias, const T* __restrict__ history,
+                   const T* __restrict__ residual, T* __restrict__ y, Sizes sizes,
+                   std::int64_t tiles) {
   const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
   float weights[kTaps][kCount];
   load_weights(w, sizes, tile, weights);
@@ -151,6 +152,12 @@ __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
           const T* const row = input_row(x, history, sizes, run.b, run.begin + done + i - lag);
           if (row != nullptr) add_far_tap(w, sizes, c, lag, row + c, sum);
         }
+      }
+      if (residual != nullptr) {
+        float beside[kCount];
+        load_chunk<kCount>(residual + (y_row - y), beside);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) sum[k] += beside[k];
       }
       store_chunk<kCount>(y_row, sum);
     }
@@ -317,18 +324,20 @@ void visit_tiles(const Sizes& sizes, F&& f, Pointers... pointers) {
 }  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
-                         TensorView y, TensorView final_history, Stream& stream) {
+                         TensorView residual, TensorView y, TensorView final_history,
+                         Stream& stream) {
   const Sizes sizes = sizes_of(x, w);
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const past = history.empty() ? nullptr : history.data<T>();
+    const T* const beside = residual.empty() ? nullptr : residual.data<T>();
     const auto start = [&](auto width, auto is_wide, std::int64_t tiles) {
       const std::int64_t blocks = (sizes.runs() + kGroups - 1) / kGroups;
       launch(forward_kernel<decltype(width)::value, decltype(is_wide)::value, T>,
              shape_of(tiles, blocks, 1), stream, x.data<T>(), w.data<float>(), bias.data<float>(),
-             past, y.data<T>(), sizes, tiles);
+             past, beside, y.data<T>(), sizes, tiles);
     };
-    visit_tiles<T>(sizes, start, x.raw(), history.raw(), y.raw());
+    visit_tiles<T>(sizes, start, x.raw(), history.raw(), residual.raw(), y.raw());
     if (final_history.empty()) return;
     launch(history_kernel<T>, elementwise_shape(sizes.batch * sizes.channels), stream, x.data<T>(),
            past, final_history.data<T>(), sizes);

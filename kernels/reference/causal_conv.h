@@ -16,6 +16,7 @@ void causal_conv_forward(const CausalConvSizes& size,
                          std::span<const T> w,          // [C, 1, W]
                          std::span<const T> bias,       // [C]
                          std::span<const T> history,    // [B, W-1, C]; may be empty (zeros)
+                         std::span<const T> residual,   // [B, T, C]; may be empty (zeros)
                          std::span<T> y,                // [B, T, C] out
                          std::span<T> final_history) {  // [B, W-1, C] out; may be empty
   const auto before = size.window - 1;
@@ -31,7 +32,8 @@ void causal_conv_forward(const CausalConvSizes& size,
         for (std::int64_t j = 0; j < size.window; ++j) {
           sum += w[c * size.window + j] * input(b, t - before + j, c);
         }
-        y[(b * size.tokens + t) * size.channels + c] = sum;
+        const auto at = (b * size.tokens + t) * size.channels + c;
+        y[at] = residual.empty() ? sum : sum + residual[at];
       }
     }
     if (final_history.empty()) continue;
