@@ -27,12 +27,14 @@ void causal_conv_forward(
     Stream& stream);
 
 /// Sequences that start from zeros (no history).
-void causal_conv_backward(TensorView x,       // [B, T, C]
-                          TensorView w,       // [C, 1, W]
-                          TensorView d_y,     // [B, T, C]
-                          TensorView d_x,     // [B, T, C] out; must not alias d_y
-                          TensorView d_w,     // [C, 1, W] in-out, added to
-                          TensorView d_bias,  // [C] in-out, added to
-                          Stream& stream);
+void causal_conv_backward(
+    TensorView x,         // [B, T, C]
+    TensorView w,         // [C, 1, W]
+    TensorView d_y,       // [B, T, C]
+    TensorView d_beside,  // [B, T, C]: what x has of gradient besides; may be empty
+    TensorView d_x,       // [B, T, C] out; must not alias d_y or d_beside
+    TensorView d_w,       // [C, 1, W] in-out, added to
+    TensorView d_bias,    // [C] in-out, added to
+    Stream& stream);
 
 }  // namespace ttt::kernels

@@ -93,7 +93,7 @@ void Block::backward(const Saved& saved, TensorView x, TensorView d_y, TensorVie
                   context);
   close_branch(seq_norm_, h, s.mixer, d_after_mixer, d_h, context);
   if (!pre_conv_) return;
-  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, d_x,
+  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, {}, d_x,
                            context);
   close_branch(pre_conv_->norm, x, s.conv, d_h, d_x, context);
 }

@@ -41,11 +41,12 @@ void CausalConv::extend(TensorView x, TensorView residual, TensorView y, TensorV
                                context.stream);
 }
 
-void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
-                          Context& context) const {
+void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_beside,
+                          TensorView d_x, Context& context) const {
   const Weights w = select(x, weight_->value, bias_->value, context);
   const Weights d_w = select(x, weight_->grad, bias_->grad, context);
-  kernels::causal_conv_backward(x, w.weight, d_y, d_x, d_w.weight, d_w.bias, context.stream);
+  kernels::causal_conv_backward(x, w.weight, d_y, d_beside, d_x, d_w.weight, d_w.bias,
+                                context.stream);
   if (x.size(2) != weight_->shape[0]) return;
   const Tensor d_halo = halo.empty() ? Tensor() : backward_halo(halo, d_y, context);
   return_halo(d_halo, weight_->shape[2] - 1, d_x, context);
@@ -63,7 +64,7 @@ Tensor CausalConv::backward_halo(TensorView halo, TensorView d_y, Context& conte
   put_token_range(token_range(d_y, 0, reached, context.stream), d_out, rows, context.stream);
   const Tensor d_x(shape, halo.dtype());
   const Tensor unused = kernels::zeros(bias_->shape, bias_->grad.dtype(), context.stream);
-  kernels::causal_conv_backward(x, weight_->value, d_out, d_x, weight_->grad, unused,
+  kernels::causal_conv_backward(x, weight_->value, d_out, {}, d_x, weight_->grad, unused,
                                 context.stream);
   return token_range(d_x, 0, rows, context.stream);
 }

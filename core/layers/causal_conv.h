@@ -22,8 +22,8 @@ class CausalConv {
   /// Continues from `history` [B, W-1, C] (in-out).
   void extend(TensorView x, TensorView residual, TensorView y, TensorView history,
               Context& context) const;
-  /// Overwrites d_x and adds to the grads.
-  void backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
+  /// Overwrites d_x and adds to the grads. `d_beside` is what x has of gradient besides, or empty.
+  void backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_beside, TensorView d_x,
                 Context& context) const;
   /// The shape of `history`.
   [[nodiscard]] Shape history_shape(std::int64_t batch) const {

@@ -173,9 +173,8 @@ void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q
   if (conv_q_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
     const Tensor d_p_of_k(a.p.shape(), a.p.dtype());
-    conv_q_->backward(a.p, a.halo, d_q, d_p, context);
-    conv_k_->backward(a.p, a.halo, d_k, d_p_of_k, context);
-    kernels::add(d_p_of_k, d_p, context.stream);
+    conv_k_->backward(a.p, a.halo, d_k, {}, d_p_of_k, context);
+    conv_q_->backward(a.p, a.halo, d_q, d_p_of_k, d_p, context);
     q_proj_->backward(x, heads_to_tokens(d_p, context), d_x, kernels::Accumulate::kYes, context);
   } else {
     q_proj_->backward(x, heads_to_tokens(d_q, context), d_x, kernels::Accumulate::kYes, context);

@@ -110,8 +110,8 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   });
 }
 
-void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_x,
-                          TensorView d_w, TensorView d_bias, Stream& stream) {
+void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_beside,
+                          TensorView d_x, TensorView d_w, TensorView d_bias, Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -121,17 +121,20 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
   expect_shape("x", x, {batch, tokens, channels});
   expect_shape("w", w, {channels, 1, window});
   expect_shape("d_y", d_y, {batch, tokens, channels});
+  if (!d_beside.empty()) expect_shape("d_beside", d_beside, {batch, tokens, channels});
   expect_shape("d_x", d_x, {batch, tokens, channels});
   expect_shape("d_w", d_w, {channels, 1, window});
   expect_shape("d_bias", d_bias, {channels});
-  TTT_CHECK(d_x.raw() != d_y.raw() || x.numel() == 0, "d_x must not alias d_y");
+  TTT_CHECK(x.numel() == 0 || (d_x.raw() != d_y.raw() && d_x.raw() != d_beside.raw()),
+            "d_x must not alias d_y or d_beside");
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->causal_conv_backward(x, w, d_y, d_x, d_w, d_bias, stream);
+    return ops->causal_conv_backward(x, w, d_y, d_beside, d_x, d_w, d_bias, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const d_y_data = d_y.data<T>();
+    const T* const beside_data = d_beside.empty() ? nullptr : d_beside.data<T>();
     T* const d_x_data = d_x.data<T>();
     T* const d_w_data = d_w.data<T>();
     T* const d_bias_data = d_bias.data<T>();
@@ -160,6 +163,10 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
       double* const sum_bias = sum + window * channels;
 #pragma omp simd
       for (std::int64_t c = 0; c < channels; ++c) sum_bias[c] += static_cast<double>(d_row[c]);
+      if (beside_data == nullptr) return;
+      const T* const beside_row = beside_data + row * channels;
+#pragma omp simd
+      for (std::int64_t c = 0; c < channels; ++c) d_x_row[c] += beside_row[c];
     });
     Tensor d_w_columns = Tensor::zeros(Shape{window, channels}, kDType<T>);
     T* const columns = d_w_columns.data<T>();

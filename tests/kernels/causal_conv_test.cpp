@@ -41,13 +41,13 @@ class CausalConv : public ::testing::TestWithParam<CausalConvSizes> {
 
 TEST_P(CausalConv, ReferenceBackwardMatchesComplexStep) {
   Values d_x(x.size()), d_w(w.size(), 0.0), d_bias(bias.size(), 0.0);
-  reference::causal_conv_backward<double>(size, x, w, d_y, d_x, d_w, d_bias);
+  reference::causal_conv_backward<double>(size, x, w, d_y, residual, d_x, d_w, d_bias);
   const auto cx = to_complex(x), cw = to_complex(w), cb = to_complex(bias);
   const auto loss = [&](const std::vector<Complex>& x_in, const std::vector<Complex>& w_in,
                         const std::vector<Complex>& b_in) {
     std::vector<Complex> y(x.size());
     reference::causal_conv_forward<Complex>(size, x_in, w_in, b_in, {}, {}, y, {});
-    return test::weighted_sum(d_y, y);
+    return test::weighted_sum(d_y, y) + test::weighted_sum(residual, x_in);
   };
   expect_gradient("d_x", d_x, x, [&](const auto& in) { return loss(in, cw, cb); });
   expect_gradient("d_w", d_w, w, [&](const auto& in) { return loss(cx, in, cb); });
@@ -84,8 +84,11 @@ void CausalConv::compare_with_reference(double tolerance, double wide_tolerance)
   Values d_w_ref(w.size(), 1.0), d_bias_ref(bias.size(), 1.0);
   Tensor d_w = tensor_of<P>(w_shape, d_w_ref), d_bias = tensor_of<P>(bias_shape, d_bias_ref);
   for (int call = 0; call < 2; ++call) {
-    causal_conv_backward(xt, wt, dt, d_x, d_w, d_bias, stream);
-    reference::causal_conv_backward<double>(size, xr, wr, dr, d_x_ref, d_w_ref, d_bias_ref);
+    const TensorView d_beside = call == 0 ? TensorView() : beside;
+    causal_conv_backward(xt, wt, dt, d_beside, d_x, d_w, d_bias, stream);
+    reference::causal_conv_backward<double>(size, xr, wr, dr,
+                                            call == 0 ? Values(x.size(), 0.0) : beside_r, d_x_ref,
+                                            d_w_ref, d_bias_ref);
     expect_close("d_x", d_x.span<T>(), d_x_ref, tolerance);
   }
   expect_close("d_w", d_w.span<P>(), d_w_ref, wide_tolerance);
@@ -176,7 +179,7 @@ TEST(CausalConvThreads, BitsDoNotDependOnTheirNumber) {
     Tensor d_w = Tensor::zeros(w_shape, DType::kF32);
     Tensor d_bias = Tensor::zeros(bias_shape, DType::kF32);
     causal_conv_forward(x, w, bias, {}, d_y, y, {}, stream);
-    causal_conv_backward(x, w, d_y, d_x, d_w, d_bias, stream);
+    causal_conv_backward(x, w, d_y, x, d_x, d_w, d_bias, stream);
     return std::vector<Tensor>{y, d_x, d_w, d_bias};
   });
 }
