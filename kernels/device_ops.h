@@ -36,6 +36,8 @@
   X(activation_backward) \
   X(gated_forward) \
   X(gated_backward) \
+  X(swiglu_forward) \
+  X(swiglu_backward) \
   X(add) \
   X(adamw) \
   X(block_sums_of_squares) \

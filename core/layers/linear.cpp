@@ -33,13 +33,23 @@ Tensor Linear::forward(TensorView x, Context& context) const {
 
 void Linear::backward(TensorView x, TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
                       Context& context) const {
+  backward_weight(x, d_y, context);
+  backward_input(d_y, d_x, accumulate, context);
+}
+
+void Linear::backward_input(TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
+                            Context& context) const {
+  const std::int64_t rows = d_x.numel() / inputs_;
+  kernels::linear_backward_input(d_y.reshape({rows, outputs_}), weight(context),
+                                 d_x.reshape({rows, inputs_}), accumulate, context.precision,
+                                 context.stream);
+}
+
+void Linear::backward_weight(TensorView x, TensorView d_y, Context& context) const {
   const std::int64_t rows = x.numel() / inputs_;
-  const TensorView d_y_rows = d_y.reshape({rows, outputs_});
-  kernels::linear_backward_weight(d_y_rows, x.reshape({rows, inputs_}),
+  kernels::linear_backward_weight(d_y.reshape({rows, outputs_}), x.reshape({rows, inputs_}),
                                   weight_->grad.reshape({outputs_, inputs_}), context.precision,
                                   context.stream);
-  kernels::linear_backward_input(d_y_rows, weight(context), d_x.reshape({rows, inputs_}),
-                                 accumulate, context.precision, context.stream);
 }
 
 }  // namespace ttt

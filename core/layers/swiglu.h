@@ -23,7 +23,7 @@ class SwiGlu final : public Layer {
               Context& context) const override;
 
  private:
-  Linear gate_, up_, down_;
+  Linear gate_up_, down_;
 };
 
 }  // namespace ttt

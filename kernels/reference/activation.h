@@ -71,4 +71,29 @@ void gated_backward(Activation kind, std::span<const T> a, std::span<const T> b,
   }
 }
 
+template <typename T>
+void swiglu_forward(std::span<const T> gate_up,  // [N, 2 I]
+                    std::span<T> h,              // [N, I] out
+                    std::size_t hidden) {
+  for (std::size_t i = 0; i < h.size(); ++i) {
+    const std::size_t gate = i / hidden * 2 * hidden + i % hidden;
+    h[i] = activation_value(Activation::kSilu, gate_up[gate]) * gate_up[gate + hidden];
+  }
+}
+
+template <typename T>
+void swiglu_backward(std::span<const T> gate_up,  // [N, 2 I]
+                     std::span<const T> d_h,      // [N, I]
+                     std::span<T> d_gate_up,      // [N, 2 I] out
+                     std::span<T> h,              // [N, I] out
+                     std::size_t hidden) {
+  swiglu_forward(gate_up, h, hidden);
+  for (std::size_t i = 0; i < d_h.size(); ++i) {
+    const std::size_t gate = i / hidden * 2 * hidden + i % hidden;
+    const std::size_t up = gate + hidden;
+    d_gate_up[gate] = d_h[i] * gate_up[up] * activation_slope(Activation::kSilu, gate_up[gate]);
+    d_gate_up[up] = d_h[i] * activation_value(Activation::kSilu, gate_up[gate]);
+  }
+}
+
 }  // namespace ttt::kernels::reference

@@ -116,6 +116,66 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{Activation::kGeluTanh, 1}, Case{Activation::kGeluTanh, 1037},
                       Case{Activation::kGeluErf, 1}, Case{Activation::kGeluErf, 1037}));
 
+struct SwiGluSizes {
+  std::int64_t rows, hidden;
+};
+class SwiGlu : public ::testing::TestWithParam<SwiGluSizes> {
+ protected:
+  template <typename T>
+  void compare_with_reference(double tolerance) const;
+
+  Shape gate_up_shape{GetParam().rows, 2 * GetParam().hidden};
+  Shape h_shape{GetParam().rows, GetParam().hidden};
+  std::size_t hidden = static_cast<std::size_t>(GetParam().hidden);
+  Values gate_up = random_values("gate_up", gate_up_shape.numel());
+  Values d_h = random_values("d_h", h_shape.numel());
+};
+
+TEST_P(SwiGlu, ReferenceBackwardMatchesComplexStep) {
+  Values d_gate_up(gate_up.size()), h(d_h.size()), h_again(d_h.size());
+  reference::swiglu_forward<double>(gate_up, h, hidden);
+  reference::swiglu_backward<double>(gate_up, d_h, d_gate_up, h_again, hidden);
+  EXPECT_EQ(h, h_again);
+  test::expect_gradient("d_gate_up", d_gate_up, gate_up, [&](const std::vector<Complex>& in) {
+    std::vector<Complex> out(d_h.size());
+    reference::swiglu_forward<Complex>(in, out, hidden);
+    return weighted_sum(d_h, out);
+  });
+}
+
+// Outputs over inputs and apart.
+template <typename T>
+void SwiGlu::compare_with_reference(double tolerance) const {
+  Stream stream = test::stream();
+  const Tensor gate_up_in = tensor_of<T>(gate_up_shape, gate_up);
+  const Tensor d_h_in = tensor_of<T>(h_shape, d_h);
+  Values h_ref(d_h.size()), d_gate_up_ref(gate_up.size());
+  reference::swiglu_backward<double>(values_of<T>(gate_up_in), values_of<T>(d_h_in), d_gate_up_ref,
+                                     h_ref, hidden);
+  const Tensor h(h_shape, kDType<T>);
+  swiglu_forward(gate_up_in, h, stream);
+  expect_close("h", h.span<T>(), h_ref, tolerance);
+  for (const bool apart : {false, true}) {
+    const Tensor from = tensor_of<T>(gate_up_shape, gate_up), d = tensor_of<T>(h_shape, d_h);
+    const Tensor d_gate_up = apart ? Tensor(gate_up_shape, kDType<T>) : from;
+    const Tensor again = apart ? Tensor(h_shape, kDType<T>) : d;
+    swiglu_backward(from, d, d_gate_up, again, stream);
+    expect_close("d_gate_up", d_gate_up.span<T>(), d_gate_up_ref, tolerance);
+    EXPECT_EQ(values_of<T>(again), values_of<T>(h));
+  }
+}
+
+TEST_P(SwiGlu, DoubleMatchesReference) { compare_with_reference<double>(1e-13); }
+TEST_P(SwiGlu, FloatMatchesReference) { compare_with_reference<float>(1e-6); }  // as above
+#ifdef TTT_TEST_CUDA
+TEST_P(SwiGlu, BFloat16MatchesReference) { compare_with_reference<BFloat16>(4e-3); }  // as above
+#endif
+
+// Rows of one unit, of whole chunks and not, longer than a block's threads take at once.
+INSTANTIATE_TEST_SUITE_P(Sizes, SwiGlu,
+                         ::testing::Values(SwiGluSizes{1, 1}, SwiGluSizes{3, 7}, SwiGluSizes{5, 16},
+                                           SwiGluSizes{2, 2056}, SwiGluSizes{4100, 3}));
+
 TEST(ActivationValues, KnownPoints) {
   EXPECT_NEAR(reference::activation_value(Activation::kSilu, 1.0), 0.7310585786300049, 1e-15);
   EXPECT_NEAR(reference::activation_value(Activation::kGeluErf, 1.0), 0.8413447460685429, 1e-15);
@@ -166,7 +226,12 @@ TEST(ActivationThreads, BitsDoNotDependOnTheirNumber) {
     Tensor h(shape, DType::kF32), d_a(shape, DType::kF32), d_b(shape, DType::kF32);
     gated_forward(Activation::kGeluTanh, a, a, h, stream);
     gated_backward(Activation::kSilu, a, a, h, d_a, d_b, stream);
-    return std::vector<Tensor>{h, d_a, d_b};
+    Tensor d_gate_up({6, 30011 / 3 * 2}, DType::kF32), hidden({6, 30011 / 3}, DType::kF32);
+    const TensorView gate_up = a.view().reshape({3 * 30011}).slice(0, d_gate_up.numel());
+    swiglu_backward(gate_up.reshape(d_gate_up.shape()),
+                    a.view().reshape({3 * 30011}).slice(0, hidden.numel()).reshape(hidden.shape()),
+                    d_gate_up, hidden, stream);
+    return std::vector<Tensor>{h, d_a, d_b, d_gate_up, hidden};
   });
 }
 
@@ -177,6 +242,8 @@ TEST(ActivationErrors, NameTheArgument) {
                      [&] { gated_forward(Activation::kSilu, a, b, a, stream); });
   test::expect_error(ExitCode::kInternal, "y has shape [3, 2], expected [2, 3]",
                      [&] { add(a, b, stream); });
+  test::expect_error(ExitCode::kInternal, "gate_up has shape [3, 2], expected [2, 6]",
+                     [&] { swiglu_forward(b, a, stream); });
 }
 
 }  // namespace
