@@ -1,7 +1,6 @@
 #include "core/mixers/qkv_mixer.h"
 
 #include "core/sequence_exchange.h"
-#include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/norm.h"
 
@@ -9,6 +8,12 @@ namespace ttt {
 namespace {
 
 constexpr double kPostNormEpsilon = 1e-6;
+
+// [B, T, C] as [B T, C]; empty stays empty.
+TensorView rows_of(const Tensor& x) {
+  if (x.empty()) return {};
+  return x.view().reshape({x.size(0) * x.size(1), x.size(2)});
+}
 
 struct QkvDecodeState final : DecodeState {
   Tensor history;  // the last inputs of conv_q and conv_k, which are the same
@@ -94,29 +99,19 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
 
 void QkvMixer::finish(TensorView x, Activations& a, TensorView residual, TensorView y,
                       Context& context) const {
-  const std::int64_t rows = x.size(0) * x.size(1);
   a.y = heads_to_tokens(a.core_out, context);
+  if (g_proj_) a.gate = g_proj_->forward(x, context);
   Tensor mixed = a.y;
   if (post_norm_weight_ != nullptr) {
+    const std::int64_t rows = x.size(0) * x.size(1);
     a.mean = Tensor({rows}, wide_type(x.dtype()));
     a.rstd = Tensor({rows}, wide_type(x.dtype()));
-    mixed = normalize(a.y, a.mean, a.rstd, context);
-  }
-  if (g_proj_) {
-    a.gate = g_proj_->forward(x, context);
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed, mixed, context.stream);
+    mixed = Tensor(a.y.shape(), a.y.dtype());
+    kernels::layer_norm_forward(rows_of(a.y), post_norm_weight_->value, post_norm_bias_->value,
+                                rows_of(a.gate), rows_of(mixed), a.mean, a.rstd, kPostNormEpsilon,
+                                context.stream);
   }
   o_proj_->forward(mixed, residual, y, context);
-}
-
-Tensor QkvMixer::normalize(const Tensor& y, TensorView mean, TensorView rstd,
-                           Context& context) const {
-  Tensor normed(y.shape(), y.dtype());
-  const Shape flat{y.size(0) * y.size(1), y.size(2)};
-  kernels::layer_norm_forward(y.view().reshape(flat), post_norm_weight_->value,
-                              post_norm_bias_->value, normed.view().reshape(flat), mean, rstd,
-                              kPostNormEpsilon, context.stream);
-  return normed;
 }
 
 std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView residual, TensorView y,
@@ -135,28 +130,25 @@ const Saved& QkvMixer::core_saved(const Saved& saved) {
 void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                         Context& context) const {
   const auto& a = static_cast<const Activations&>(saved);
-  const Shape& shape = x.shape();
-  const Shape flat{shape[0] * shape[1], shape[2]};
-  kernels::fill(d_x, 0, context.stream);
-  const Tensor d_mixed(shape, d_y.dtype());
-  Tensor normed = a.y;
-  if (post_norm_weight_ != nullptr) normed = normalize(a.y, {}, {}, context);
-  if (g_proj_) {
-    const Tensor mixed(shape, d_y.dtype());
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, normed, mixed, context.stream);
-    o_proj_->backward(mixed, d_y, d_mixed, kernels::Accumulate::kNo, context);
-    const Tensor& d_gate = mixed;  // reused
-    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, normed, d_mixed, d_gate,
-                            d_mixed, context.stream);
-    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kYes, context);
-  } else {
-    o_proj_->backward(normed, d_y, d_mixed, kernels::Accumulate::kNo, context);
-  }
-  normed = {};
+  const Tensor d_mixed(x.shape(), d_y.dtype());
+  o_proj_->backward_input(d_y, d_mixed, kernels::Accumulate::kNo, context);
+  Tensor mixed = a.y;
+  Tensor d_gate;
   if (post_norm_weight_ != nullptr) {
-    kernels::layer_norm_backward(a.y.view().reshape(flat), post_norm_weight_->value, a.mean, a.rstd,
-                                 d_mixed.view().reshape(flat), d_mixed.view().reshape(flat),
-                                 post_norm_weight_->grad, post_norm_bias_->grad, context.stream);
+    mixed = Tensor(x.shape(), d_y.dtype());
+    if (g_proj_) d_gate = Tensor(x.shape(), d_y.dtype());
+    kernels::layer_norm_backward(rows_of(a.y), post_norm_weight_->value, post_norm_bias_->value,
+                                 rows_of(a.gate), a.mean, a.rstd, rows_of(d_mixed), rows_of(mixed),
+                                 rows_of(d_mixed), rows_of(d_gate), post_norm_weight_->grad,
+                                 post_norm_bias_->grad, context.stream);
+  }
+  o_proj_->backward_weight(mixed, d_y, context);
+  mixed = {};
+  if (g_proj_) {
+    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kNo, context);
+    d_gate = {};
+  } else {
+    kernels::fill(d_x, 0, context.stream);
   }
   const Tensor d_q(a.q.shape(), d_y.dtype());
   const Tensor d_k(a.k.shape(), d_y.dtype());

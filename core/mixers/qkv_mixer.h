@@ -5,7 +5,7 @@
 //   v = x Wv^T
 //   y = core(q, k, v; x)
 //   y = LayerNorm(y)                   with post_norm
-//   y = gelu_tanh(x Wg^T) * y          with use_gate
+//   y = gelu_tanh(x Wg^T) * y          with use_gate, which has post_norm
 //   out = y Wo^T                       + residual
 //
 // With head exchange p (or q and k), v and y pass to the ranks of their heads and back, around conv and core.
@@ -54,10 +54,6 @@ class QkvMixer final : public Layer {
   /// [B, T, H F] as [B, T, H, F].
   [[nodiscard]] TensorView split_heads(TensorView view) const;
   [[nodiscard]] CoreInputs core_inputs(TensorView x, const Activations& a) const;
-  /// The output norm of the core's output; `mean` and `rstd` may be empty.
-  [[nodiscard]] Tensor normalize(const Tensor& y, TensorView mean, TensorView rstd,
-                                 Context& context) const;
-
   ParameterStore& store_;
   std::int64_t head_dim_;
   std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent

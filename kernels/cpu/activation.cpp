@@ -11,21 +11,6 @@
 namespace ttt::kernels {
 namespace {
 
-struct CpuMath {
-  template <typename T>
-  static T sigmoid(T x) {
-    return kernels::sigmoid(x);
-  }
-  template <typename T>
-  static T exponential(T x) {
-    return kernels::exponential(x);
-  }
-  template <typename T>
-  static T erfc(T x) {
-    return std::erfc(x);
-  }
-};
-
 constexpr std::int64_t kStepsPerValue = 4;  // of an exponential, beside a plain product
 
 // f(i) for all elements; outputs may be inputs, since f reads element i before it writes it.

@@ -39,4 +39,20 @@ T sigmoid(T x) {
   return T{1} / (T{1} + exponential(-x));
 }
 
+/// The elementary functions of kernels/activation_jets.h.
+struct CpuMath {
+  template <typename T>
+  static T sigmoid(T x) {
+    return kernels::sigmoid(x);
+  }
+  template <typename T>
+  static T exponential(T x) {
+    return kernels::exponential(x);
+  }
+  template <typename T>
+  static T erfc(T x) {
+    return std::erfc(x);
+  }
+};
+
 }  // namespace ttt::kernels

@@ -1,4 +1,4 @@
-#include "kernels/activation_jets.h"
+#include "kernels/cuda/activation_math.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/reduce.h"
@@ -6,12 +6,6 @@
 
 namespace ttt::kernels::cuda {
 namespace {
-
-struct DeviceMath {
-  __device__ __forceinline__ static float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
-  __device__ __forceinline__ static float exponential(float x) { return expf(x); }
-  __device__ __forceinline__ static float erfc(float x) { return erfcf(x); }
-};
 
 template <typename Function, typename T>
 __global__ void forward_kernel(const T* x, T* y, std::int64_t count) {
