@@ -45,14 +45,6 @@ struct CpuMath {
   static T sigmoid(T x) {
     return kernels::sigmoid(x);
   }
-  template <typename T>
-  static T exponential(T x) {
-    return kernels::exponential(x);
-  }
-  template <typename T>
-  static T erfc(T x) {
-    return std::erfc(x);
-  }
 };
 
 }  // namespace ttt::kernels

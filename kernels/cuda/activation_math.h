@@ -8,8 +8,6 @@ namespace ttt::kernels::cuda {
 
 struct DeviceMath {
   __device__ __forceinline__ static float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
-  __device__ __forceinline__ static float exponential(float x) { return expf(x); }
-  __device__ __forceinline__ static float erfc(float x) { return erfcf(x); }
 };
 
 }  // namespace ttt::kernels::cuda

@@ -75,7 +75,7 @@ void layer_norm_forward(std::span<const T> x,     // [N, C]
     for (std::size_t c = 0; c < channels; ++c) {
       const auto at = n * channels + c;
       y[at] = w[c] * (x[at] - mean[n]) * rstd[n] + b[c];
-      if (!gate.empty()) y[at] *= activation_value(Activation::kGeluTanh, gate[at]);
+      if (!gate.empty()) y[at] *= gelu_tanh(gate[at]);
     }
   }
 }
@@ -99,7 +99,7 @@ void layer_norm_backward(std::span<const T> x,     // [N, C]
   // dL/d of what the gate multiplies.
   const auto d_normed = [&](std::size_t at) {
     if (gate.empty()) return d_y[at];
-    return d_y[at] * activation_value(Activation::kGeluTanh, gate[at]);
+    return d_y[at] * gelu_tanh(gate[at]);
   };
   for (std::size_t n = 0; n < rstd.size(); ++n) {
     T mean_g{};    // mean of g = w d_normed
@@ -116,8 +116,7 @@ void layer_norm_backward(std::span<const T> x,     // [N, C]
       d_b[c] += d;
       d_x[at] = rstd[n] * (w[c] * d - mean_g - normalized(n, c) * mean_gxh);
       if (gate.empty()) continue;
-      d_gate[at] = d_y[at] * (w[c] * normalized(n, c) + b[c]) *
-                   activation_slope(Activation::kGeluTanh, gate[at]);
+      d_gate[at] = d_y[at] * (w[c] * normalized(n, c) + b[c]) * gelu_tanh_slope(gate[at]);
     }
   }
 }
