@@ -1,5 +1,5 @@
 #pragma once
-// The interface of everything with a forward and a backward.
+// The interface of what stands in a residual branch.
 
 #include <memory>
 
@@ -31,19 +31,24 @@ class Layer {
   Layer& operator=(const Layer&) = delete;
   virtual ~Layer() = default;
 
-  /// x, y: [B, T, C]; they must not overlap.
-  [[nodiscard]] virtual std::unique_ptr<Saved> forward(TensorView x, TensorView y,
-                                                       Context& context) const = 0;
+  /// y = residual + f(x), [B, T, C] each; `residual` may be empty. y must not overlap with the others.
+  [[nodiscard]] virtual std::unique_ptr<Saved> forward(TensorView x, TensorView residual,
+                                                       TensorView y, Context& context) const = 0;
+  /// y = f(x).
+  [[nodiscard]] std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const {
+    return forward(x, {}, y, context);
+  }
   /// `x` has the values that forward saw: kept by the caller, or cheap enough to compute again. Overwrites d_x
-  /// [B, T, C] with dL/dx and adds dL/dw to every parameter's grad.
+  /// [B, T, C] with dL/dx of f and adds dL/dw to every parameter's grad.
   virtual void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                         Context& context) const = 0;
 
   [[nodiscard]] virtual std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
                                                                        Context& context) const = 0;
-  /// Runs n >= 1 further tokens, x, y: [B, n, C], from `state` and updates it: n = prompt length is
+  /// Runs n >= 1 further tokens, x, residual, y: [B, n, C], from `state` and updates it: n = prompt length is
   /// prefill, n = 1 decoding. Equals forward over the whole sequence to rounding.
-  virtual void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const = 0;
+  virtual void extend(TensorView x, TensorView residual, TensorView y, DecodeState& state,
+                      Context& context) const = 0;
 };
 
 }  // namespace ttt

@@ -125,7 +125,7 @@ void LanguageModel::forward_backward(const TokenBatch& batch, TensorView nll, bo
                               nll.reshape({tokens}), d_h.view().reshape(rows), head_->grad,
                               context.precision, context.stream);
   normed = {};
-  final_norm_->backward(inputs.back(), rstd, d_h, d_h, context);
+  final_norm_->backward(inputs.back(), rstd, d_h, {}, d_h, context);
   after_gradients(begins_.back());
 
   Tensor d_previous(shape, dtype);

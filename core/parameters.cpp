@@ -43,16 +43,31 @@ Parameter& ParameterStore::add(const std::string& name, const Shape& shape,
   return parameters_.emplace_back(Parameter{name, shape, initializer, {}, {}, {}});
 }
 
+const Parameter& ParameterStore::add_stacked(const std::vector<std::string>& names,
+                                             const Shape& shape, Initializer initializer) {
+  TTT_CHECK(!names.empty() && shape.rank() == 2, "{} matrices of shape {}", names.size(),
+            shape.str());
+  const std::int64_t begin = num_elements_;
+  for (const std::string& name : names) add(name, shape, initializer);
+  const Shape whole{static_cast<std::int64_t>(names.size()) * shape[0], shape[1]};
+  return stacks_.emplace_back(Stack{{names.front(), whole, initializer, {}, {}, {}}, begin}).whole;
+}
+
+void ParameterStore::divide(TensorView flat, TensorView Parameter::*view) {
+  std::int64_t begin = 0;
+  for (Parameter& parameter : parameters_) {
+    parameter.*view = part(flat, begin, parameter.shape);
+    begin += parameter.shape.numel();
+  }
+  for (Stack& stack : stacks_) stack.whole.*view = part(flat, stack.begin, stack.whole.shape);
+}
+
 void ParameterStore::allocate(DType dtype) {
   TTT_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "parameters are F32 or F64, not {}",
             name_of(dtype));
   const memory::Scope scope(kParameters);
   values_ = Tensor::zeros({num_elements_}, dtype);
-  std::int64_t begin = 0;
-  for (Parameter& parameter : parameters_) {
-    parameter.value = part(values_, begin, parameter.shape);
-    begin += parameter.shape.numel();
-  }
+  divide(values_, &Parameter::value);
 }
 
 void ParameterStore::initialize(std::uint64_t seed) {
@@ -66,22 +81,14 @@ void ParameterStore::keep_rounded(Stream& stream) {
     rounded_ = Tensor({num_elements_}, DType::kBF16);
   }
   kernels::copy(values_, rounded_, stream);
-  std::int64_t begin = 0;
-  for (Parameter& parameter : parameters_) {
-    parameter.rounded = part(rounded_, begin, parameter.shape);
-    begin += parameter.shape.numel();
-  }
+  divide(rounded_, &Parameter::rounded);
 }
 
 void ParameterStore::bind_gradients(TensorView flat) {
   expect_shape("gradients", flat, {num_elements_});
   TTT_CHECK(flat.dtype() == dtype(), "gradients of {} for parameters of {}", name_of(flat.dtype()),
             name_of(dtype()));
-  std::int64_t begin = 0;
-  for (Parameter& parameter : parameters_) {
-    parameter.grad = part(flat, begin, parameter.shape);
-    begin += parameter.shape.numel();
-  }
+  divide(flat, &Parameter::grad);
 }
 
 }  // namespace ttt

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <vector>
 
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
@@ -46,6 +47,10 @@ class ParameterStore {
  public:
   /// Registers a parameter; the reference stays valid. Throws on a duplicate name or after allocate.
   Parameter& add(const std::string& name, const Shape& shape, Initializer initializer);
+  /// Registers matrices [R, C], one behind the other, and returns them as one [n R, C], for products with all of them
+  /// at once. `all` lists the matrices.
+  const Parameter& add_stacked(const std::vector<std::string>& names, const Shape& shape,
+                               Initializer initializer);
 
   /// Allocates the values (F32 or F64), in order of registration and without gaps.
   void allocate(DType dtype);
@@ -66,7 +71,15 @@ class ParameterStore {
   [[nodiscard]] const std::deque<Parameter>& all() const { return parameters_; }
 
  private:
+  struct Stack {
+    Parameter whole;
+    std::int64_t begin;  // of its first element
+  };
+  /// Points `view` of every parameter and stack to its part of `flat` [num_elements].
+  void divide(TensorView flat, TensorView Parameter::*view);
+
   std::deque<Parameter> parameters_;
+  std::deque<Stack> stacks_;
   Tensor values_;
   Tensor rounded_;
   std::int64_t num_elements_ = 0;

@@ -1,7 +1,7 @@
 #pragma once
 // Depthwise causal convolution along time, with bias and no activation.
 //
-//   y[t, c] = bias[c] + sum_{j < W} w[c, 0, j] * x[t - (W - 1) + j, c]
+//   y[t, c] = bias[c] + sum_{j < W} w[c, 0, j] * x[t - (W - 1) + j, c] + residual[t, c]
 //
 // Tokens before the first come from `history`, the last W-1 inputs of what went before, or are zero.
 //
@@ -21,17 +21,20 @@ void causal_conv_forward(
     TensorView w,              // [C, 1, W]
     TensorView bias,           // [C]
     TensorView history,        // [B, W-1, C]; may be empty (zeros)
-    TensorView y,              // [B, T, C] out; must not alias x
+    TensorView residual,       // [B, T, C]; may be empty (zeros)
+    TensorView y,              // [B, T, C] out; must not alias x or residual
     TensorView final_history,  // [B, W-1, C] out; may be empty; may alias history
     Stream& stream);
 
 /// Sequences that start from zeros (no history).
-void causal_conv_backward(TensorView x,       // [B, T, C]
-                          TensorView w,       // [C, 1, W]
-                          TensorView d_y,     // [B, T, C]
-                          TensorView d_x,     // [B, T, C] out; must not alias d_y
-                          TensorView d_w,     // [C, 1, W] in-out, added to
-                          TensorView d_bias,  // [C] in-out, added to
-                          Stream& stream);
+void causal_conv_backward(
+    TensorView x,         // [B, T, C]
+    TensorView w,         // [C, 1, W]
+    TensorView d_y,       // [B, T, C]
+    TensorView d_beside,  // [B, T, C]: what x has of gradient besides; may be empty
+    TensorView d_x,       // [B, T, C] out; must not alias d_y or d_beside
+    TensorView d_w,       // [C, 1, W] in-out, added to
+    TensorView d_bias,    // [C] in-out, added to
+    Stream& stream);
 
 }  // namespace ttt::kernels

@@ -32,10 +32,8 @@
 // ttt::kernels::cuda.
 // clang-format off
 #define TTT_DEVICE_OPS(X) \
-  X(activation_forward) \
-  X(activation_backward) \
-  X(gated_forward) \
-  X(gated_backward) \
+  X(swiglu_forward) \
+  X(swiglu_backward) \
   X(add) \
   X(adamw) \
   X(block_sums_of_squares) \

@@ -1,7 +1,7 @@
 #pragma once
 // The three products of a linear layer y = x W^T.
 //
-//   forward:         y   = x W^T          backward: d_x = d_y W,   d_w += d_y^T x
+//   forward:         y   = x W^T + residual     backward: d_x = d_y W,   d_w += d_y^T x
 //
 // Dims: N rows (tokens), I inputs, O outputs; weights are stored [O, I].
 // Numerics: F64 and F32 through BLAS; with Precision::kBF16, F32 or BF16 operands are rounded to bf16 and products
@@ -18,9 +18,10 @@ namespace ttt::kernels {
 enum class Precision { kNative, kBF16 };
 enum class Accumulate { kNo, kYes };
 
-void linear_forward(TensorView x,  // [N, I]
-                    TensorView w,  // [O, I]
-                    TensorView y,  // [N, O] out
+void linear_forward(TensorView x,         // [N, I]
+                    TensorView w,         // [O, I]
+                    TensorView residual,  // [N, O], of y's type; may be empty: zeros
+                    TensorView y,         // [N, O] out; must not alias residual
                     Precision precision, Stream& stream);
 
 void linear_backward_input(TensorView d_y,  // [N, O]

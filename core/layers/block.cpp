@@ -1,6 +1,5 @@
 #include "core/layers/block.h"
 
-#include "kernels/activation.h"
 #include "kernels/copy.h"
 
 namespace ttt {
@@ -38,8 +37,7 @@ Tensor open_branch(const RmsNorm& norm, TensorView h, Branch& branch, Context& c
 // d_h = d_y + (norm backward)(d_normed), in the memory of d_normed.
 void close_branch(const RmsNorm& norm, TensorView h, const Branch& branch, TensorView d_y,
                   TensorView d_normed, Context& context) {
-  norm.backward(h, branch.rstd, d_normed, d_normed, context);
-  kernels::add(d_y, d_normed, context.stream);
+  norm.backward(h, branch.rstd, d_normed, d_y, d_normed, context);
 }
 
 }  // namespace
@@ -68,18 +66,14 @@ std::unique_ptr<Saved> Block::forward(TensorView x, TensorView y, Context& conte
     const Tensor normed = open_branch(pre_conv_->norm, h, saved->conv, context);
     saved->after_conv = Tensor(x.shape(), x.dtype());
     saved->conv_halo = pre_conv_->conv.halo(normed, context);
-    pre_conv_->conv.forward(normed, saved->conv_halo, saved->after_conv, context);
-    kernels::add(h, saved->after_conv, context.stream);
+    pre_conv_->conv.forward(normed, saved->conv_halo, h, saved->after_conv, context);
     h = saved->after_conv;
   }
   saved->after_mixer = Tensor(x.shape(), x.dtype());
-  saved->mixer.inner =
-      mixer_.forward(open_branch(seq_norm_, h, saved->mixer, context), saved->after_mixer, context);
-  kernels::add(h, saved->after_mixer, context.stream);
-
-  saved->ffn.inner =
-      ffn_.forward(open_branch(ffn_norm_, saved->after_mixer, saved->ffn, context), y, context);
-  kernels::add(saved->after_mixer, y, context.stream);
+  saved->mixer.inner = mixer_.forward(open_branch(seq_norm_, h, saved->mixer, context), h,
+                                      saved->after_mixer, context);
+  saved->ffn.inner = ffn_.forward(open_branch(ffn_norm_, saved->after_mixer, saved->ffn, context),
+                                  saved->after_mixer, y, context);
   return saved;
 }
 
@@ -99,7 +93,7 @@ void Block::backward(const Saved& saved, TensorView x, TensorView d_y, TensorVie
                   context);
   close_branch(seq_norm_, h, s.mixer, d_after_mixer, d_h, context);
   if (!pre_conv_) return;
-  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, d_x,
+  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, {}, d_x,
                            context);
   close_branch(pre_conv_->norm, x, s.conv, d_h, d_x, context);
 }
@@ -117,20 +111,17 @@ std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch, Contex
 
 void Block::extend(TensorView x, TensorView y, DecodeState& state, Context& context) const {
   auto& s = static_cast<BlockDecodeState&>(state);
-  const Tensor h = kernels::to_dtype(x, x.dtype(), context.stream);
-  const Tensor normed(x.shape(), x.dtype());
-  const Tensor branch(x.shape(), x.dtype());
+  TensorView h = x;
+  Tensor after_conv;
   if (pre_conv_) {
-    pre_conv_->norm.forward(h, normed, {}, context);
-    pre_conv_->conv.extend(normed, branch, s.conv_history, context);
-    kernels::add(branch, h, context.stream);
+    after_conv = Tensor(x.shape(), x.dtype());
+    pre_conv_->conv.extend(normalize(pre_conv_->norm, h, {}, context), h, after_conv,
+                           s.conv_history, context);
+    h = after_conv;
   }
-  seq_norm_.forward(h, normed, {}, context);
-  mixer_.extend(normed, branch, *s.mixer, context);
-  kernels::add(branch, h, context.stream);
-  ffn_norm_.forward(h, normed, {}, context);
-  ffn_.extend(normed, y, *s.ffn, context);
-  kernels::add(h, y, context.stream);
+  const Tensor after_mixer(x.shape(), x.dtype());
+  mixer_.extend(normalize(seq_norm_, h, {}, context), h, after_mixer, *s.mixer, context);
+  ffn_.extend(normalize(ffn_norm_, after_mixer, {}, context), after_mixer, y, *s.ffn, context);
 }
 
 }  // namespace ttt

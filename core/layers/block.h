@@ -14,18 +14,19 @@
 
 namespace ttt {
 
-class Block final : public Layer {
+class Block {
  public:
   /// Registers its parameters under `prefix` ("model.layers.3").
   Block(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
         std::int64_t context_length, std::int64_t index);
 
-  std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
+  /// As those of a Layer; x and y [B, T, C] are the residual stream before and after.
+  [[nodiscard]] std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const;
   void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
-                Context& context) const override;
+                Context& context) const;
   [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
-                                                               Context& context) const override;
-  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
+                                                               Context& context) const;
+  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const;
 
   [[nodiscard]] const QkvMixer& mixer() const { return mixer_; }
 

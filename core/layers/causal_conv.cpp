@@ -29,21 +29,24 @@ Tensor CausalConv::halo(TensorView x, Context& context) const {
   return exchange_halo(x, weight_->shape[2] - 1, context);
 }
 
-void CausalConv::forward(TensorView x, TensorView halo, TensorView y, Context& context) const {
+void CausalConv::forward(TensorView x, TensorView halo, TensorView residual, TensorView y,
+                         Context& context) const {
   const Weights w = select(x, weight_->value, bias_->value, context);
-  kernels::causal_conv_forward(x, w.weight, w.bias, halo, y, {}, context.stream);
+  kernels::causal_conv_forward(x, w.weight, w.bias, halo, residual, y, {}, context.stream);
 }
 
-void CausalConv::extend(TensorView x, TensorView y, TensorView history, Context& context) const {
-  kernels::causal_conv_forward(x, weight_->value, bias_->value, history, y, history,
+void CausalConv::extend(TensorView x, TensorView residual, TensorView y, TensorView history,
+                        Context& context) const {
+  kernels::causal_conv_forward(x, weight_->value, bias_->value, history, residual, y, history,
                                context.stream);
 }
 
-void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
-                          Context& context) const {
+void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_beside,
+                          TensorView d_x, Context& context) const {
   const Weights w = select(x, weight_->value, bias_->value, context);
   const Weights d_w = select(x, weight_->grad, bias_->grad, context);
-  kernels::causal_conv_backward(x, w.weight, d_y, d_x, d_w.weight, d_w.bias, context.stream);
+  kernels::causal_conv_backward(x, w.weight, d_y, d_beside, d_x, d_w.weight, d_w.bias,
+                                context.stream);
   if (x.size(2) != weight_->shape[0]) return;
   const Tensor d_halo = halo.empty() ? Tensor() : backward_halo(halo, d_y, context);
   return_halo(d_halo, weight_->shape[2] - 1, d_x, context);
@@ -61,7 +64,7 @@ Tensor CausalConv::backward_halo(TensorView halo, TensorView d_y, Context& conte
   put_token_range(token_range(d_y, 0, reached, context.stream), d_out, rows, context.stream);
   const Tensor d_x(shape, halo.dtype());
   const Tensor unused = kernels::zeros(bias_->shape, bias_->grad.dtype(), context.stream);
-  kernels::causal_conv_backward(x, weight_->value, d_out, d_x, weight_->grad, unused,
+  kernels::causal_conv_backward(x, weight_->value, d_out, {}, d_x, weight_->grad, unused,
                                 context.stream);
   return token_range(d_x, 0, rows, context.stream);
 }

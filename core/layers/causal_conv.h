@@ -16,12 +16,14 @@ class CausalConv {
   /// The inputs before x [B, T, C] that another rank holds; empty: zeros (exchange_halo). Convolutions of one input
   /// share it, and backward needs it.
   [[nodiscard]] Tensor halo(TensorView x, Context& context) const;
-  /// x, y: [B, T, C].
-  void forward(TensorView x, TensorView halo, TensorView y, Context& context) const;
+  /// x, y, residual: [B, T, C]; `residual` is added and may be empty.
+  void forward(TensorView x, TensorView halo, TensorView residual, TensorView y,
+               Context& context) const;
   /// Continues from `history` [B, W-1, C] (in-out).
-  void extend(TensorView x, TensorView y, TensorView history, Context& context) const;
-  /// Overwrites d_x and adds to the grads.
-  void backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_x,
+  void extend(TensorView x, TensorView residual, TensorView y, TensorView history,
+              Context& context) const;
+  /// Overwrites d_x and adds to the grads. `d_beside` is what x has of gradient besides, or empty.
+  void backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_beside, TensorView d_x,
                 Context& context) const;
   /// The shape of `history`.
   [[nodiscard]] Shape history_shape(std::int64_t batch) const {

@@ -14,14 +14,20 @@ class Linear {
   /// Uses a registered parameter whose elements are [outputs, inputs].
   explicit Linear(const Parameter& weight);
 
+  [[nodiscard]] std::int64_t inputs() const { return inputs_; }
   [[nodiscard]] std::int64_t outputs() const { return outputs_; }
-  /// x: [.., inputs] -> [.., outputs].
-  void forward(TensorView x, TensorView y, Context& context) const;
+  /// y [.., outputs] = x [.., inputs] W^T + residual, which may be empty.
+  void forward(TensorView x, TensorView residual, TensorView y, Context& context) const;
   /// A fresh output for x [B, T, inputs].
   [[nodiscard]] Tensor forward(TensorView x, Context& context) const;
-  /// Adds to the weight's grad; d_x is overwritten or added to.
+  /// Both of those below.
   void backward(TensorView x, TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
                 Context& context) const;
+  /// d_x is overwritten or added to.
+  void backward_input(TensorView d_y, TensorView d_x, kernels::Accumulate accumulate,
+                      Context& context) const;
+  /// Adds to the weight's grad.
+  void backward_weight(TensorView x, TensorView d_y, Context& context) const;
 
  private:
   [[nodiscard]] TensorView weight(const Context& context) const;  // [outputs, inputs]

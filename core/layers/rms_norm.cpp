@@ -16,10 +16,11 @@ void RmsNorm::forward(TensorView x, TensorView y, TensorView rstd, Context& cont
                             context.stream);
 }
 
-void RmsNorm::backward(TensorView x, TensorView rstd, TensorView d_y, TensorView d_x,
-                       Context& context) const {
+void RmsNorm::backward(TensorView x, TensorView rstd, TensorView d_y, TensorView d_beside,
+                       TensorView d_x, Context& context) const {
   const Shape rows{x.numel() / channels_, channels_};
   kernels::rms_norm_backward(x.reshape(rows), weight_->value, rstd, d_y.reshape(rows),
+                             d_beside.empty() ? d_beside : d_beside.reshape(rows),
                              d_x.reshape(rows), weight_->grad, context.stream);
 }
 

@@ -12,8 +12,9 @@ class RmsNorm {
 
   /// x, y: [.., C]; rstd: one value a row, for backward, or empty.
   void forward(TensorView x, TensorView y, TensorView rstd, Context& context) const;
-  /// Overwrites d_x (may alias d_y) and adds to the weight's grad.
-  void backward(TensorView x, TensorView rstd, TensorView d_y, TensorView d_x,
+  /// Overwrites d_x (may alias d_y) and adds to the weight's grad. `d_beside` is what x has of gradient besides, or
+  /// empty.
+  void backward(TensorView x, TensorView rstd, TensorView d_y, TensorView d_beside, TensorView d_x,
                 Context& context) const;
 
  private:

@@ -13,15 +13,17 @@ class SwiGlu final : public Layer {
   SwiGlu(ParameterStore& store, const std::string& prefix, std::int64_t channels,
          std::int64_t hidden, Initializer initializer);
 
-  std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
+  std::unique_ptr<Saved> forward(TensorView x, TensorView residual, TensorView y,
+                                 Context& context) const override;
   void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                 Context& context) const override;
   [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
                                                                Context& context) const override;
-  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
+  void extend(TensorView x, TensorView residual, TensorView y, DecodeState& state,
+              Context& context) const override;
 
  private:
-  Linear gate_, up_, down_;
+  Linear gate_up_, down_;
 };
 
 }  // namespace ttt

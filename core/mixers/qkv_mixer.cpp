@@ -1,7 +1,6 @@
 #include "core/mixers/qkv_mixer.h"
 
 #include "core/sequence_exchange.h"
-#include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/norm.h"
 
@@ -9,6 +8,12 @@ namespace ttt {
 namespace {
 
 constexpr double kPostNormEpsilon = 1e-6;
+
+// [B, T, C] as [B T, C]; empty stays empty.
+TensorView rows_of(const Tensor& x) {
+  if (x.empty()) return {};
+  return x.view().reshape({x.size(0) * x.size(1), x.size(2)});
+}
 
 struct QkvDecodeState final : DecodeState {
   Tensor history;  // the last inputs of conv_q and conv_k, which are the same
@@ -77,12 +82,12 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
     a.k = Tensor(a.p.shape(), x.dtype());
     if (q_history.empty()) {
       a.halo = conv_q_->halo(a.p, context);
-      conv_q_->forward(a.p, a.halo, a.q, context);
-      conv_k_->forward(a.p, a.halo, a.k, context);
+      conv_q_->forward(a.p, a.halo, {}, a.q, context);
+      conv_k_->forward(a.p, a.halo, {}, a.k, context);
     } else {
       const Tensor k_history = kernels::to_dtype(q_history, q_history.dtype(), context.stream);
-      conv_q_->extend(a.p, a.q, q_history, context);
-      conv_k_->extend(a.p, a.k, k_history, context);
+      conv_q_->extend(a.p, {}, a.q, q_history, context);
+      conv_k_->extend(a.p, {}, a.k, k_history, context);
     }
   } else {
     a.q = tokens_to_heads(q_proj_->forward(x, context), context);
@@ -92,37 +97,29 @@ void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Conte
   a.core_out = Tensor(a.q.shape(), x.dtype());
 }
 
-void QkvMixer::finish(TensorView x, Activations& a, TensorView y, Context& context) const {
-  const std::int64_t rows = x.size(0) * x.size(1);
+void QkvMixer::finish(TensorView x, Activations& a, TensorView residual, TensorView y,
+                      Context& context) const {
   a.y = heads_to_tokens(a.core_out, context);
+  if (g_proj_) a.gate = g_proj_->forward(x, context);
   Tensor mixed = a.y;
   if (post_norm_weight_ != nullptr) {
+    const std::int64_t rows = x.size(0) * x.size(1);
     a.mean = Tensor({rows}, wide_type(x.dtype()));
     a.rstd = Tensor({rows}, wide_type(x.dtype()));
-    mixed = normalize(a.y, a.mean, a.rstd, context);
+    mixed = Tensor(a.y.shape(), a.y.dtype());
+    kernels::layer_norm_forward(rows_of(a.y), post_norm_weight_->value, post_norm_bias_->value,
+                                rows_of(a.gate), rows_of(mixed), a.mean, a.rstd, kPostNormEpsilon,
+                                context.stream);
   }
-  if (g_proj_) {
-    a.gate = g_proj_->forward(x, context);
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, mixed, mixed, context.stream);
-  }
-  o_proj_->forward(mixed, y, context);
+  o_proj_->forward(mixed, residual, y, context);
 }
 
-Tensor QkvMixer::normalize(const Tensor& y, TensorView mean, TensorView rstd,
-                           Context& context) const {
-  Tensor normed(y.shape(), y.dtype());
-  const Shape flat{y.size(0) * y.size(1), y.size(2)};
-  kernels::layer_norm_forward(y.view().reshape(flat), post_norm_weight_->value,
-                              post_norm_bias_->value, normed.view().reshape(flat), mean, rstd,
-                              kPostNormEpsilon, context.stream);
-  return normed;
-}
-
-std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView y, Context& context) const {
+std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView residual, TensorView y,
+                                         Context& context) const {
   auto a = std::make_unique<Activations>();
   project(x, *a, {}, context);
   a->core = core_->forward(core_inputs(x, *a), split_heads(a->core_out), context);
-  finish(x, *a, y, context);
+  finish(x, *a, residual, y, context);
   return a;
 }
 
@@ -133,28 +130,25 @@ const Saved& QkvMixer::core_saved(const Saved& saved) {
 void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                         Context& context) const {
   const auto& a = static_cast<const Activations&>(saved);
-  const Shape& shape = x.shape();
-  const Shape flat{shape[0] * shape[1], shape[2]};
-  kernels::fill(d_x, 0, context.stream);
-  const Tensor d_mixed(shape, d_y.dtype());
-  Tensor normed = a.y;
-  if (post_norm_weight_ != nullptr) normed = normalize(a.y, {}, {}, context);
-  if (g_proj_) {
-    const Tensor mixed(shape, d_y.dtype());
-    kernels::gated_forward(kernels::Activation::kGeluTanh, a.gate, normed, mixed, context.stream);
-    o_proj_->backward(mixed, d_y, d_mixed, kernels::Accumulate::kNo, context);
-    const Tensor& d_gate = mixed;  // reused
-    kernels::gated_backward(kernels::Activation::kGeluTanh, a.gate, normed, d_mixed, d_gate,
-                            d_mixed, context.stream);
-    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kYes, context);
-  } else {
-    o_proj_->backward(normed, d_y, d_mixed, kernels::Accumulate::kNo, context);
-  }
-  normed = {};
+  const Tensor d_mixed(x.shape(), d_y.dtype());
+  o_proj_->backward_input(d_y, d_mixed, kernels::Accumulate::kNo, context);
+  Tensor mixed = a.y;
+  Tensor d_gate;
   if (post_norm_weight_ != nullptr) {
-    kernels::layer_norm_backward(a.y.view().reshape(flat), post_norm_weight_->value, a.mean, a.rstd,
-                                 d_mixed.view().reshape(flat), d_mixed.view().reshape(flat),
-                                 post_norm_weight_->grad, post_norm_bias_->grad, context.stream);
+    mixed = Tensor(x.shape(), d_y.dtype());
+    if (g_proj_) d_gate = Tensor(x.shape(), d_y.dtype());
+    kernels::layer_norm_backward(rows_of(a.y), post_norm_weight_->value, post_norm_bias_->value,
+                                 rows_of(a.gate), a.mean, a.rstd, rows_of(d_mixed), rows_of(mixed),
+                                 rows_of(d_mixed), rows_of(d_gate), post_norm_weight_->grad,
+                                 post_norm_bias_->grad, context.stream);
+  }
+  o_proj_->backward_weight(mixed, d_y, context);
+  mixed = {};
+  if (g_proj_) {
+    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kNo, context);
+    d_gate = {};
+  } else {
+    kernels::fill(d_x, 0, context.stream);
   }
   const Tensor d_q(a.q.shape(), d_y.dtype());
   const Tensor d_k(a.k.shape(), d_y.dtype());
@@ -171,9 +165,8 @@ void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q
   if (conv_q_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
     const Tensor d_p_of_k(a.p.shape(), a.p.dtype());
-    conv_q_->backward(a.p, a.halo, d_q, d_p, context);
-    conv_k_->backward(a.p, a.halo, d_k, d_p_of_k, context);
-    kernels::add(d_p_of_k, d_p, context.stream);
+    conv_k_->backward(a.p, a.halo, d_k, {}, d_p_of_k, context);
+    conv_q_->backward(a.p, a.halo, d_q, d_p_of_k, d_p, context);
     q_proj_->backward(x, heads_to_tokens(d_p, context), d_x, kernels::Accumulate::kYes, context);
   } else {
     q_proj_->backward(x, heads_to_tokens(d_q, context), d_x, kernels::Accumulate::kYes, context);
@@ -192,12 +185,13 @@ std::unique_ptr<DecodeState> QkvMixer::make_decode_state(std::int64_t batch,
   return state;
 }
 
-void QkvMixer::extend(TensorView x, TensorView y, DecodeState& state, Context& context) const {
+void QkvMixer::extend(TensorView x, TensorView residual, TensorView y, DecodeState& state,
+                      Context& context) const {
   auto& s = static_cast<QkvDecodeState&>(state);
   Activations a;
   project(x, a, s.history, context);
   core_->extend(core_inputs(x, a), split_heads(a.core_out), *s.core, context);
-  finish(x, a, y, context);
+  finish(x, a, residual, y, context);
 }
 
 }  // namespace ttt

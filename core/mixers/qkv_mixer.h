@@ -5,8 +5,8 @@
 //   v = x Wv^T
 //   y = core(q, k, v; x)
 //   y = LayerNorm(y)                   with post_norm
-//   y = gelu_tanh(x Wg^T) * y          with use_gate
-//   out = y Wo^T
+//   y = gelu_tanh(x Wg^T) * y          with use_gate, which has post_norm
+//   out = y Wo^T                       + residual
 //
 // With head exchange p (or q and k), v and y pass to the ranks of their heads and back, around conv and core.
 //
@@ -30,12 +30,15 @@ class QkvMixer final : public Layer {
   QkvMixer(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
            std::int64_t context_length, std::int64_t layer);
 
-  std::unique_ptr<Saved> forward(TensorView x, TensorView y, Context& context) const override;
+  using Layer::forward;
+  std::unique_ptr<Saved> forward(TensorView x, TensorView residual, TensorView y,
+                                 Context& context) const override;
   void backward(const Saved& saved, TensorView x, TensorView d_y, TensorView d_x,
                 Context& context) const override;
   [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
                                                                Context& context) const override;
-  void extend(TensorView x, TensorView y, DecodeState& state, Context& context) const override;
+  void extend(TensorView x, TensorView residual, TensorView y, DecodeState& state,
+              Context& context) const override;
 
   [[nodiscard]] const SequenceCore& core() const { return *core_; }
   /// What the core saved in the forward that made `saved`.
@@ -44,16 +47,13 @@ class QkvMixer final : public Layer {
  private:
   struct Activations;
   void project(TensorView x, Activations& a, TensorView q_history, Context& context) const;
-  void finish(TensorView x, Activations& a, TensorView y, Context& context) const;
+  void finish(TensorView x, Activations& a, TensorView residual, TensorView y,
+              Context& context) const;
   void backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
                    TensorView d_x, Context& context) const;
   /// [B, T, H F] as [B, T, H, F].
   [[nodiscard]] TensorView split_heads(TensorView view) const;
   [[nodiscard]] CoreInputs core_inputs(TensorView x, const Activations& a) const;
-  /// The output norm of the core's output; `mean` and `rstd` may be empty.
-  [[nodiscard]] Tensor normalize(const Tensor& y, TensorView mean, TensorView rstd,
-                                 Context& context) const;
-
   ParameterStore& store_;
   std::int64_t head_dim_;
   std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent

@@ -161,7 +161,7 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
   const DType wide = wide_type(inputs.q.dtype());
   if (rate_) {
     p.token_rate = Tensor({batch, inputs.x.size(1), num_heads_}, wide);
-    rate_->forward(inputs.x, p.token_rate, context);
+    rate_->forward(inputs.x, {}, p.token_rate, context);
     const TensorView rows = p.token_rate.view().reshape({batch * inputs.x.size(1), num_heads_});
     kernels::inner_learning_rate_forward(rows, rate_bias_->value.reshape({num_heads_}), rows,
                                          rate_scale(context), context.stream);

@@ -11,111 +11,67 @@
 namespace ttt::kernels {
 namespace {
 
-struct CpuMath {
-  template <typename T>
-  static T sigmoid(T x) {
-    return kernels::sigmoid(x);
-  }
-  template <typename T>
-  static T exponential(T x) {
-    return kernels::exponential(x);
-  }
-  template <typename T>
-  static T erfc(T x) {
-    return std::erfc(x);
-  }
-};
-
 constexpr std::int64_t kStepsPerValue = 4;  // of an exponential, beside a plain product
-
-// f(i) for all elements; outputs may be inputs, since f reads element i before it writes it.
-template <typename F>
-void for_each_element(std::int64_t count, F&& f) {
-  for_each_block(count, kStepsPerValue, [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) f(i);
-  });
-}
 
 }  // namespace
 
-void activation_forward(Activation kind, TensorView x, TensorView y, Stream& stream) {
-  expect_shape("x", x, x.shape());
-  expect_shape("y", y, x.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->activation_forward(kind, x, y, stream);
-  visit_real(x.dtype(), [&](auto zero) {
+void swiglu_forward(TensorView gate_up, TensorView h, Stream& stream) {
+  const std::int64_t rows = h.size(0);
+  const std::int64_t hidden = h.size(1);
+  expect_shape("gate_up", gate_up, {rows, 2 * hidden});
+  expect_shape("h", h, {rows, hidden});
+  if (const DeviceOps* ops = device_ops(stream)) return ops->swiglu_forward(gate_up, h, stream);
+  visit_real(h.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const T* const x_data = x.data<T>();
-    T* const y_data = y.data<T>();
-    visit_activation<CpuMath>(kind, [&](auto activation) {
-      for_each_element(x.numel(),
-                       [=](std::int64_t i) { y_data[i] = activation.at(x_data[i]).value; });
-    });
-  });
-}
-
-void activation_backward(Activation kind, TensorView x, TensorView d_y, TensorView d_x,
-                         Stream& stream) {
-  expect_shape("x", x, x.shape());
-  expect_shape("d_y", d_y, x.shape());
-  expect_shape("d_x", d_x, x.shape());
-  if (const DeviceOps* ops = device_ops(stream))
-    return ops->activation_backward(kind, x, d_y, d_x, stream);
-  visit_real(x.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* const x_data = x.data<T>();
-    const T* const d_y_data = d_y.data<T>();
-    T* const d_x_data = d_x.data<T>();
-    visit_activation<CpuMath>(kind, [&](auto activation) {
-      for_each_element(x.numel(), [=](std::int64_t i) {
-        d_x_data[i] = d_y_data[i] * activation.at(x_data[i]).slope;
-      });
-    });
-  });
-}
-
-void gated_forward(Activation kind, TensorView a, TensorView b, TensorView h, Stream& stream) {
-  expect_shape("a", a, a.shape());
-  expect_shape("b", b, a.shape());
-  expect_shape("h", h, a.shape());
-  if (const DeviceOps* ops = device_ops(stream)) return ops->gated_forward(kind, a, b, h, stream);
-  visit_real(a.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    const T* const a_data = a.data<T>();
-    const T* const b_data = b.data<T>();
+    const T* const gate_up_data = gate_up.data<T>();
     T* const h_data = h.data<T>();
-    visit_activation<CpuMath>(kind, [&](auto activation) {
-      for_each_element(a.numel(), [=](std::int64_t i) {
-        h_data[i] = activation.at(a_data[i]).value * b_data[i];
-      });
+    for_each_block(rows, hidden * kStepsPerValue, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t n = begin; n < end; ++n) {
+        const T* const gate = gate_up_data + n * 2 * hidden;
+        const T* const up = gate + hidden;
+        T* const h_row = h_data + n * hidden;
+#pragma omp simd
+        for (std::int64_t i = 0; i < hidden; ++i) {
+          h_row[i] = Silu<CpuMath>::at(gate[i]).value * up[i];
+        }
+      }
     });
   });
 }
 
-void gated_backward(Activation kind, TensorView a, TensorView b, TensorView d_h, TensorView d_a,
-                    TensorView d_b, Stream& stream) {
-  expect_shape("a", a, a.shape());
-  expect_shape("b", b, a.shape());
-  expect_shape("d_h", d_h, a.shape());
-  expect_shape("d_a", d_a, a.shape());
-  expect_shape("d_b", d_b, a.shape());
-  if (const DeviceOps* ops = device_ops(stream))
-    return ops->gated_backward(kind, a, b, d_h, d_a, d_b, stream);
-  visit_real(a.dtype(), [&](auto zero) {
+void swiglu_backward(TensorView gate_up, TensorView d_h, TensorView d_gate_up, TensorView h,
+                     Stream& stream) {
+  const std::int64_t rows = d_h.size(0);
+  const std::int64_t hidden = d_h.size(1);
+  expect_shape("gate_up", gate_up, {rows, 2 * hidden});
+  expect_shape("d_h", d_h, {rows, hidden});
+  expect_shape("d_gate_up", d_gate_up, {rows, 2 * hidden});
+  expect_shape("h", h, {rows, hidden});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->swiglu_backward(gate_up, d_h, d_gate_up, h, stream);
+  }
+  visit_real(h.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const T* const a_data = a.data<T>();
-    const T* const b_data = b.data<T>();
+    const T* const gate_up_data = gate_up.data<T>();
     const T* const d_h_data = d_h.data<T>();
-    T* const d_a_data = d_a.data<T>();
-    T* const d_b_data = d_b.data<T>();
-    visit_activation<CpuMath>(kind, [&](auto activation) {
-      for_each_element(a.numel(), [=](std::int64_t i) {
-        const auto jet = activation.at(a_data[i]);
-        const T d = d_h_data[i];
-        const T through_a = d * b_data[i] * jet.slope;
-        d_b_data[i] = d * jet.value;
-        d_a_data[i] = through_a;
-      });
+    T* const d_gate_up_data = d_gate_up.data<T>();
+    T* const h_data = h.data<T>();
+    for_each_block(rows, hidden * kStepsPerValue, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t n = begin; n < end; ++n) {
+        const T* const gate = gate_up_data + n * 2 * hidden;
+        T* const d_gate = d_gate_up_data + n * 2 * hidden;
+        const T* const d_h_row = d_h_data + n * hidden;
+        T* const h_row = h_data + n * hidden;
+#pragma omp simd
+        for (std::int64_t i = 0; i < hidden; ++i) {
+          const Jet<T> silu = Silu<CpuMath>::at(gate[i]);
+          const T up = gate[hidden + i];
+          const T d = d_h_row[i];
+          h_row[i] = silu.value * up;
+          d_gate[i] = d * up * silu.slope;
+          d_gate[hidden + i] = d * silu.value;
+        }
+      }
     });
   });
 }
@@ -128,7 +84,10 @@ void add(TensorView x, TensorView y, Stream& stream) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     T* const y_data = y.data<T>();
-    for_each_element(x.numel(), [=](std::int64_t i) { y_data[i] += x_data[i]; });
+    for_each_block(x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+      for (std::int64_t i = begin; i < end; ++i) y_data[i] += x_data[i];
+    });
   });
 }
 

@@ -47,7 +47,8 @@ void carry_history(const T* x, const T* history, T* final_history, std::int64_t 
 }  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
-                         TensorView y, TensorView final_history, Stream& stream) {
+                         TensorView residual, TensorView y, TensorView final_history,
+                         Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -58,19 +59,22 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   expect_shape("w", w, {channels, 1, window});
   expect_shape("bias", bias, {channels});
   if (!history.empty()) expect_shape("history", history, {batch, before, channels});
+  if (!residual.empty()) expect_shape("residual", residual, {batch, tokens, channels});
   expect_shape("y", y, {batch, tokens, channels});
   if (!final_history.empty()) {
     expect_shape("final_history", final_history, {batch, before, channels});
   }
-  TTT_CHECK(x.raw() != y.raw() || x.numel() == 0, "y must not alias x");
+  TTT_CHECK(x.numel() == 0 || (y.raw() != x.raw() && y.raw() != residual.raw()),
+            "y must not alias x or residual");
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->causal_conv_forward(x, w, bias, history, y, final_history, stream);
+    return ops->causal_conv_forward(x, w, bias, history, residual, y, final_history, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const bias_data = bias.data<T>();
     const T* const history_data = history.empty() ? nullptr : history.data<T>();
+    const T* const residual_data = residual.empty() ? nullptr : residual.data<T>();
     T* const y_data = y.data<T>();
     T* const final_data = final_history.empty() ? nullptr : final_history.data<T>();
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
@@ -90,6 +94,10 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
             add_product(w_row, past, y_row, channels);
           }
         }
+        if (residual_data == nullptr) continue;
+        const T* const residual_row = residual_data + row * channels;
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) y_row[c] += residual_row[c];
       }
     });
     if (final_data == nullptr) return;
@@ -102,8 +110,8 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   });
 }
 
-void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_x,
-                          TensorView d_w, TensorView d_bias, Stream& stream) {
+void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_beside,
+                          TensorView d_x, TensorView d_w, TensorView d_bias, Stream& stream) {
   const auto batch = x.size(0);
   const auto tokens = x.size(1);
   const auto channels = x.size(2);
@@ -113,17 +121,20 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
   expect_shape("x", x, {batch, tokens, channels});
   expect_shape("w", w, {channels, 1, window});
   expect_shape("d_y", d_y, {batch, tokens, channels});
+  if (!d_beside.empty()) expect_shape("d_beside", d_beside, {batch, tokens, channels});
   expect_shape("d_x", d_x, {batch, tokens, channels});
   expect_shape("d_w", d_w, {channels, 1, window});
   expect_shape("d_bias", d_bias, {channels});
-  TTT_CHECK(d_x.raw() != d_y.raw() || x.numel() == 0, "d_x must not alias d_y");
+  TTT_CHECK(x.numel() == 0 || (d_x.raw() != d_y.raw() && d_x.raw() != d_beside.raw()),
+            "d_x must not alias d_y or d_beside");
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->causal_conv_backward(x, w, d_y, d_x, d_w, d_bias, stream);
+    return ops->causal_conv_backward(x, w, d_y, d_beside, d_x, d_w, d_bias, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const d_y_data = d_y.data<T>();
+    const T* const beside_data = d_beside.empty() ? nullptr : d_beside.data<T>();
     T* const d_x_data = d_x.data<T>();
     T* const d_w_data = d_w.data<T>();
     T* const d_bias_data = d_bias.data<T>();
@@ -152,6 +163,10 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
       double* const sum_bias = sum + window * channels;
 #pragma omp simd
       for (std::int64_t c = 0; c < channels; ++c) sum_bias[c] += static_cast<double>(d_row[c]);
+      if (beside_data == nullptr) return;
+      const T* const beside_row = beside_data + row * channels;
+#pragma omp simd
+      for (std::int64_t c = 0; c < channels; ++c) d_x_row[c] += beside_row[c];
     });
     Tensor d_w_columns = Tensor::zeros(Shape{window, channels}, kDType<T>);
     T* const columns = d_w_columns.data<T>();

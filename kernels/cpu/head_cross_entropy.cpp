@@ -89,7 +89,7 @@ void run_chunks(const Arguments& args, Stream& stream) {
     const std::int64_t end = std::min(tokens, begin + chunk_rows);
     const TensorView x = args.x.slice(begin, end);
     const TensorView z = logits.view().slice(0, end - begin);
-    linear_forward(x, args.w, z, args.precision, stream);
+    linear_forward(x, args.w, {}, z, args.precision, stream);
     const auto finish = wants_gradient ? finish_rows<true, T> : finish_rows<false, T>;
     finish(z.data<T>(), args.targets.data<std::int64_t>() + begin,
            args.token_weight.data<double>() + begin, args.nll.data<double>() + begin, end - begin,

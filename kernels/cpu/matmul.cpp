@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/activation.h"
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/dispatch.h"
@@ -132,20 +133,28 @@ void multiply(const Product& product, Precision precision) {
 
 }  // namespace
 
-void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
+                    Precision precision, Stream& stream) {
   TTT_CHECK(x.shape().rank() == 2 && w.shape().rank() == 2, "x {} and w {} must be matrices",
             x.shape().str(), w.shape().str());
   expect_shape("w", w, {w.size(0), x.size(1)});
   expect_shape("y", y, {x.size(0), w.size(0)});
+  if (!residual.empty()) {
+    expect_shape("residual", residual, y.shape());
+    TTT_CHECK(residual.dtype() == y.dtype() && residual.raw() != y.raw(),
+              "a residual of {} for y of {}: of one type and apart", name_of(residual.dtype()),
+              name_of(y.dtype()));
+  }
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->linear_forward(x, w, y, precision, stream);
+    return ops->linear_forward(x, w, residual, y, precision, stream);
   }
   if (precision == Precision::kNative && x.size(0) <= cpu::kFewRows) {
     expect_operands(x.dtype(), w.dtype(), y.dtype());
     cpu::few_rows_forward(x, w, y);
-    return;
+  } else {
+    multiply({Op::kNone, x, Op::kTranspose, w, y, x.size(1), false}, precision);
   }
-  multiply({Op::kNone, x, Op::kTranspose, w, y, x.size(1), false}, precision);
+  if (!residual.empty()) add(residual, y, stream);
 }
 
 void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,

@@ -2,8 +2,10 @@
 
 #include <cmath>
 
+#include "kernels/activation_jets.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/row_blocks.h"
+#include "kernels/cpu/vector_math.h"
 #include "kernels/device_ops.h"
 
 namespace ttt::kernels {
@@ -45,10 +47,10 @@ double rms_rstd(const T* x, std::int64_t channels, double epsilon) {
   return 1.0 / std::sqrt(squares / static_cast<double>(channels) + epsilon);
 }
 
-// d_x may be d_y: every channel is read before it is written, which `omp simd` vouches for.
-template <typename T>
-void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, T* d_x, double* sum_w,
-                      std::int64_t channels) {
+// d_x may be d_y or d_beside: every channel is read before it is written, which `omp simd` vouches for.
+template <typename T, bool kHasBeside>
+void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, const T* d_beside, T* d_x,
+                      double* sum_w, std::int64_t channels) {
   double dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (std::int64_t c = 0; c < channels; ++c) dot += static_cast<double>(w[c] * d_y[c] * x[c]);
@@ -58,7 +60,8 @@ void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, T* d_x, doub
   for (std::int64_t c = 0; c < channels; ++c) {
     const T d = d_y[c];
     sum_w[c] += static_cast<double>(d * x[c] * rstd);
-    d_x[c] = rstd * (w[c] * d - x[c] * along_x);
+    const T through_norm = rstd * (w[c] * d - x[c] * along_x);
+    d_x[c] = kHasBeside ? through_norm + d_beside[c] : through_norm;
   }
 }
 
@@ -82,6 +85,27 @@ void layer_backward_row(const T* x, const T* w, T mean, T rstd, const T* d_y, T*
     sum_w[c] += static_cast<double>(d * normalized);
     sum_b[c] += static_cast<double>(d);
     d_x[c] = rstd * (w[c] * d - mean_g - normalized * mean_gxh);
+  }
+}
+
+template <typename T>
+struct GateRow {
+  const T* gate;
+  T* d_gate;
+};
+
+// y as forward has it and d_gate; d_normed [C], which may be d_y, is the gradient of what the gate multiplies.
+template <typename T>
+void gate_backward_row(const T* x, const T* w, const T* b, const GateRow<T>& row, T mean, T rstd,
+                       const T* d_y, T* y, T* d_normed, std::int64_t channels) {
+#pragma omp simd
+  for (std::int64_t c = 0; c < channels; ++c) {
+    const Jet<T> gelu = GeluTanh<CpuMath>::at(row.gate[c]);
+    const T normed = w[c] * ((x[c] - mean) * rstd) + b[c];
+    const T d = d_y[c];
+    y[c] = gelu.value * normed;
+    row.d_gate[c] = d * normed * gelu.slope;
+    d_normed[c] = d * gelu.value;
   }
 }
 
@@ -117,18 +141,19 @@ void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd,
   });
 }
 
-void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y, TensorView d_x,
-                       TensorView d_w, Stream& stream) {
+void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y,
+                       TensorView d_beside, TensorView d_x, TensorView d_w, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
   expect_shape("w", w, {channels});
   expect_shape("rstd", rstd, {rows});
   expect_shape("d_y", d_y, {rows, channels});
+  if (!d_beside.empty()) expect_shape("d_beside", d_beside, {rows, channels});
   expect_shape("d_x", d_x, {rows, channels});
   expect_shape("d_w", d_w, {channels});
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->rms_norm_backward(x, w, rstd, d_y, d_x, d_w, stream);
+    return ops->rms_norm_backward(x, w, rstd, d_y, d_beside, d_x, d_w, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -136,35 +161,44 @@ void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d
     const T* const w_data = w.data<T>();
     const T* const rstd_data = rstd.data<T>();
     const T* const d_y_data = d_y.data<T>();
+    const T* const d_beside_data = data_or_null<T>(d_beside);
     T* const d_x_data = d_x.data<T>();
     T* const d_w_data = d_w.data<T>();
     RowSums sums(rows, channels);
     sums.for_each_row([&](std::int64_t n, double* sum_w) {
-      rms_backward_row(x_data + n * channels, w_data, rstd_data[n], d_y_data + n * channels,
-                       d_x_data + n * channels, sum_w, channels);
+      const std::int64_t at = n * channels;
+      if (d_beside_data != nullptr) {
+        rms_backward_row<T, true>(x_data + at, w_data, rstd_data[n], d_y_data + at,
+                                  d_beside_data + at, d_x_data + at, sum_w, channels);
+      } else {
+        rms_backward_row<T, false>(x_data + at, w_data, rstd_data[n], d_y_data + at, nullptr,
+                                   d_x_data + at, sum_w, channels);
+      }
     });
     sums.add_to(d_w_data, channels);
   });
 }
 
-void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, TensorView mean,
-                        TensorView rstd, double epsilon, Stream& stream) {
+void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView y,
+                        TensorView mean, TensorView rstd, double epsilon, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
   expect_shape("w", w, {channels});
   expect_shape("b", b, {channels});
+  if (!gate.empty()) expect_shape("gate", gate, {rows, channels});
   expect_shape("y", y, {rows, channels});
   if (!mean.empty()) expect_shape("mean", mean, {rows});
   if (!rstd.empty()) expect_shape("rstd", rstd, {rows});
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->layer_norm_forward(x, w, b, y, mean, rstd, epsilon, stream);
+    return ops->layer_norm_forward(x, w, b, gate, y, mean, rstd, epsilon, stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const w_data = w.data<T>();
     const T* const b_data = b.data<T>();
+    const T* const gate_data = data_or_null<T>(gate);
     T* const y_data = y.data<T>();
     T* const mean_data = data_or_null<T>(mean);
     T* const rstd_data = data_or_null<T>(rstd);
@@ -181,41 +215,73 @@ void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, 
         for (std::int64_t c = 0; c < channels; ++c) {
           y_row[c] = w_data[c] * ((x_row[c] - mu) * r) + b_data[c];
         }
+        if (gate_data == nullptr) continue;
+        const T* const gate_row = gate_data + n * channels;
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) {
+          y_row[c] = GeluTanh<CpuMath>::at(gate_row[c]).value * y_row[c];
+        }
       }
     });
   });
 }
 
-void layer_norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
-                         TensorView d_y, TensorView d_x, TensorView d_w, TensorView d_b,
-                         Stream& stream) {
+void layer_norm_backward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView mean,
+                         TensorView rstd, TensorView d_y, TensorView y, TensorView d_x,
+                         TensorView d_gate, TensorView d_w, TensorView d_b, Stream& stream) {
   const auto rows = x.size(0);
   const auto channels = x.size(1);
   expect_shape("x", x, {rows, channels});
   expect_shape("w", w, {channels});
+  expect_shape("b", b, {channels});
   expect_shape("mean", mean, {rows});
   expect_shape("rstd", rstd, {rows});
   expect_shape("d_y", d_y, {rows, channels});
+  expect_shape("y", y, {rows, channels});
   expect_shape("d_x", d_x, {rows, channels});
+  if (!gate.empty()) {
+    expect_shape("gate", gate, {rows, channels});
+    expect_shape("d_gate", d_gate, {rows, channels});
+  }
   expect_shape("d_w", d_w, {channels});
   expect_shape("d_b", d_b, {channels});
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->layer_norm_backward(x, w, mean, rstd, d_y, d_x, d_w, d_b, stream);
+    return ops->layer_norm_backward(x, w, b, gate, mean, rstd, d_y, y, d_x, d_gate, d_w, d_b,
+                                    stream);
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const x_data = x.data<T>();
     const T* const w_data = w.data<T>();
+    const T* const b_data = b.data<T>();
+    const T* const gate_data = data_or_null<T>(gate);
     const T* const mean_data = mean.data<T>();
     const T* const rstd_data = rstd.data<T>();
     const T* const d_y_data = d_y.data<T>();
+    T* const y_data = y.data<T>();
     T* const d_x_data = d_x.data<T>();
+    T* const d_gate_data = data_or_null<T>(d_gate);
     T* const d_w_data = d_w.data<T>();
     T* const d_b_data = d_b.data<T>();
     RowSums sums(rows, 2 * channels);
     sums.for_each_row([&](std::int64_t n, double* sum) {
-      layer_backward_row(x_data + n * channels, w_data, mean_data[n], rstd_data[n],
-                         d_y_data + n * channels, d_x_data + n * channels, sum, sum + channels,
+      const std::int64_t at = n * channels;
+      const T* const x_row = x_data + at;
+      const T mu = mean_data[n];
+      const T r = rstd_data[n];
+      T* const y_row = y_data + at;
+      const T* d_normed = d_y_data + at;
+      if (gate_data != nullptr) {
+        gate_backward_row(x_row, w_data, b_data, {gate_data + at, d_gate_data + at}, mu, r,
+                          d_y_data + at, y_row, d_x_data + at, channels);
+        d_normed = d_x_data + at;
+      } else {
+#pragma omp simd
+        for (std::int64_t c = 0; c < channels; ++c) {
+          y_row[c] = w_data[c] * ((x_row[c] - mu) * r) + b_data[c];
+        }
+      }
+      layer_backward_row(x_row, w_data, mu, r, d_normed, d_x_data + at, sum, sum + channels,
                          channels);
     });
     sums.add_to(d_w_data, channels);

@@ -39,4 +39,12 @@ T sigmoid(T x) {
   return T{1} / (T{1} + exponential(-x));
 }
 
+/// The elementary functions of kernels/activation_jets.h.
+struct CpuMath {
+  template <typename T>
+  static T sigmoid(T x) {
+    return kernels::sigmoid(x);
+  }
+};
+
 }  // namespace ttt::kernels

@@ -51,6 +51,14 @@ __device__ __forceinline__ void add_product(const float (&a)[kCount], const floa
   for (int i = 0; i < kCount; ++i) sum[i] += a[i] * b[i];
 }
 
+template <int kCount, typename T>
+__device__ __forceinline__ void add_chunk(const T* from, float (&sum)[kCount]) {
+  float values[kCount];
+  load_chunk<kCount>(from, values);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) sum[i] += values[i];
+}
+
 // The weights of lags [0, kTaps) of the thread's channels, which the block reads together: in memory a channel's weights
 // are neighbours, in registers a lag's. All threads of the block call it.
 template <int kCount>
@@ -104,8 +112,9 @@ __device__ __forceinline__ const T* input_row(const T* x, const T* history, cons
 template <int kCount, bool kIsWide, typename T>
 __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     forward_kernel(const T* __restrict__ x, const float* __restrict__ w,
-                   const float* __restrict__ bias, const T* __restrict__ history, T* __restrict__ y,
-                   Sizes sizes, std::int64_t tiles) {
+                   const float* __restrict__ bias, const T* __restrict__ history,
+                   const T* __restrict__ residual, T* __restrict__ y, Sizes sizes,
+                   std::int64_t tiles) {
   const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
   float weights[kTaps][kCount];
   load_weights(w, sizes, tile, weights);
@@ -152,6 +161,7 @@ __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
           if (row != nullptr) add_far_tap(w, sizes, c, lag, row + c, sum);
         }
       }
+      if (residual != nullptr) add_chunk<kCount>(residual + (y_row - y), sum);
       store_chunk<kCount>(y_row, sum);
     }
     shift_window(inputs);
@@ -199,7 +209,8 @@ struct GradientSums {
 // first_lag .. first_lag + kTaps - 1. d_x and the bias's sums are for first_lag 0 alone.
 template <bool kIsWide, int kCount, typename T>
 __device__ __forceinline__ void backward_run(const T* __restrict__ x, const float* __restrict__ w,
-                                             const T* __restrict__ d_y, T* __restrict__ d_x,
+                                             const T* __restrict__ d_y,
+                                             const T* __restrict__ d_beside, T* __restrict__ d_x,
                                              const Sizes& sizes, const Run& run, std::int64_t c,
                                              std::int64_t first_lag,
                                              const float (&weights)[kTaps][kCount],
@@ -248,6 +259,7 @@ __device__ __forceinline__ void backward_run(const T* __restrict__ x, const floa
           add_far_tap(w, sizes, c, lag, d_y + token * sizes.channels + c, sum);
         }
       }
+      if (d_beside != nullptr) add_chunk<kCount>(d_beside + (d_x_row - d_x), sum);
       store_chunk<kCount>(d_x_row, sum);
     }
     shift_window(ahead);
@@ -259,8 +271,9 @@ __device__ __forceinline__ void backward_run(const T* __restrict__ x, const floa
 template <int kCount, bool kIsWide, typename T>
 __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     backward_kernel(const T* __restrict__ x, const float* __restrict__ w, const T* __restrict__ d_y,
-                    T* __restrict__ d_x, float* __restrict__ partial, Sizes sizes,
-                    std::int64_t tiles, std::int64_t partial_rows) {
+                    const T* __restrict__ d_beside, T* __restrict__ d_x,
+                    float* __restrict__ partial, Sizes sizes, std::int64_t tiles,
+                    std::int64_t partial_rows) {
   const std::int64_t tile = blockIdx.x % tiles * (kWarpLanes * kCount);
   const std::int64_t block = blockIdx.x / tiles;
   const std::int64_t first_lag = kIsWide ? static_cast<std::int64_t>(blockIdx.y) * kTaps : 0;
@@ -271,7 +284,8 @@ __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
   const std::int64_t num_runs = c < sizes.channels ? sizes.runs() : 0;
   for (std::int64_t index = block * kGroups + threadIdx.y; index < num_runs;
        index += partial_rows * kGroups) {
-    backward_run<kIsWide>(x, w, d_y, d_x, sizes, run_of(sizes, index), c, first_lag, weights, sums);
+    backward_run<kIsWide>(x, w, d_y, d_beside, d_x, sizes, run_of(sizes, index), c, first_lag,
+                          weights, sums);
   }
   float* const columns = partial + block * sizes.channels * (sizes.window + 1);
 #pragma unroll
@@ -317,26 +331,28 @@ void visit_tiles(const Sizes& sizes, F&& f, Pointers... pointers) {
 }  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
-                         TensorView y, TensorView final_history, Stream& stream) {
+                         TensorView residual, TensorView y, TensorView final_history,
+                         Stream& stream) {
   const Sizes sizes = sizes_of(x, w);
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const T* const past = history.empty() ? nullptr : history.data<T>();
+    const T* const beside = residual.empty() ? nullptr : residual.data<T>();
     const auto start = [&](auto width, auto is_wide, std::int64_t tiles) {
       const std::int64_t blocks = (sizes.runs() + kGroups - 1) / kGroups;
       launch(forward_kernel<decltype(width)::value, decltype(is_wide)::value, T>,
              shape_of(tiles, blocks, 1), stream, x.data<T>(), w.data<float>(), bias.data<float>(),
-             past, y.data<T>(), sizes, tiles);
+             past, beside, y.data<T>(), sizes, tiles);
     };
-    visit_tiles<T>(sizes, start, x.raw(), history.raw(), y.raw());
+    visit_tiles<T>(sizes, start, x.raw(), history.raw(), residual.raw(), y.raw());
     if (final_history.empty()) return;
     launch(history_kernel<T>, elementwise_shape(sizes.batch * sizes.channels), stream, x.data<T>(),
            past, final_history.data<T>(), sizes);
   });
 }
 
-void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_x,
-                          TensorView d_w, TensorView d_bias, Stream& stream) {
+void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView d_beside,
+                          TensorView d_x, TensorView d_w, TensorView d_bias, Stream& stream) {
   const Sizes sizes = sizes_of(x, w);
   if (x.numel() == 0) return;
   const std::int64_t blocks = std::min((sizes.runs() + kGroups - 1) / kGroups, kMaxPartialRows);
@@ -344,12 +360,13 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
   const std::int64_t lag_groups = (sizes.window + kTaps - 1) / kTaps;
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
+    const T* const beside = d_beside.empty() ? nullptr : d_beside.data<T>();
     const auto start = [&](auto width, auto is_wide, std::int64_t tiles) {
       launch(backward_kernel<decltype(width)::value, decltype(is_wide)::value, T>,
              shape_of(tiles, blocks, lag_groups), stream, x.data<T>(), w.data<float>(),
-             d_y.data<T>(), d_x.data<T>(), partial.data<float>(), sizes, tiles, blocks);
+             d_y.data<T>(), beside, d_x.data<T>(), partial.data<float>(), sizes, tiles, blocks);
     };
-    visit_tiles<T>(sizes, start, x.raw(), d_y.raw(), d_x.raw());
+    visit_tiles<T>(sizes, start, x.raw(), d_y.raw(), d_beside.raw(), d_x.raw());
   });
   add_column_sums(partial, d_w, d_bias, stream);
 }

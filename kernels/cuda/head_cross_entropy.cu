@@ -174,7 +174,7 @@ void head_cross_entropy(TensorView x, TensorView w, TensorView targets, TensorVi
     const std::int64_t end = std::min(tokens, begin + chunk_rows);
     const TensorView x_rows = x.slice(begin, end);
     const TensorView z = logits.view().slice(0, end - begin);
-    cuda::linear_forward(x_rows, w, z, precision, stream);
+    cuda::linear_forward(x_rows, w, {}, z, precision, stream);
     visit_activation_type(x.dtype(), [&](auto zero) {
       using T = decltype(zero);
       launch(has_gradient ? row_kernel<T, true> : row_kernel<T, false>,

@@ -35,7 +35,7 @@ using MatmulDesc = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
 using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
 using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
 
-/// c [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked.
+/// d [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked.
 struct Product {
   std::int64_t m, n, k;
   bool transpose_a, transpose_b;
@@ -87,14 +87,16 @@ class Plan {
     algorithm_ = found.algo;
   }
 
-  void run(cublasLtHandle_t handle, const void* a, const void* b, void* c, float beta,
+  /// Without `c` nothing is added.
+  void run(cublasLtHandle_t handle, const void* a, const void* b, const void* c, void* d,
            void* workspace, Stream& stream) const {
     const float alpha = 1.0F;
-    check_cublas(
-        cublasLtMatmul(handle, desc_.get(), &alpha, a, a_.get(), b, b_.get(), &beta, c, c_.get(), c,
-                       c_.get(), &algorithm_, workspace, static_cast<std::size_t>(kWorkspaceBytes),
-                       static_cast<cudaStream_t>(stream.native())),
-        "a product");
+    const float beta = c != nullptr ? 1.0F : 0.0F;
+    check_cublas(cublasLtMatmul(handle, desc_.get(), &alpha, a, a_.get(), b, b_.get(), &beta,
+                                c != nullptr ? c : d, c_.get(), d, c_.get(), &algorithm_, workspace,
+                                static_cast<std::size_t>(kWorkspaceBytes),
+                                static_cast<cudaStream_t>(stream.native())),
+                 "a product");
   }
 
  private:
@@ -112,13 +114,12 @@ class Products {
     check_cublas(cublasLtCreate(&handle_), "a handle");
   }
 
-  void run(const Product& product, const void* a, const void* b, void* c, Accumulate accumulate,
+  void run(const Product& product, const void* a, const void* b, const void* c, void* d,
            Stream& stream) {
     if (product.m == 0 || product.n == 0) return;
     auto& plan = plans_[product];
     if (!plan) plan = std::make_unique<Plan>(handle_, product);
-    plan->run(handle_, a, b, c, accumulate == Accumulate::kYes ? 1.0F : 0.0F,
-              workspace_.view().raw(), stream);
+    plan->run(handle_, a, b, c, d, workspace_.view().raw(), stream);
   }
 
  private:
@@ -145,13 +146,14 @@ DType operand_type(Precision precision) {
 
 }  // namespace
 
-void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
+                    Precision precision, Stream& stream) {
   const DType type = operand_type(precision);
   Tensor x_scratch, w_scratch;
   const TensorView a = converted(w, type, w_scratch, stream);
   const TensorView b = converted(x, type, x_scratch, stream);
   products().run({w.size(0), x.size(0), x.size(1), true, false, type, y.dtype()}, a.raw(), b.raw(),
-                 y.raw(), Accumulate::kNo, stream);
+                 residual.raw(), y.raw(), stream);
 }
 
 void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,
@@ -161,7 +163,7 @@ void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumul
   const TensorView a = converted(w, type, w_scratch, stream);
   const TensorView b = converted(d_y, type, d_y_scratch, stream);
   products().run({w.size(1), d_y.size(0), w.size(0), false, false, type, d_x.dtype()}, a.raw(),
-                 b.raw(), d_x.raw(), accumulate, stream);
+                 b.raw(), accumulate == Accumulate::kYes ? d_x.raw() : nullptr, d_x.raw(), stream);
 }
 
 void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precision precision,
@@ -171,7 +173,7 @@ void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precis
   const TensorView a = converted(x, type, x_scratch, stream);
   const TensorView b = converted(d_y, type, d_y_scratch, stream);
   products().run({x.size(1), d_y.size(1), x.size(0), false, true, type, d_w.dtype()}, a.raw(),
-                 b.raw(), d_w.raw(), Accumulate::kYes, stream);
+                 b.raw(), d_w.raw(), d_w.raw(), stream);
 }
 
 }  // namespace ttt::kernels::cuda

@@ -1,3 +1,4 @@
+#include "kernels/cuda/activation_math.h"
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/reduce.h"
@@ -111,7 +112,7 @@ __device__ __forceinline__ Moments layer_moments(const T* row, int channels,
 // RMSNorm is LayerNorm with a mean of 0 and no bias.
 template <bool kIsLayer, int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxThreads)
-    forward_kernel(const T* x, const float* w, const float* b, T* y, float* mean_out,
+    forward_kernel(const T* x, const float* w, const float* b, const T* gate, T* y, float* mean_out,
                    float* rstd_out, float epsilon, std::int64_t rows, int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
   const int step = panel_channels();
@@ -148,17 +149,58 @@ __global__ void __launch_bounds__(kMaxThreads)
         values[i] = weights[i] * ((values[i] - moments.mean) * rstd);
         if constexpr (kIsLayer) values[i] += bias[i];
       }
+      if (kIsLayer && gate != nullptr) {
+        float gates[kPerThread];
+        load_panel<kWidth>(gate + row * channels, panel, channels, gates);
+        for (int i = 0; i < kPerThread; ++i) {
+          values[i] *= GeluTanh<DeviceMath>::at(gates[i]).value;
+        }
+      }
       store_panel<kWidth>(y + row * channels, panel, channels, values);
     }
   }
 }
 
-// partial [gridDim.x, C], or [gridDim.x, 2 C] with the bias after the weight. d_x may be d_y: a row's sums are complete
-// at the barrier of block_sum, and after it a thread touches its own channels only.
+// What LayerNorm's backward has besides RMSNorm's; `gate` and `d_gate` may be null.
+template <typename T>
+struct LayerOnly {
+  const float* b;
+  const T* gate;
+  T* y;
+  T* d_gate;
+};
+
+// Of a panel of a row that begins at `begin`: writes y and d_gate where asked, and makes of d, the gradient of y, that
+// of what the gate multiplies.
+template <int kWidth, typename T>
+__device__ __forceinline__ void pass_gate(const LayerOnly<T>& layer, std::int64_t begin, int panel,
+                                          int channels, bool writes,
+                                          const float (&weights)[kPerThread],
+                                          const float (&normalized)[kPerThread],
+                                          float (&d)[kPerThread]) {
+  float y[kPerThread], gates[kPerThread];
+  load_panel<kWidth>(layer.b, panel, channels, y);
+  for (int i = 0; i < kPerThread; ++i) y[i] += weights[i] * normalized[i];
+  if (layer.gate != nullptr) {
+    load_panel<kWidth>(layer.gate + begin, panel, channels, gates);
+    for (int i = 0; i < kPerThread; ++i) {
+      const Jet<float> gelu = GeluTanh<DeviceMath>::at(gates[i]);
+      gates[i] = d[i] * y[i] * gelu.slope;
+      y[i] *= gelu.value;
+      d[i] *= gelu.value;
+    }
+    if (writes) store_panel<kWidth>(layer.d_gate + begin, panel, channels, gates);
+  }
+  if (writes) store_panel<kWidth>(layer.y + begin, panel, channels, y);
+}
+
+// partial [gridDim.x, C], or [gridDim.x, 2 C] with the bias after the weight. d_x may be d_y or d_beside: a row's sums
+// are complete at the barrier of block_sum, and after it a thread touches its own channels only.
 template <bool kIsLayer, int kWidth, typename T>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(const T* x, const float* w, const float* mean_in, const float* rstd_in,
-                    const T* d_y, T* d_x, float* partial, std::int64_t rows, int channels) {
+                    const T* d_y, const T* d_beside, LayerOnly<T> layer, T* d_x, float* partial,
+                    std::int64_t rows, int channels) {
   __shared__ float buffers[2][2 * kMaxWarps];
   const float inverse = 1.0F / static_cast<float>(channels);
   const int step = panel_channels();
@@ -172,15 +214,18 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x, parity ^= 1) {
     const float mean = kIsLayer ? mean_in[row] : 0.0F;
     const float rstd = rstd_in[row];
-    const auto load = [&](int panel) {
+    const auto load = [&](int panel, bool is_first) {
       load_panel<kWidth>(x + row * channels, panel, channels, normalized);
       load_panel<kWidth>(d_y + row * channels, panel, channels, d);
       if (step < channels) load_panel<kWidth>(w, panel, channels, weights);
       for (int i = 0; i < kPerThread; ++i) normalized[i] = (normalized[i] - mean) * rstd;
+      if constexpr (kIsLayer) {
+        pass_gate<kWidth>(layer, row * channels, panel, channels, is_first, weights, normalized, d);
+      }
     };
     float sums[kIsLayer ? 2 : 1] = {};  // of g times the normalised x, g = w d_y; and of g
     for (int panel = 0; panel < channels; panel += step) {
-      load(panel);
+      load(panel, true);
       for (int i = 0; i < kPerThread; ++i) {
         const float g = weights[i] * d[i];
         sums[0] += g * normalized[i];
@@ -191,11 +236,16 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const float mean_gxh = sums[0] * inverse;
     const float mean_g = kIsLayer ? sums[kIsLayer ? 1 : 0] * inverse : 0.0F;
     for (int panel = 0; panel < channels; panel += step) {
-      if (step < channels) load(panel);
+      if (step < channels) load(panel, false);
       for (int i = 0; i < kPerThread; ++i) {
         sum_w[i] += d[i] * normalized[i];
         sum_b[i] += d[i];
         d[i] = rstd * (weights[i] * d[i] - mean_g - normalized[i] * mean_gxh);
+      }
+      if (d_beside != nullptr) {
+        float beside[kPerThread];
+        load_panel<kWidth>(d_beside + row * channels, panel, channels, beside);
+        for (int i = 0; i < kPerThread; ++i) d[i] += beside[i];
       }
       store_panel<kWidth>(d_x + row * channels, panel, channels, d);
       if (step >= channels) continue;
@@ -207,6 +257,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   if (step < channels) return;
   store_panel<kWidth>(partial_w, 0, channels, sum_w);
   if constexpr (kIsLayer) store_panel<kWidth>(partial_b, 0, channels, sum_b);
+}
+
+template <typename T>
+T* data_or_null(TensorView view) {
+  return view.empty() ? nullptr : view.data<T>();
 }
 
 // Threads for rows of `channels`, in whole warps.
@@ -227,26 +282,28 @@ void visit_width(std::int64_t channels, bool is_aligned, F&& f) {
 }
 
 template <bool kIsLayer>
-void norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, TensorView mean,
-                  TensorView rstd, double epsilon, Stream& stream) {
+void norm_forward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView y,
+                  TensorView mean, TensorView rstd, double epsilon, Stream& stream) {
   const std::int64_t rows = x.size(0);
   const std::int64_t channels = x.size(1);
   const LaunchShape shape{dim3(static_cast<unsigned>(std::min(rows, kMaxForwardBlocks))),
                           block_of(channels)};
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), b.raw(), y.raw());
+    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), b.raw(), gate.raw(), y.raw());
     visit_width<T>(channels, is_aligned, [&](auto width) {
       launch(forward_kernel<kIsLayer, decltype(width)::value, T>, shape, stream, x.data<T>(),
-             w.data<float>(), b.data<float>(), y.data<T>(), mean.data<float>(), rstd.data<float>(),
-             static_cast<float>(epsilon), rows, channels);
+             w.data<float>(), b.data<float>(), data_or_null<T>(gate), y.data<T>(),
+             mean.data<float>(), rstd.data<float>(), static_cast<float>(epsilon), rows, channels);
     });
   });
 }
 
 template <bool kIsLayer>
-void norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd, TensorView d_y,
-                   TensorView d_x, TensorView d_w, TensorView d_b, Stream& stream) {
+void norm_backward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView mean,
+                   TensorView rstd, TensorView d_y, TensorView d_beside, TensorView y,
+                   TensorView d_x, TensorView d_gate, TensorView d_w, TensorView d_b,
+                   Stream& stream) {
   const std::int64_t rows = x.size(0);
   const std::int64_t channels = x.size(1);
   if (rows == 0 || channels == 0) return;
@@ -255,11 +312,15 @@ void norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
   const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), block_of(channels)};
   visit_activation_type(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), d_y.raw(), d_x.raw());
+    const bool is_aligned = are_aligned(16, x.raw(), w.raw(), b.raw(), gate.raw(), d_y.raw(),
+                                        d_beside.raw(), y.raw(), d_x.raw(), d_gate.raw());
+    const LayerOnly<T> layer{b.data<float>(), data_or_null<T>(gate), data_or_null<T>(y),
+                             data_or_null<T>(d_gate)};
     visit_width<T>(channels, is_aligned, [&](auto width) {
       launch(backward_kernel<kIsLayer, decltype(width)::value, T>, shape, stream, x.data<T>(),
-             w.data<float>(), mean.data<float>(), rstd.data<float>(), d_y.data<T>(), d_x.data<T>(),
-             partial.data<float>(), rows, channels);
+             w.data<float>(), mean.data<float>(), rstd.data<float>(), d_y.data<T>(),
+             data_or_null<T>(d_beside), layer, d_x.data<T>(), partial.data<float>(), rows,
+             channels);
     });
   });
   add_column_sums(partial, d_w, d_b, stream);
@@ -269,23 +330,23 @@ void norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
 
 void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd, double epsilon,
                       Stream& stream) {
-  norm_forward<false>(x, w, {}, y, {}, rstd, epsilon, stream);
+  norm_forward<false>(x, w, {}, {}, y, {}, rstd, epsilon, stream);
 }
 
-void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y, TensorView d_x,
-                       TensorView d_w, Stream& stream) {
-  norm_backward<false>(x, w, {}, rstd, d_y, d_x, d_w, {}, stream);
+void rms_norm_backward(TensorView x, TensorView w, TensorView rstd, TensorView d_y,
+                       TensorView d_beside, TensorView d_x, TensorView d_w, Stream& stream) {
+  norm_backward<false>(x, w, {}, {}, {}, rstd, d_y, d_beside, {}, d_x, {}, d_w, {}, stream);
 }
 
-void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView y, TensorView mean,
-                        TensorView rstd, double epsilon, Stream& stream) {
-  norm_forward<true>(x, w, b, y, mean, rstd, epsilon, stream);
+void layer_norm_forward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView y,
+                        TensorView mean, TensorView rstd, double epsilon, Stream& stream) {
+  norm_forward<true>(x, w, b, gate, y, mean, rstd, epsilon, stream);
 }
 
-void layer_norm_backward(TensorView x, TensorView w, TensorView mean, TensorView rstd,
-                         TensorView d_y, TensorView d_x, TensorView d_w, TensorView d_b,
-                         Stream& stream) {
-  norm_backward<true>(x, w, mean, rstd, d_y, d_x, d_w, d_b, stream);
+void layer_norm_backward(TensorView x, TensorView w, TensorView b, TensorView gate, TensorView mean,
+                         TensorView rstd, TensorView d_y, TensorView y, TensorView d_x,
+                         TensorView d_gate, TensorView d_w, TensorView d_b, Stream& stream) {
+  norm_backward<true>(x, w, b, gate, mean, rstd, d_y, {}, y, d_x, d_gate, d_w, d_b, stream);
 }
 
 }  // namespace ttt::kernels::cuda

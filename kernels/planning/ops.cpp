@@ -36,11 +36,11 @@ void note_product(OpCall call, TensorView a, TensorView b, double flops, Precisi
   add(stream, std::move(call));
 }
 
-void planned_linear_forward(TensorView x, TensorView w, TensorView y, Precision precision,
-                            Stream& stream) {
-  note_product(Noted<"linear_forward", &linear_forward>::describe(x, w, y, precision, stream), w, x,
-               product_flops(number(x.size(0)), number(w.size(0)), number(w.size(1))), precision,
-               stream);
+void planned_linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
+                            Precision precision, Stream& stream) {
+  note_product(
+      Noted<"linear_forward", &linear_forward>::describe(x, w, residual, y, precision, stream), w,
+      x, product_flops(number(x.size(0)), number(w.size(0)), number(w.size(1))), precision, stream);
 }
 
 void planned_linear_backward_input(TensorView d_y, TensorView w, TensorView d_x,

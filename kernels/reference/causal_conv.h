@@ -1,6 +1,7 @@
 #pragma once
 // Definition of kernels/causal_conv.h (equation there). Sizes come first: spans do not know B, T, C and W.
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -16,6 +17,7 @@ void causal_conv_forward(const CausalConvSizes& size,
                          std::span<const T> w,          // [C, 1, W]
                          std::span<const T> bias,       // [C]
                          std::span<const T> history,    // [B, W-1, C]; may be empty (zeros)
+                         std::span<const T> residual,   // [B, T, C]; may be empty (zeros)
                          std::span<T> y,                // [B, T, C] out
                          std::span<T> final_history) {  // [B, W-1, C] out; may be empty
   const auto before = size.window - 1;
@@ -31,7 +33,8 @@ void causal_conv_forward(const CausalConvSizes& size,
         for (std::int64_t j = 0; j < size.window; ++j) {
           sum += w[c * size.window + j] * input(b, t - before + j, c);
         }
-        y[(b * size.tokens + t) * size.channels + c] = sum;
+        const auto at = (b * size.tokens + t) * size.channels + c;
+        y[at] = residual.empty() ? sum : sum + residual[at];
       }
     }
     if (final_history.empty()) continue;
@@ -45,13 +48,14 @@ void causal_conv_forward(const CausalConvSizes& size,
 
 template <typename T>
 void causal_conv_backward(const CausalConvSizes& size,
-                          std::span<const T> x,    // [B, T, C]
-                          std::span<const T> w,    // [C, 1, W]
-                          std::span<const T> d_y,  // [B, T, C]
-                          std::span<T> d_x,        // [B, T, C] out
-                          std::span<T> d_w,        // [C, 1, W] in-out
-                          std::span<T> d_bias) {   // [C] in-out
-  for (T& value : d_x) value = T{};
+                          std::span<const T> x,         // [B, T, C]
+                          std::span<const T> w,         // [C, 1, W]
+                          std::span<const T> d_y,       // [B, T, C]
+                          std::span<const T> d_beside,  // [B, T, C]
+                          std::span<T> d_x,             // [B, T, C] out
+                          std::span<T> d_w,             // [C, 1, W] in-out
+                          std::span<T> d_bias) {        // [C] in-out
+  std::ranges::copy(d_beside, d_x.begin());
   for (std::int64_t b = 0; b < size.batch; ++b) {
     for (std::int64_t t = 0; t < size.tokens; ++t) {
       for (std::int64_t c = 0; c < size.channels; ++c) {

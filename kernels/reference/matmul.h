@@ -5,7 +5,7 @@
 
 namespace ttt::kernels::reference {
 
-/// y [N, O] = x [N, I] w^T, w [O, I].
+/// y [N, O] += x [N, I] w^T, w [O, I]: y begins as the residual.
 template <typename T>
 void linear_forward(const T* x, const T* w, T* y, std::int64_t rows, std::int64_t inputs,
                     std::int64_t outputs) {
@@ -13,7 +13,7 @@ void linear_forward(const T* x, const T* w, T* y, std::int64_t rows, std::int64_
     for (std::int64_t o = 0; o < outputs; ++o) {
       T sum{};
       for (std::int64_t i = 0; i < inputs; ++i) sum += x[n * inputs + i] * w[o * inputs + i];
-      y[n * outputs + o] = sum;
+      y[n * outputs + o] += sum;
     }
   }
 }

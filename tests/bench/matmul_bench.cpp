@@ -29,7 +29,7 @@ void bench_matmul(benchmark::State& state, Precision precision) {
   for (auto _ : state) {
     switch (state.range(0)) {
       case kForward:
-        linear_forward(x, w, y, precision, stream);
+        linear_forward(x, w, {}, y, precision, stream);
         break;
       case kBackwardInput:
         linear_backward_input(y, w, x, Accumulate::kNo, precision, stream);

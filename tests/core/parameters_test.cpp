@@ -20,6 +20,25 @@ const Parameter& find(const ParameterStore& store, const std::string& name) {
   throw std::runtime_error("no parameter " + name);
 }
 
+TEST(ParameterStore, AStackIsItsMatricesOneBehindTheOther) {
+  ParameterStore store;
+  store.add("before", {3}, Initializer::constant(0));
+  const Parameter& stack = store.add_stacked({"a", "b"}, {2, 5}, Initializer::normal(1));
+  store.add("after", {7}, Initializer::constant(0));
+  EXPECT_EQ(store.all().size(), 4U);
+  store.allocate(DType::kF32);
+  store.initialize(3);
+  Stream stream;
+  store.keep_rounded(stream);
+  const Tensor gradients = Tensor::zeros({store.num_elements()}, DType::kF32);
+  store.bind_gradients(gradients);
+  for (const auto view : {&Parameter::value, &Parameter::grad, &Parameter::rounded}) {
+    expect_shape("stack", stack.*view, {4, 5});
+    EXPECT_EQ((stack.*view).slice(0, 2).raw(), (find(store, "a").*view).raw());
+    EXPECT_EQ((stack.*view).slice(2, 4).raw(), (find(store, "b").*view).raw());
+  }
+}
+
 TEST(ParameterStore, InitialValuesDoNotDependOnTheOthers) {
   for (const DType dtype : {DType::kF32, DType::kF64}) {
     ParameterStore one;

@@ -31,6 +31,7 @@ class CausalConv : public ::testing::TestWithParam<CausalConvSizes> {
   Values w = random_values("w", w_shape.numel());
   Values bias = random_values("bias", size.channels);
   Values history = random_values("history", history_shape.numel());
+  Values residual = random_values("residual", x_shape.numel());
   Values d_y = random_values("d_y", x_shape.numel());
 
   // Outputs of type T within `tolerance` of the reference, parameters' gradients within `wide_tolerance`.
@@ -40,20 +41,20 @@ class CausalConv : public ::testing::TestWithParam<CausalConvSizes> {
 
 TEST_P(CausalConv, ReferenceBackwardMatchesComplexStep) {
   Values d_x(x.size()), d_w(w.size(), 0.0), d_bias(bias.size(), 0.0);
-  reference::causal_conv_backward<double>(size, x, w, d_y, d_x, d_w, d_bias);
+  reference::causal_conv_backward<double>(size, x, w, d_y, residual, d_x, d_w, d_bias);
   const auto cx = to_complex(x), cw = to_complex(w), cb = to_complex(bias);
   const auto loss = [&](const std::vector<Complex>& x_in, const std::vector<Complex>& w_in,
                         const std::vector<Complex>& b_in) {
     std::vector<Complex> y(x.size());
-    reference::causal_conv_forward<Complex>(size, x_in, w_in, b_in, {}, y, {});
-    return test::weighted_sum(d_y, y);
+    reference::causal_conv_forward<Complex>(size, x_in, w_in, b_in, {}, {}, y, {});
+    return test::weighted_sum(d_y, y) + test::weighted_sum(residual, x_in);
   };
   expect_gradient("d_x", d_x, x, [&](const auto& in) { return loss(in, cw, cb); });
   expect_gradient("d_w", d_w, w, [&](const auto& in) { return loss(cx, in, cb); });
   expect_gradient("d_bias", d_bias, bias, [&](const auto& in) { return loss(cx, cw, in); });
 }
 
-// With history and without; final_history in place of history; d_w and d_bias from 1, added to twice.
+// With history and residual and without; final_history in place of history; d_w and d_bias from 1, added to twice.
 template <typename T>
 void CausalConv::compare_with_reference(double tolerance, double wide_tolerance) const {
   using P = ParameterOf<T>;
@@ -61,28 +62,33 @@ void CausalConv::compare_with_reference(double tolerance, double wide_tolerance)
   const Tensor bt = tensor_of<P>(bias_shape, bias), dt = tensor_of<T>(x_shape, d_y);
   const Values xr = values_of<T>(xt), wr = values_of<P>(wt), br = values_of<P>(bt);
   const Values dr = values_of<T>(dt);
+  const Tensor beside = tensor_of<T>(x_shape, residual);
+  const Values beside_r = values_of<T>(beside);
   Tensor y(x_shape, kDType<T>), d_x(x_shape, kDType<T>);
   Values y_ref(x.size()), final_ref(history.size()), d_x_ref(x.size());
   Stream stream = test::stream();
 
   Tensor carried = tensor_of<T>(history_shape, history);
   const Values hr = values_of<T>(carried);
-  causal_conv_forward(xt, wt, bt, carried, y, carried, stream);
-  reference::causal_conv_forward<double>(size, xr, wr, br, hr, y_ref, final_ref);
+  causal_conv_forward(xt, wt, bt, carried, beside, y, carried, stream);
+  reference::causal_conv_forward<double>(size, xr, wr, br, hr, beside_r, y_ref, final_ref);
   expect_close("y", y.span<T>(), y_ref, tolerance);
   EXPECT_EQ(values_of<T>(carried), final_ref);  // copies, no rounding
 
   Tensor final_history(history_shape, kDType<T>);
-  causal_conv_forward(xt, wt, bt, {}, y, final_history, stream);
-  reference::causal_conv_forward<double>(size, xr, wr, br, {}, y_ref, final_ref);
+  causal_conv_forward(xt, wt, bt, {}, {}, y, final_history, stream);
+  reference::causal_conv_forward<double>(size, xr, wr, br, {}, {}, y_ref, final_ref);
   expect_close("y from zeros", y.span<T>(), y_ref, tolerance);
   EXPECT_EQ(values_of<T>(final_history), final_ref);
 
   Values d_w_ref(w.size(), 1.0), d_bias_ref(bias.size(), 1.0);
   Tensor d_w = tensor_of<P>(w_shape, d_w_ref), d_bias = tensor_of<P>(bias_shape, d_bias_ref);
   for (int call = 0; call < 2; ++call) {
-    causal_conv_backward(xt, wt, dt, d_x, d_w, d_bias, stream);
-    reference::causal_conv_backward<double>(size, xr, wr, dr, d_x_ref, d_w_ref, d_bias_ref);
+    const TensorView d_beside = call == 0 ? TensorView() : beside;
+    causal_conv_backward(xt, wt, dt, d_beside, d_x, d_w, d_bias, stream);
+    reference::causal_conv_backward<double>(size, xr, wr, dr,
+                                            call == 0 ? Values(x.size(), 0.0) : beside_r, d_x_ref,
+                                            d_w_ref, d_bias_ref);
     expect_close("d_x", d_x.span<T>(), d_x_ref, tolerance);
   }
   expect_close("d_w", d_w.span<P>(), d_w_ref, wide_tolerance);
@@ -106,15 +112,15 @@ TEST_P(CausalConv, TwoPiecesWithHistoryEqualOnePass) {
   const Tensor xt = tensor_of<double>(x_shape, x), wt = tensor_of<double>(w_shape, w);
   const Tensor bt = tensor_of<double>(bias_shape, bias);
   Tensor whole(x_shape, DType::kF64), whole_final(history_shape, DType::kF64);
-  causal_conv_forward(xt, wt, bt, {}, whole, whole_final, stream);
+  causal_conv_forward(xt, wt, bt, {}, {}, whole, whole_final, stream);
   for (std::int64_t cut = 0; cut <= size.tokens; ++cut) {
     Tensor pieces(x_shape, DType::kF64), state(history_shape, DType::kF64);
     const TensorView all = xt.view().reshape({size.tokens, size.channels});
     const TensorView out = pieces.view().reshape({size.tokens, size.channels});
     const Shape first{1, cut, size.channels}, second{1, size.tokens - cut, size.channels};
-    causal_conv_forward(all.slice(0, cut).reshape(first), wt, bt, {},
+    causal_conv_forward(all.slice(0, cut).reshape(first), wt, bt, {}, {},
                         out.slice(0, cut).reshape(first), state, stream);
-    causal_conv_forward(all.slice(cut, size.tokens).reshape(second), wt, bt, state,
+    causal_conv_forward(all.slice(cut, size.tokens).reshape(second), wt, bt, state, {},
                         out.slice(cut, size.tokens).reshape(second), state, stream);
     expect_close("y", pieces.span<double>(), whole.span<double>(), 1e-15);
     EXPECT_EQ(values_of<double>(state), values_of<double>(whole_final)) << "cut at " << cut;
@@ -155,8 +161,8 @@ TEST(CausalConvHistory, OfFloatsPassesAnEmptyPiece) {
   const Tensor bias = tensor_of<float>({5}, random_values("bias", 5));
   Tensor history = tensor_of<float>({2, 3, 5}, past);
   const Values before = values_of<float>(history);
-  causal_conv_forward(x, w, bias, history, y, apart, stream);
-  causal_conv_forward(x, w, bias, history, y, history, stream);
+  causal_conv_forward(x, w, bias, history, {}, y, apart, stream);
+  causal_conv_forward(x, w, bias, history, {}, y, history, stream);
   EXPECT_EQ(values_of<float>(apart), before);
   EXPECT_EQ(values_of<float>(history), before);
 }
@@ -172,8 +178,8 @@ TEST(CausalConvThreads, BitsDoNotDependOnTheirNumber) {
     Tensor y(x_shape, DType::kF32), d_x(x_shape, DType::kF32);
     Tensor d_w = Tensor::zeros(w_shape, DType::kF32);
     Tensor d_bias = Tensor::zeros(bias_shape, DType::kF32);
-    causal_conv_forward(x, w, bias, {}, y, {}, stream);
-    causal_conv_backward(x, w, d_y, d_x, d_w, d_bias, stream);
+    causal_conv_forward(x, w, bias, {}, d_y, y, {}, stream);
+    causal_conv_backward(x, w, d_y, x, d_x, d_w, d_bias, stream);
     return std::vector<Tensor>{y, d_x, d_w, d_bias};
   });
 }
@@ -183,9 +189,11 @@ TEST(CausalConvErrors, NameTheArgument) {
   Tensor x({1, 5, 2}, DType::kF32), w({2, 1, 4}, DType::kF32), bias({2}, DType::kF32);
   Tensor y({1, 5, 2}, DType::kF32), history({1, 4, 2}, DType::kF32);
   test::expect_error(ExitCode::kInternal, "history has shape [1, 4, 2], expected [1, 3, 2]",
-                     [&] { causal_conv_forward(x, w, bias, history, y, {}, stream); });
+                     [&] { causal_conv_forward(x, w, bias, history, {}, y, {}, stream); });
   test::expect_error(ExitCode::kInternal, "y must not alias x",
-                     [&] { causal_conv_forward(x, w, bias, {}, x, {}, stream); });
+                     [&] { causal_conv_forward(x, w, bias, {}, {}, x, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "y must not alias x or residual",
+                     [&] { causal_conv_forward(x, w, bias, {}, y, y, {}, stream); });
 }
 
 }  // namespace

@@ -35,18 +35,19 @@ struct Products {
 
 struct Case {
   Sizes size;
-  std::vector<double> x, w, d_y, d_x_before, d_w_before;
+  std::vector<double> x, w, residual, d_y, d_x_before, d_w_before;
 
   explicit Case(const Sizes& s)
       : size(s),
         x(random_values("x", s.rows * s.inputs)),
         w(random_values("w", s.outputs * s.inputs)),
+        residual(random_values("residual", s.rows * s.outputs)),
         d_y(random_values("d_y", s.rows * s.outputs)),
         d_x_before(random_values("d_x_before", s.rows * s.inputs)),
         d_w_before(random_values("d_w_before", s.outputs * s.inputs)) {}
 
   [[nodiscard]] Products reference() const {
-    Products out{std::vector<double>(d_y.size()), d_x_before, d_w_before};
+    Products out{residual, d_x_before, d_w_before};
     reference::linear_forward(x.data(), w.data(), out.y.data(), size.rows, size.inputs,
                               size.outputs);
     reference::linear_backward_input(d_y.data(), w.data(), out.d_x.data(), size.rows, size.inputs,
@@ -69,7 +70,7 @@ struct Case {
     fill(y, std::numeric_limits<double>::quiet_NaN());
     const Tensor d_x = tensor_of(d_x_before, x_shape, result);
     const Tensor d_w = tensor_of(d_w_before, w_shape, result);
-    linear_forward(tx, tw, y, precision, stream);
+    linear_forward(tx, tw, tensor_of(residual, y_shape, result), y, precision, stream);
     linear_backward_input(tdy, tw, d_x, Accumulate::kYes, precision, stream);
     linear_backward_weight(tdy, tx, d_w, precision, stream);
     return {values_of(y), values_of(d_x), values_of(d_w)};
@@ -146,10 +147,10 @@ TEST(MatmulDecode, BitsOfARowDoNotDependOnTheOtherRows) {
   const Tensor w = tensor_of(random_values("w", 23 * 75), {23, 75}, DType::kF32);
   Stream stream;
   const Tensor all({8, 23}, DType::kF32);
-  linear_forward(x, w, all, Precision::kNative, stream);
+  linear_forward(x, w, {}, all, Precision::kNative, stream);
   for (std::int64_t rows = 1; rows < 8; ++rows) {
     const Tensor some({rows, 23}, DType::kF32);
-    linear_forward(x.view().slice(8 - rows, 8), w, some, Precision::kNative, stream);
+    linear_forward(x.view().slice(8 - rows, 8), w, {}, some, Precision::kNative, stream);
     EXPECT_EQ(values_of(some), values_of(all.view().slice(8 - rows, 8))) << rows;
   }
 }
@@ -203,7 +204,7 @@ TEST(MatmulThreads, TheFirstProductLeavesTheirNumberAlone) {
     Stream stream;
     const Tensor x = Tensor::zeros({64, 64}, DType::kF32);
     const Tensor y({64, 64}, DType::kF32);
-    linear_forward(x, x, y, Precision::kNative, stream);
+    linear_forward(x, x, {}, y, Precision::kNative, stream);
     std::exit(omp_get_max_threads() == 3 ? 0 : 1);
   };
   EXPECT_EXIT(run(), testing::ExitedWithCode(0), "");
@@ -219,6 +220,22 @@ TEST(MatmulContract, AccumulateNoOverwrites) {
     EXPECT_THAT(values_of(d_x), testing::ElementsAre(6, 8));
     linear_backward_input(d_y, w, d_x, Accumulate::kYes, precision, stream);
     EXPECT_THAT(values_of(d_x), testing::ElementsAre(12, 16));
+  }
+}
+
+TEST(MatmulContract, TheResidualIsAddedToTheProduct) {
+  Stream stream;
+  for (const std::int64_t rows : {3, 40}) {  // with few rows another kernel
+    const Tensor x = tensor_of(random_values("x", rows * 70), {rows, 70}, DType::kF32);
+    const Tensor w = tensor_of(random_values("w", 9 * 70), {9, 70}, DType::kF32);
+    const Tensor residual = tensor_of(random_values("r", rows * 9), {rows, 9}, DType::kF32);
+    const Tensor product = test::unset({rows, 9}, DType::kF32);
+    const Tensor sum = test::unset({rows, 9}, DType::kF32);
+    linear_forward(x, w, {}, product, Precision::kNative, stream);
+    linear_forward(x, w, residual, sum, Precision::kNative, stream);
+    for (std::int64_t i = 0; i < sum.numel(); ++i) {
+      EXPECT_EQ(sum.data<float>()[i], product.data<float>()[i] + residual.data<float>()[i]);
+    }
   }
 }
 
@@ -239,9 +256,10 @@ TEST(MatmulContract, WrongShapesAndTypesAreNamed) {
   const Tensor wide({4, 3}, DType::kF64);
   const Tensor y({2, 5}, DType::kF32);
   const Tensor good({2, 4}, DType::kF32);
-  const auto message = [&](const Tensor& weight, const Tensor& out) -> std::string {
+  const auto message = [&](const Tensor& weight, const Tensor& out,
+                           TensorView residual = {}) -> std::string {
     try {
-      linear_forward(x, weight, out, Precision::kNative, stream);
+      linear_forward(x, weight, residual, out, Precision::kNative, stream);
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), ExitCode::kInternal);
       return error.what();
@@ -250,6 +268,8 @@ TEST(MatmulContract, WrongShapesAndTypesAreNamed) {
   };
   EXPECT_THAT(message(w, y), testing::HasSubstr("y has shape [2, 5], expected [2, 4]"));
   EXPECT_THAT(message(wide, good), testing::HasSubstr("operands F32 and F64"));
+  EXPECT_THAT(message(w, good, good), testing::HasSubstr("of one type and apart"));
+  EXPECT_THAT(message(w, good, y), testing::HasSubstr("residual has shape [2, 5]"));
 }
 
 }  // namespace

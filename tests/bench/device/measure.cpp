@@ -149,7 +149,7 @@ Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size,
     const Tensor w = random({size, size});
     const Tensor y = random({size, size});
     const Times times = time_work(stream, budget_ms, [&] {
-      kernels::linear_forward(x, w, y, kernels::Precision::kBF16, stream);
+      kernels::linear_forward(x, w, {}, y, kernels::Precision::kBF16, stream);
     });
     const auto n = static_cast<double>(size);
     ceilings.flops = 2 * n * n * n / (1e-3 * times.median_ms);

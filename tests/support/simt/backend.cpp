@@ -37,14 +37,16 @@ Stream make_stream(int /*device*/) {
 std::string device_id() { return "emulated"; }
 std::string versions() { return "emulated"; }
 
-void linear_forward(TensorView x, TensorView w, TensorView y, Precision precision, Stream& stream) {
+void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
+                    Precision precision, Stream& stream) {
   const simt::DeviceAccess access;
   const memory::Scope scope(memory::Purpose{});
   Stream cpu;
-  if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, y, precision, cpu);
+  if (!is_mixed(x, w, y)) return kernels::linear_forward(x, w, residual, y, precision, cpu);
+  const Tensor wide_residual = residual.empty() ? Tensor() : to_dtype(residual, DType::kF32);
   const Tensor wide_y(y.shape(), DType::kF32);
-  cuda::linear_forward(to_dtype(x, DType::kF32), to_dtype(w, DType::kF32), wide_y, precision,
-                       stream);
+  cuda::linear_forward(to_dtype(x, DType::kF32), to_dtype(w, DType::kF32), wide_residual, wide_y,
+                       precision, stream);
   copy(wide_y, y);
 }
 
