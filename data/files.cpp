@@ -140,6 +140,21 @@ void fsync_file(const std::string& path) {
   file.sync();
 }
 
+void start_writing_back(const std::string& path) {
+  const FileDescriptor file(path, O_RDONLY);
+  (void)::sync_file_range(file.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
+}
+
+void expect_content(const std::string& path, std::string_view content) {
+  const FileDescriptor file(path, O_RDONLY);
+  std::string found(content.size(), '\0');
+  const bool has_size = file.size_bytes() == std::ssize(content);
+  if (has_size) file.read_at(0, std::as_writable_bytes(std::span(found)));
+  if (!has_size || found != content) {
+    fail(ExitCode::kIo, "cannot write {}: it reads back otherwise", path);
+  }
+}
+
 void rename_durably(const std::string& from, const std::string& to) {
   if (::rename(from.c_str(), to.c_str()) != 0) fail_with_errno("rename to", to, errno);
   fsync_directory(directory_of(to));

@@ -54,6 +54,12 @@ void fsync_directory(const std::string& path);
 /// Makes the bytes of an existing file durable.
 void fsync_file(const std::string& path);
 
+/// Lets the kernel begin with what fsync_file will wait for. Promises nothing.
+void start_writing_back(const std::string& path);
+
+/// Throws 74 unless the file has this content: for one that was just written.
+void expect_content(const std::string& path, std::string_view content);
+
 /// rename(2), then fsync of the directory of `to`.
 void rename_durably(const std::string& from, const std::string& to);
 

@@ -34,6 +34,12 @@ void JobThread::wait(std::int64_t count) {
   rethrow();
 }
 
+bool JobThread::is_done(std::int64_t count) {
+  const std::lock_guard lock(mutex_);
+  rethrow();
+  return num_done_ >= count;
+}
+
 void JobThread::check() {
   const std::lock_guard lock(mutex_);
   rethrow();

@@ -26,6 +26,8 @@ class JobThread {
   std::int64_t add(std::function<void()> job);
   /// Returns when the first `count` jobs are done.
   void wait(std::int64_t count);
+  /// Whether `wait(count)` would return at once. Throws if a job has failed.
+  [[nodiscard]] bool is_done(std::int64_t count);
   /// Throws if a job has failed.
   void check();
 

@@ -11,6 +11,7 @@
 #include "launch/device.h"
 #include "launch/evaluation.h"
 #include "launch/model_source.h"
+#include "launch/stop_signal.h"
 #include "launch/svg_plot.h"
 #include "launch/trainer.h"
 
@@ -132,8 +133,10 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
                                    ? std::min(options.num_windows, reader.num_windows())
                                    : reader.num_windows();
   PositionLosses losses;
-  visit_window_losses(model, reader, windows, options.micro_batch, grid, context,
-                      [&](auto nll, auto mask) { losses.add(nll, mask); });
+  const bool is_whole =
+      visit_window_losses(model, reader, windows, options.micro_batch, grid, context,
+                          [&](auto nll, auto mask) { losses.add(nll, mask); });
+  if (!is_whole) fail(ExitCode::kStoppedEarly, "evaluation stopped on request");
   if (grid.world().rank() == 0) {
     std::cout << fmt::format("context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
                              config.data().context_length(), windows, losses.loss(),
@@ -184,6 +187,7 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   config::throw_problems("ttt eval", problems);
   const dist::ProcessGrid grid(communicator, options.sequence_ranks);
   use_threads(0, communicator);
+  install_stop_handlers();
   const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
   Stream stream = open_stream(options.device, dtype, communicator);
   const auto model = load_model(source, dtype);

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "core/token_range.h"
+#include "launch/stop_signal.h"
 
 namespace ttt::launch {
 namespace {
@@ -40,7 +41,7 @@ class InnerLossSums final : public InnerLossRecorder {
 
 }  // namespace
 
-void visit_window_losses(
+bool visit_window_losses(
     const LanguageModel& model, const BatchReader& reader, std::int64_t num_windows,
     std::int64_t micro_batch, const dist::ProcessGrid& grid, Context& context,
     const std::function<void(std::span<const double> nll, std::span<const double> mask)>& visit) {
@@ -50,9 +51,11 @@ void visit_window_losses(
   const std::int64_t length = reader.context_length();
   for (std::int64_t first = 0; first < num_windows; first += at_once) {
     const std::int64_t count = std::min(at_once, num_windows - first);
-    const Tensor shared = Tensor::zeros({2, count, length}, DType::kF64);
-    const TensorView nll = shared.view().slice(0, 1).reshape({count, length});
-    const TensorView mask = shared.view().slice(1, 2).reshape({count, length});
+    const std::int64_t numbers = count * length;
+    const Tensor shared = Tensor::zeros({2 * numbers + 1}, DType::kF64);
+    const TensorView nll = shared.view().slice(0, numbers).reshape({count, length});
+    const TensorView mask = shared.view().slice(numbers, 2 * numbers).reshape({count, length});
+    double& num_stopping = shared.data<double>()[2 * numbers];
     for (std::int64_t begin = 0; begin < count; begin += micro_batch) {
       if (begin / micro_batch % grid.data().size() != grid.data().rank()) continue;
       const std::int64_t rows = std::min(micro_batch, count - begin);
@@ -71,20 +74,24 @@ void visit_window_losses(
         take(buffers.mask, mask);
       }
     }
+    num_stopping = stop_requested() ? 1 : 0;
     grid.world().all_reduce_sum(shared, context.stream);
+    context.stream.synchronize();
     for (std::int64_t row = 0; row < count; ++row) {
       visit(nll.slice(row, row + 1).span<double>(), mask.slice(row, row + 1).span<double>());
     }
+    if (num_stopping > 0 && first + count < num_windows) return false;
   }
+  return true;
 }
 
-double validation_loss(const LanguageModel& model, const BatchReader& reader,
-                       std::int64_t num_windows, std::int64_t micro_batch,
-                       const dist::ProcessGrid& grid, Context& context) {
+std::optional<double> validation_loss(const LanguageModel& model, const BatchReader& reader,
+                                      std::int64_t num_windows, std::int64_t micro_batch,
+                                      const dist::ProcessGrid& grid, Context& context) {
   PositionLosses losses;
-  visit_window_losses(model, reader, num_windows, micro_batch, grid, context,
-                      [&](auto nll, auto mask) { losses.add(nll, mask); });
-  return losses.loss();
+  const bool is_whole = visit_window_losses(model, reader, num_windows, micro_batch, grid, context,
+                                            [&](auto nll, auto mask) { losses.add(nll, mask); });
+  return is_whole ? std::optional(losses.loss()) : std::nullopt;
 }
 
 void PositionLosses::add(std::span<const double> nll, std::span<const double> mask) {
@@ -138,6 +145,7 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
   const Tensor nll(buffers.ids.shape(), DType::kF64);
   for (std::int64_t window = 0; window < num_windows; ++window) {
     reader.read(window, 1, buffers);
+    stop_if_requested("evaluation");
     model.evaluate(buffers.batch(), nll, recording);
     context.stream.synchronize();
   }

@@ -2,6 +2,7 @@
 // Loss on held-out windows: overall, by position, by context length, and the inner losses of TTT layers.
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "dist/process_grid.h"
@@ -12,16 +13,17 @@ namespace ttt::launch {
 /// Visits windows 0 .. num_windows-1 of `reader` in order, on every rank, with nll and mask [T] F64 of
 /// each. Groups of `micro_batch` windows go to the data ranks in turn, segments of windows to the sequence
 /// ranks (context.sequence, which the reader was made with), and results are shared by sums with zeros, which
-/// are exact: every rank sees the same bits whatever their number. Collective.
-void visit_window_losses(
+/// are exact: every rank sees the same bits whatever their number. False, on every rank, when some rank was asked to stop
+/// (launch/stop_signal.h) before the last group: not all windows were visited. Collective.
+[[nodiscard]] bool visit_window_losses(
     const LanguageModel& model, const BatchReader& reader, std::int64_t num_windows,
     std::int64_t micro_batch, const dist::ProcessGrid& grid, Context& context,
     const std::function<void(std::span<const double> nll, std::span<const double> mask)>& visit);
 
-/// Mean over windows of each window's masked mean: the published loss. Collective.
-double validation_loss(const LanguageModel& model, const BatchReader& reader,
-                       std::int64_t num_windows, std::int64_t micro_batch,
-                       const dist::ProcessGrid& grid, Context& context);
+/// Mean over windows of each window's masked mean: the published loss. None when some rank was asked to stop. Collective.
+std::optional<double> validation_loss(const LanguageModel& model, const BatchReader& reader,
+                                      std::int64_t num_windows, std::int64_t micro_batch,
+                                      const dist::ProcessGrid& grid, Context& context);
 
 /// Sums over windows by token position.
 struct PositionLosses {

@@ -6,6 +6,7 @@
 #include "core/optimizer.h"
 #include "data/interchange/huggingface.h"
 #include "data/tokenizer/tokenizer.h"
+#include "launch/checkpoint_saver.h"
 #include "launch/commands.h"
 #include "launch/model_source.h"
 #include "launch/run_state.h"
@@ -52,8 +53,12 @@ void import_model(const ImportOptions& options, dist::Communicator& communicator
   }
   const auto model = load_model(source, DType::kF32);
   const Optimizer optimizer(config.optimizer(), 0, model->parameters().num_elements(), DType::kF32);
-  save_checkpoint(config, {}, *model, optimizer, optimizer.ranges(), source.tokenizer,
-                  communicator);
+  CheckpointSaver::Options settings;
+  settings.run_directory = options.output;
+  settings.tokenizer = source.tokenizer;
+  Stream stream;
+  CheckpointSaver(settings, flat_state(*model, optimizer), optimizer.ranges(), communicator)
+      .begin(describe_run(config, {}, communicator.size()), stream);
   std::cout << fmt::format("{}: checkpoint of {} parameters\n", options.output,
                            model->parameters().num_elements());
 }

@@ -85,6 +85,7 @@ std::vector<std::string> find_machine_problems(const config::MachineConfig& mach
   }
   check.positive("checkpoint_bandwidth", machine.checkpoint_bandwidth());
   check.not_negative("restart_seconds", machine.restart_seconds());
+  check.positive("snapshot_bandwidth", machine.snapshot_bandwidth());
   check.positive("hours_between_failures", machine.hours_between_failures());
   return check.lines;
 }

@@ -69,10 +69,12 @@ std::string memory_text(const MemoryPlan& memory) {
       "  gradients          {}\n"
       "  moments            {}\n"
       "  kept for backward  {}\n"
-      "  backward and ops   {}\n",
+      "  backward and ops   {}\n"
+      "  checkpoint's copy  {}{}\n",
       gib(memory.needed()), gib(memory.peak), gib(memory.held), gib(memory.library),
       gib(memory.parameters), gib(memory.gradients), gib(memory.moments), gib(memory.activations),
-      gib(memory.workspace));
+      gib(memory.workspace), gib(memory.snapshot),
+      memory.is_host ? "" : " in the host's memory, not counted above");
 }
 
 std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
@@ -145,21 +147,25 @@ std::string goodput_text(const Candidate& candidate, const StepTrace& trace,
   const auto steps = candidate.config.checkpoint().interval_steps() > 0
                          ? candidate.config.checkpoint().interval_steps()
                          : candidate.config.train().steps();
-  const GoodputInputs inputs{bytes, machine.checkpoint_bandwidth(),
+  const double write = bytes / machine.checkpoint_bandwidth();
+  const double copy = bytes / number(candidate.world) / machine.snapshot_bandwidth();
+  const bool copies = is_saved_asynchronously(candidate.config);
+  const GoodputInputs inputs{copies ? std::min(copy, write) : write, write,
                              number(std::max<std::int64_t>(steps, 1)) * candidate.time.step(),
                              3600 * machine.hours_between_failures() / number(candidate.world),
                              machine.restart_seconds()};
   const Goodput result = goodput(inputs);
   return fmt::format(
-      "goodput              {:.2f} % trains: {:.2f} % writes checkpoints, {:.2f} % is lost to "
-      "failures\n"
-      "  checkpoint         {} in {} every {} ({} steps)\n"
+      "goodput              {:.2f} % trains: {:.2f} % stands still for checkpoints, {:.2f} % is "
+      "lost "
+      "to failures\n"
+      "  checkpoint         {} every {} ({} steps): {} standing still, written after {}\n"
       "  failures           one in {} on {} ranks, {} to restart\n"
       "  best interval      {} ({:.0f} steps) by Young and Daly, {:.2f} % trains\n",
-      100 * result.training, 100 * result.writing, 100 * result.lost_and_restarting, gib(bytes),
-      duration(result.write_seconds), duration(inputs.interval_seconds), steps,
-      duration(inputs.failure_seconds), candidate.world, duration(machine.restart_seconds()),
-      duration(result.best_interval_seconds),
+      100 * result.training, 100 * result.stalled, 100 * result.lost_and_restarting, gib(bytes),
+      duration(inputs.interval_seconds), steps, duration(inputs.stall_seconds),
+      duration(inputs.write_seconds), duration(inputs.failure_seconds), candidate.world,
+      duration(machine.restart_seconds()), duration(result.best_interval_seconds),
       std::max(1.0, result.best_interval_seconds / candidate.time.step()),
       100 * result.at_best_interval);
 }

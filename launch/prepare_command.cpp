@@ -10,6 +10,7 @@
 #include "data/tokens/prepare.h"
 #include "launch/commands.h"
 #include "launch/progress_line.h"
+#include "launch/stop_signal.h"
 #include "launch/svg_plot.h"
 
 namespace ttt::launch {
@@ -103,10 +104,13 @@ void prepare(const data::PrepareOptions& options, dist::Communicator& communicat
   if (is_first) job.compare_digests();
   communicator.barrier();
   {
+    // From here on there is something to keep: what is finished. Before, a signal ends the process at once.
+    install_stop_handlers();
     PrepareDisplay display(communicator.size());
     job.tokenize(communicator.rank(), communicator.size(),
                  [&](const data::PrepareProgress& progress) {
                    if (is_first) display.show(progress);
+                   stop_if_requested("preparing (the same command goes on)");
                  });
   }
   communicator.barrier();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <iostream>
@@ -101,6 +102,12 @@ void RunOutput::validation(std::int64_t step, double loss) {
   std::cout << fmt::format("step {} | validation loss {:.4f} | ppl {:.2f}\n", step, loss,
                            std::exp(loss))
             << std::flush;
+}
+
+bool RunOutput::has_validation(std::int64_t step) const {
+  return std::ranges::any_of(read_metrics(metrics_path(config_)), [&](const MetricsRow& row) {
+    return row.kind == "eval" && row.step == step;
+  });
 }
 
 void RunOutput::before_checkpoint() { metrics_.sync(); }

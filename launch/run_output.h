@@ -28,6 +28,8 @@ class RunOutput {
   };
   void train_step(const Step& step);
   void validation(std::int64_t step, double loss);
+  /// Whether the metrics have a validation loss of this step.
+  [[nodiscard]] bool has_validation(std::int64_t step) const;
   /// A checkpoint is about to be committed: every row so far must survive with it.
   void before_checkpoint();
   /// Ends the progress line and writes report.html.

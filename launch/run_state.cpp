@@ -13,25 +13,6 @@ namespace {
 
 constexpr const char* kCodeVersion = "0.1.0";
 
-// Digests travel between ranks as text protos; "!" starts an error.
-std::string try_write_shard(const std::string& directory, const std::vector<FlatRange>& owned,
-                            const data::FlatState& state, const dist::Communicator& communicator) {
-  try {
-    std::string text;
-    google::protobuf::TextFormat::PrintToString(
-        data::write_shard(directory, communicator.rank(), owned, state), &text);
-    return text;
-  } catch (const Error& error) {
-    return fmt::format("!{}", error.what());
-  }
-}
-
-data::FlatState flat_state(const LanguageModel& model, const Optimizer& optimizer) {
-  data::FlatState state = launch::flat_state(model, optimizer.m(), optimizer.v());
-  state.moments = optimizer.ranges();
-  return state;
-}
-
 // What decides the numbers of a run; the rest may change between its parts.
 config::RunConfig numbers_only(const config::RunConfig& config) {
   config::RunConfig result;
@@ -71,40 +52,26 @@ std::vector<std::string> resume_conflicts(const config::RunConfig& saved,
   return conflicts;
 }
 
-void save_checkpoint(const config::RunConfig& config, const RunState& state,
-                     const LanguageModel& model, const Optimizer& optimizer,
-                     const std::vector<FlatRange>& owned, const std::string& tokenizer,
-                     dist::Communicator& communicator) {
-  const std::string& run = config.output_directory();
-  const data::FlatState flat = flat_state(model, optimizer);
-  const std::string temporary = data::begin_checkpoint(run, state.step, communicator.rank());
-  communicator.barrier();
-  const std::vector<std::string> answers =
-      communicator.gather_strings(try_write_shard(temporary, owned, flat, communicator));
+bool is_saved_asynchronously(const config::RunConfig& config) {
+  return config.checkpoint().asynchronous() && config.checkpoint().interval_steps() > 0;
+}
+
+data::FlatState flat_state(const LanguageModel& model, const Optimizer& optimizer) {
+  data::FlatState state = flat_state(model, optimizer.m(), optimizer.v());
+  state.moments = optimizer.ranges();
+  return state;
+}
+
+config::CheckpointManifest describe_run(const config::RunConfig& config, const RunState& state,
+                                        int num_ranks) {
   config::CheckpointManifest manifest;
-  for (std::size_t rank = 0; rank < answers.size(); ++rank) {
-    if (answers[rank].starts_with("!")) {
-      fail(ExitCode::kIo, "checkpoint of step {} failed on rank {}: {}", state.step, rank,
-           answers[rank].substr(1));
-    }
-    google::protobuf::TextFormat::ParseFromString(answers[rank], manifest.add_files());
-  }
-  if (communicator.rank() == 0) {
-    manifest.set_step(state.step);
-    manifest.set_tokens(state.tokens);
-    manifest.set_next_window(state.step * config.train().batch_size());
-    manifest.set_world_size(communicator.size());
-    *manifest.mutable_config() = config;
-    manifest.set_code_version(kCodeVersion);
-    data::describe_state(flat, manifest);
-    if (!tokenizer.empty()) {
-      *manifest.add_files() = data::add_file(temporary, tokenizer);
-      manifest.set_tokenizer(manifest.files().rbegin()->name());
-    }
-    data::commit_checkpoint(temporary, data::checkpoint_directory(run, state.step), manifest);
-    data::remove_old_checkpoints(run, config.checkpoint().keep_last());
-  }
-  communicator.barrier();
+  manifest.set_step(state.step);
+  manifest.set_tokens(state.tokens);
+  manifest.set_next_window(state.step * config.train().batch_size());
+  manifest.set_world_size(num_ranks);
+  *manifest.mutable_config() = config;
+  manifest.set_code_version(kCodeVersion);
+  return manifest;
 }
 
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,

@@ -1,5 +1,5 @@
 #pragma once
-// What a run is between two steps, saved and restored by all ranks together.
+// What a run is between two steps, and how it is restored; launch/checkpoint_saver.h saves it.
 
 #include <string>
 
@@ -14,12 +14,15 @@ struct RunState {
   std::int64_t tokens = 0;  // tokens seen
 };
 
-/// Writes RUN/checkpoints/step-N: a shard a rank with the elements it `owned`, which over all ranks are all, committed by
-/// rank 0. `tokenizer` (may be empty) is copied into it. Collective; throws the same error on every rank when any shard failed.
-void save_checkpoint(const config::RunConfig& config, const RunState& state,
-                     const LanguageModel& model, const Optimizer& optimizer,
-                     const std::vector<FlatRange>& owned, const std::string& tokenizer,
-                     dist::Communicator& communicator);
+/// Whether checkpoints are written while training goes on. One that is saved at the end only has no steps to be written beside.
+bool is_saved_asynchronously(const config::RunConfig& config);
+
+/// What of a run has a value for every parameter, where it lies.
+data::FlatState flat_state(const LanguageModel& model, const Optimizer& optimizer);
+
+/// The rest of it, as its checkpoint has it.
+config::CheckpointManifest describe_run(const config::RunConfig& config, const RunState& state,
+                                        int num_ranks);
 
 /// `resume` is "auto" (the newest good checkpoint of the run if there is any), "never", or the path of a
 /// checkpoint. Fills model, optimizer and `state`; true if something was resumed. A damaged newest

@@ -117,6 +117,9 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   result.memory.peak = memory::peak_bytes();
   result.memory.held = memory::peak_held_bytes();
   result.memory.library = kernels::library_workspace_bytes(device.device);
+  result.memory.is_host = device.device == Device::kCpu;
+  if (is_saved_asynchronously(config))
+    result.memory.snapshot = 3 * divided_up(result.num_parameters, world) * size_of(dtype);
   result.memory.workspace = result.memory.peak - result.memory.parameters -
                             result.memory.gradients - result.memory.moments -
                             result.memory.activations;

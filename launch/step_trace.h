@@ -19,9 +19,12 @@ struct MemoryPlan {
   std::int64_t workspace = 0;    // what backward and the ops need on top, at the fullest moment
   std::int64_t peak = 0;         // the sum of the above: memory::peak_bytes()
   std::int64_t held = 0;  // what the pool takes from the system for it: memory::peak_held_bytes()
-  std::int64_t library = 0;  // cuBLASLt's workspace
+  std::int64_t library = 0;   // cuBLASLt's workspace
+  std::int64_t snapshot = 0;  // what checkpoints are written from, in the host's memory
+  bool is_host = true;        // the device is the host
 
-  [[nodiscard]] std::int64_t needed() const { return held + library; }
+  /// Of the device.
+  [[nodiscard]] std::int64_t needed() const { return held + library + (is_host ? snapshot : 0); }
 };
 
 /// Calls of one op on operands of equal shapes.

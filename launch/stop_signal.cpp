@@ -6,6 +6,8 @@
 #include <ctime>
 #include <initializer_list>
 
+#include "core/base/error.h"
+
 namespace ttt::launch {
 namespace {
 
@@ -41,5 +43,9 @@ void install_stop_handlers() {
 }
 
 bool stop_requested() { return stop_flag != 0; }
+
+void stop_if_requested(std::string_view work) {
+  if (stop_requested()) fail(ExitCode::kStoppedEarly, "{} stopped on request", work);
+}
 
 }  // namespace ttt::launch

@@ -100,6 +100,18 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
         config_, state_.step, communicator.size(), model_->parameters().num_elements(),
         3.0 * model_->flops_per_token(config.data().context_length()));
   }
+  make_saver();
+}
+
+void Trainer::make_saver() {
+  CheckpointSaver::Options options;
+  options.run_directory = config_.output_directory();
+  options.keep_last = config_.checkpoint().keep_last();
+  options.asynchronous = is_saved_asynchronously(config_);
+  options.tokenizer = tokenizer_;
+  if (output_) options.before_commit = [this] { output_->before_checkpoint(); };
+  saver_ = std::make_unique<CheckpointSaver>(options, flat_state(*model_, optimizer_),
+                                             gradient_sum_->owned(), grid_.world());
 }
 
 void Trainer::start_reading() {
@@ -223,51 +235,74 @@ bool Trainer::is_due(std::int64_t interval) const {
   return state_.step == config_.train().steps() || (interval > 0 && state_.step % interval == 0);
 }
 
-void Trainer::evaluate() {
-  if (!validation_reader_ || config_.eval().num_windows() == 0) return;
+bool Trainer::evaluate() {
+  if (!validation_reader_ || config_.eval().num_windows() == 0) return true;
   const dist::PhaseScope scope(record_, dist::Phase::kEvaluation);
   gradient_sum_->wait_for_parameters(stream_);
   Context ctx = context(1.0);
   const std::int64_t windows =
       std::min(config_.eval().num_windows(), validation_reader_->num_windows());
-  const double loss = validation_loss(*model_, *validation_reader_, windows,
-                                      config_.eval().micro_batch_size(), grid_, ctx);
-  if (output_) output_->validation(state_.step, loss);
+  const std::optional<double> loss = validation_loss(*model_, *validation_reader_, windows,
+                                                     config_.eval().micro_batch_size(), grid_, ctx);
+  if (loss && output_) output_->validation(state_.step, *loss);
+  return loss.has_value();
+}
+
+bool Trainer::lacks_evaluation() {
+  if (state_.step == 0 || !is_due(config_.eval().interval_steps())) return false;
+  const bool is_known = output_ && output_->has_validation(state_.step);
+  return grid_.world().gather_strings(is_known ? "+" : "").front().empty();
 }
 
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
   const dist::PhaseScope scope(record_, dist::Phase::kCheckpoint);
-  if (output_) output_->before_checkpoint();
   gradient_sum_->wait_for_parameters(stream_);
-  stream_.synchronize();
-  save_checkpoint(config_, state_, *model_, optimizer_, gradient_sum_->owned(), tokenizer_,
-                  grid_.world());
+  saver_->begin(describe_run(config_, state_, grid_.world().size()), stream_);
   last_saved_step_ = state_.step;
 }
 
+void Trainer::finish_checkpoint() {
+  const dist::PhaseScope scope(record_, dist::Phase::kCheckpoint);
+  saver_->finish();
+}
+
 ExitCode Trainer::run() {
+  try {
+    return run_steps();
+  } catch (const Error& error) {
+    // Thrown by all ranks together: what they agreed to save before is still good.
+    if (error.code() == ExitCode::kNumerical) finish_checkpoint();
+    throw;
+  }
+}
+
+ExitCode Trainer::run_steps() {
   const dist::PhaseScope scope(record_, dist::Phase::kStep);
   const std::int64_t steps = config_.train().steps();
   // On a device the host reads a step's results while the next one runs.
   const bool reads_late = stream_.device() == Device::kCuda;
   std::optional<QueuedStep> unfinished;
-  bool is_stopping = false;
+  bool is_evaluated = !lacks_evaluation() || evaluate();
+  bool is_stopping = !is_evaluated;
   while (state_.step < steps && !is_stopping) {
     QueuedStep step = queue_step();
     if (unfinished) is_stopping = finish_step(*unfinished);
     unfinished = std::move(step);
+    saver_->poll();
     const bool evaluates = is_due(config_.eval().interval_steps());
     const bool saves = is_due(config_.checkpoint().interval_steps());
     if (reads_late && !evaluates && !saves && !is_stopping) continue;
     is_stopping =
         finish_step(*unfinished) || is_stopping;  // before anything is made of its numbers
     unfinished.reset();
-    if (evaluates) evaluate();
+    if (evaluates) is_evaluated = evaluate();
+    is_stopping |= !is_evaluated;
     if (saves || is_stopping) checkpoint();
   }
+  finish_checkpoint();
   if (output_) output_->finish();
-  const bool stopped = is_stopping && state_.step < steps;
+  const bool stopped = is_stopping && (state_.step < steps || !is_evaluated);
   if (stopped)
     log::info("stopped on request step={} of {}; resume with the same command", state_.step, steps);
   return stopped ? ExitCode::kStoppedEarly : ExitCode::kOk;

@@ -13,6 +13,7 @@
 #include "dist/sequence_exchange.h"
 #include "launch/batch_prefetcher.h"
 #include "launch/batch_reader.h"
+#include "launch/checkpoint_saver.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
 
@@ -45,6 +46,8 @@ class Trainer {
 
   /// Buffers, and the thread that reads the micro-batches from the run's place on.
   void start_reading();
+  void make_saver();
+  ExitCode run_steps();
   /// Everything of the next step, without waiting for any of it.
   QueuedStep queue_step();
   /// Forward and backward of the shard's sequences; `row_losses` [B] F64 gets this segment's part of each one's masked
@@ -53,8 +56,13 @@ class Trainer {
   /// Waits for the step and writes its row; true when some rank was asked to stop. Throws kNumerical.
   bool finish_step(QueuedStep& step);
   [[nodiscard]] bool is_due(std::int64_t interval) const;
-  void evaluate();
+  /// False when the run is asked to stop before all is evaluated.
+  bool evaluate();
+  /// The run was stopped in the evaluation that is due at its step. Collective.
+  bool lacks_evaluation();
   void checkpoint();
+  /// Waits for the checkpoint that is being written.
+  void finish_checkpoint();
   [[nodiscard]] Context context(double inner_multiplier);
 
   config::RunConfig config_;
@@ -78,6 +86,7 @@ class Trainer {
   Timer clock_;
   double finished_at_ = 0;             // the step before
   std::unique_ptr<RunOutput> output_;  // rank 0
+  std::unique_ptr<CheckpointSaver> saver_;
 };
 
 /// The element type and GEMM precision of a preset.

@@ -53,11 +53,10 @@ std::vector<fs::path> children(const fs::path& directory) {
   return result;
 }
 
-void create_directories_durably(const fs::path& path) {
+void make_directories(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error) fail_with_errno("create", path, error.value());
-  if (path.has_parent_path()) fsync_directory(path.parent_path());
 }
 
 void remove_tree(const fs::path& path) {
@@ -151,9 +150,9 @@ std::string begin_checkpoint(const std::string& run_directory, std::int64_t step
   std::string temporary = checkpoint_directory(run_directory, step) + kTemporarySuffix;
   if (rank != 0) return temporary;
   const fs::path root = checkpoints_root(run_directory);
-  create_directories_durably(root);
+  make_directories(root);
   remove_leftovers(root);
-  create_directories_durably(temporary);
+  make_directories(temporary);
   return temporary;
 }
 
@@ -164,6 +163,7 @@ config::FileDigest add_file(const std::string& directory, const std::string& sou
   std::string contents(static_cast<std::size_t>(in.size_bytes()), '\0');
   in.read_at(0, std::as_writable_bytes(std::span(contents)));
   write_file_atomically(target, contents);
+  expect_content(target, contents);
   config::FileDigest digest;
   digest.set_name(source.filename());
   digest.set_num_bytes(contents.size());
@@ -185,6 +185,9 @@ void commit_checkpoint(const std::string& temporary, const std::string& final_di
                        const config::CheckpointManifest& manifest) {
   check_complete(manifest);
   write_manifest(temporary, manifest);  // and makes every name in the directory durable
+  // The directory of all checkpoints may be new; its own name is in the run's.
+  const fs::path run = fs::path(final_directory).parent_path().parent_path();
+  fsync_directory(run.empty() ? "." : run);
   if (!does_exist(final_directory)) return rename_durably(temporary, final_directory);
   // A directory cannot be renamed over another: exchange them, so that one is always there.
   log::warning("event=checkpoint_replaced path={}", final_directory);

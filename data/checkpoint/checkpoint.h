@@ -3,8 +3,8 @@
 //
 //   RUN/checkpoints/step-00000500/rank-00000.h5 ... manifest.textproto
 //
-// Protocol of a save (the collectives are the caller's): every rank computes the same temporary
-// name with begin_checkpoint (rank 0 creates it; barrier), every rank writes its shard and sends
+// Protocol of a save (the collectives are the caller's, launch/checkpoint_saver.h): every rank computes the same
+// temporary name with begin_checkpoint (rank 0 creates it; barrier), every rank writes its shard and sends
 // the digest to rank 0, which alone calls commit_checkpoint. The rename in there is the commit
 // point: a run killed before it leaves no checkpoint. docs/formats.md describes the files.
 
@@ -31,11 +31,12 @@ struct NamedShape {
 /// the values are read then.
 struct FlatState {
   std::vector<NamedShape> tensors;
-  TensorView values;  // [n]
+  TensorView values;  // [n], or the elements of `held`
   TensorView m;       // [n], or the elements of `moments`
   TensorView v;
   std::vector<FlatRange> moments =
       {};  // what m and v hold, one range after the other; none: everything
+  std::vector<FlatRange> held = {};  // the same of values
 };
 
 // ---- Writing -------------------------------------------------------------------------------
@@ -43,11 +44,11 @@ struct FlatState {
 /// RUN/checkpoints/step-00000500: where a checkpoint is once committed.
 std::string checkpoint_directory(const std::string& run_directory, std::int64_t step);
 
-/// The temporary directory of a save, the same on every rank. Rank 0 creates it and removes what
-/// an interrupted save left; the others only compute the name and must not write before a barrier.
+/// The temporary directory of a save, the same on every rank. Rank 0 creates it (its name is durable with the
+/// commit) and removes what an interrupted save left; the others only compute the name and must not write before a barrier.
 std::string begin_checkpoint(const std::string& run_directory, std::int64_t step, int rank);
 
-/// Writes rank-RRRRR.h5 with these ranges of the flat buffers and fsyncs it. Over all ranks the ranges must cover
+/// Writes rank-RRRRR.h5 with these ranges of the flat buffers, reads it back, compares, and fsyncs it. Over all ranks the ranges must cover
 /// [0, n) once; no tensor may meet two ranges of a rank. Returns its digest for the manifest. Errors: 74.
 config::FileDigest write_shard(const std::string& directory, int rank,
                                const std::vector<FlatRange>& ranges, const FlatState& state);

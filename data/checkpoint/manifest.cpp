@@ -86,7 +86,9 @@ void write_manifest(const std::string& directory, config::CheckpointManifest man
   std::string text;
   TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
   text += fmt::format("{}{}\n", kDigestPrefix, digest_of(text));
-  write_file_atomically(std::filesystem::path(directory) / kManifestName, text);
+  const std::string path = std::filesystem::path(directory) / kManifestName;
+  write_file_atomically(path, text);
+  expect_content(path, text);
 }
 
 std::vector<NamedShape> tensors_of(const config::CheckpointManifest& manifest) {

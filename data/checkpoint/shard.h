@@ -37,4 +37,8 @@ std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
 void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
                 const FlatState& into);
 
+/// Reads a shard that was just written as a reader will, and compares. Errors: 65 naming the file and the dataset.
+void expect_shard(const std::string& path, const std::vector<FlatRange>& ranges,
+                  const FlatState& expected);
+
 }  // namespace ttt::data

@@ -8,9 +8,12 @@
 //                  full   it and all later writes fail with ENOSPC
 //                  short  a write takes half of its bytes
 //                  interrupt  a write fails once with EINTR, as a signal makes it
+//                  flip   a write changes one bit, as a bad cable does
+//                  wait   nothing but TTT_FAULT_WAIT
+//   TTT_FAULT_WAIT=SECONDS  the thread sleeps so long before that call
 //   TTT_FAULT_COUNT=FILE  the number of calls is written here at exit
 //
-// One thread only. Overwritten bytes are not brought back by `power`: nothing here overwrites.
+// Any number of threads, but one watched call at a time. Overwritten bytes are not brought back by `power`: nothing here overwrites.
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,13 +23,16 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -55,7 +61,9 @@ struct Faults {
   std::string directory = environment("TTT_FAULT_DIRECTORY");
   std::string kind = environment("TTT_FAULT_KIND");
   std::string count_file = environment("TTT_FAULT_COUNT");
+  double wait_seconds = std::atof(environment("TTT_FAULT_WAIT").c_str());
   long at = std::atol(environment("TTT_FAULT_AT").c_str());
+  std::recursive_mutex mutex;  // of what follows; held during watched calls
   long count = 0;
   bool busy = false;                          // the shim's own calls pass through
   std::map<int, std::string> open_files;      // by descriptor
@@ -70,6 +78,8 @@ Faults& faults() {
   static Faults all;
   return all;
 }
+
+using Lock = std::lock_guard<std::recursive_mutex>;
 
 class OwnCalls {
  public:
@@ -112,6 +122,11 @@ int next_fault(bool is_write) {
   Faults& f = faults();
   ++f.count;
   if (f.at <= 0 || f.count < f.at) return 0;
+  if (f.count == f.at && f.wait_seconds > 0) {
+    f.mutex.unlock();  // the other threads go on
+    std::this_thread::sleep_for(std::chrono::duration<double>(f.wait_seconds));
+    f.mutex.lock();
+  }
   if (f.kind == "full") return is_write ? ENOSPC : 0;
   if (f.count > f.at) return 0;
   if (f.kind == "kill") raise(SIGKILL);
@@ -177,6 +192,7 @@ std::string backup_of(const std::string& path) {
 
 template <typename Open>
 int watched_open(const std::string& path, int flags, Open open) {
+  const Lock lock(faults().mutex);
   if (!is_watched(path)) return open();
   const bool changes = (flags & (O_CREAT | O_TRUNC)) != 0;
   struct stat status {};
@@ -194,17 +210,24 @@ int watched_open(const std::string& path, int flags, Open open) {
 }
 
 template <typename Write>
-ssize_t watched_write(int descriptor, std::size_t size, Write write) {
+ssize_t watched_write(int descriptor, const void* bytes, std::size_t size, Write write) {
+  const Lock lock(faults().mutex);
   const std::string* path = watched_file(descriptor);
-  if (path == nullptr) return write(size);
+  if (path == nullptr) return write(bytes, size);
   if (const int error = next_fault(true)) return failed(error);
   if (is_now("interrupt")) return failed(EINTR);
   before_write(*path);
-  return write(is_now("short") && size > 1 ? size / 2 : size);
+  if (is_now("flip") && size > 0) {
+    std::string changed(static_cast<const char*>(bytes), size);
+    changed[size / 2] = static_cast<char>(changed[size / 2] ^ 0x10);
+    return write(changed.data(), size);
+  }
+  return write(bytes, is_now("short") && size > 1 ? size / 2 : size);
 }
 
 int watched_sync(const char* name, int descriptor) {
   const auto call = real<int(int)>(name);
+  const Lock lock(faults().mutex);
   const std::string* path = watched_file(descriptor);
   if (path == nullptr) return call(descriptor);
   if (const int error = next_fault(false)) return failed(error);
@@ -218,6 +241,7 @@ int mode_of(int flags, va_list arguments) {
 }
 
 int watched_unlink(const std::string& path, const std::function<int()>& call) {
+  const Lock lock(faults().mutex);
   if (!is_watched(path)) return call();
   if (const int error = next_fault(false)) return failed(error);
   const std::string backup = backup_of(path);
@@ -256,31 +280,33 @@ int open64(const char* path, int flags, ...) {
 }
 
 int close(int descriptor) {
+  const Lock lock(faults().mutex);
   if (watched_file(descriptor) != nullptr) faults().open_files.erase(descriptor);
   return real<int(int)>("close")(descriptor);
 }
 
 ssize_t write(int descriptor, const void* bytes, size_t size) {
-  return watched_write(descriptor, size, [&](size_t count) {
-    return real<ssize_t(int, const void*, size_t)>("write")(descriptor, bytes, count);
+  return watched_write(descriptor, bytes, size, [&](const void* from, size_t count) {
+    return real<ssize_t(int, const void*, size_t)>("write")(descriptor, from, count);
   });
 }
 
 ssize_t pwrite(int descriptor, const void* bytes, size_t size, off_t offset) {
-  return watched_write(descriptor, size, [&](size_t count) {
-    return real<ssize_t(int, const void*, size_t, off_t)>("pwrite")(descriptor, bytes, count,
+  return watched_write(descriptor, bytes, size, [&](const void* from, size_t count) {
+    return real<ssize_t(int, const void*, size_t, off_t)>("pwrite")(descriptor, from, count,
                                                                     offset);
   });
 }
 
 ssize_t pwrite64(int descriptor, const void* bytes, size_t size, off64_t offset) {
-  return watched_write(descriptor, size, [&](size_t count) {
-    return real<ssize_t(int, const void*, size_t, off64_t)>("pwrite64")(descriptor, bytes, count,
+  return watched_write(descriptor, bytes, size, [&](const void* from, size_t count) {
+    return real<ssize_t(int, const void*, size_t, off64_t)>("pwrite64")(descriptor, from, count,
                                                                         offset);
   });
 }
 
 int ftruncate(int descriptor, off_t size) noexcept {
+  const Lock lock(faults().mutex);
   const std::string* path = watched_file(descriptor);
   if (path != nullptr) {
     if (const int error = next_fault(true)) return failed(error);
@@ -290,6 +316,7 @@ int ftruncate(int descriptor, off_t size) noexcept {
 }
 
 int ftruncate64(int descriptor, off64_t size) noexcept {
+  const Lock lock(faults().mutex);
   const std::string* path = watched_file(descriptor);
   if (path != nullptr) {
     if (const int error = next_fault(true)) return failed(error);
@@ -303,6 +330,7 @@ int fdatasync(int descriptor) { return watched_sync("fdatasync", descriptor); }
 
 int rename(const char* from, const char* to) noexcept {
   const auto call = real<int(const char*, const char*)>("rename");
+  const Lock lock(faults().mutex);
   if (!is_watched(to)) return call(from, to);
   if (const int error = next_fault(false)) return failed(error);
   const std::string old_path = from;
@@ -323,6 +351,7 @@ int rename(const char* from, const char* to) noexcept {
 
 int mkdir(const char* path, mode_t mode) noexcept {
   const auto call = real<int(const char*, mode_t)>("mkdir");
+  const Lock lock(faults().mutex);
   if (!is_watched(path)) return call(path, mode);
   if (const int error = next_fault(true)) return failed(error);
   const int result = call(path, mode);
@@ -338,6 +367,7 @@ int unlinkat(int directory, const char* path, int flags) noexcept {
   const auto call = [&] {
     return real<int(int, const char*, int)>("unlinkat")(directory, path, flags);
   };
+  const Lock lock(faults().mutex);
   return faults().busy ? call() : watched_unlink(absolute(directory, path), call);
 }
 

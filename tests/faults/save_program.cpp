@@ -1,6 +1,6 @@
 // Saves checkpoints as a run does, for tests/run/save_faults_test.py, which makes the system calls fail.
 //
-//   save_program save RUN STEP     two ranks' shards, tokenizer, commit; then only the newest one is kept
+//   save_program save RUN STEP     by the thread of an asynchronous save; then only the newest one is kept
 //   save_program check RUN         prints the step of the newest checkpoint that verifies and holds its step's numbers
 
 #include <cstdio>
@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "data/checkpoint/checkpoint.h"
+#include "launch/checkpoint_saver.h"
 #include "tests/data/checkpoint_fixture.h"
 
 namespace ttt::data {
@@ -26,15 +27,18 @@ State state_of(std::int64_t step) {
 
 void save_step(const std::string& run, std::int64_t step) {
   const State state = state_of(step);
-  const std::string temporary = begin_checkpoint(run, step, 0);
-  config::CheckpointManifest manifest = manifest_of(state, step, 2);
-  for (int rank = 0; rank < 2; ++rank) {
-    *manifest.add_files() = write_even_shard(temporary, rank, 2, state);
-  }
-  *manifest.add_files() = add_file(temporary, run + "/../tokenizer.model");
-  manifest.set_tokenizer("tokenizer.model");
-  commit_checkpoint(temporary, checkpoint_directory(run, step), manifest);
-  remove_old_checkpoints(run, 1);
+  const auto communicator = dist::make_single_communicator();
+  launch::CheckpointSaver::Options options;
+  options.run_directory = run;
+  options.keep_last = 1;
+  options.asynchronous = true;
+  options.tokenizer = run + "/../tokenizer.model";
+  launch::CheckpointSaver saver(options, state.flat(), {{0, state.values.numel()}}, *communicator);
+  Stream stream;
+  saver.begin(manifest_of(state, step, 1), stream);
+  for (const Tensor* tensor : {&state.values, &state.m, &state.v}) fill(*tensor, -1);  // a step
+  saver.poll();
+  saver.finish();
 }
 
 int check(const std::string& run) {

@@ -308,19 +308,19 @@ TEST(Planner, RefusesDoubleOnCuda) {
   EXPECT_THROW(Planner(config, load_machine(source("launch/machines/h100_node.textproto"))), Error);
 }
 
-// A checkpoint of 100 s every 900 s, failures every 10,000 s, restarts of 500 s: (500 + 1000 / 2) / 10,000 is lost, a
-// tenth of the rest writes; sqrt(2 100 10,000) = 1414 s.
+// Every 950 s a checkpoint that stops the run for 50 s and is there after 200, failures every 10,000 s, restarts of 300 s:
+// (300 + 200 + 1000 / 2) / 10,000 is lost, a twentieth of the rest stands still; sqrt(2 50 10,000) = 1000 s.
 TEST(Goodput, ByHand) {
-  const Goodput result = goodput({1e9, 1e7, 900, 1e4, 500});
-  EXPECT_DOUBLE_EQ(result.write_seconds, 100);
+  const Goodput result = goodput({50, 200, 950, 1e4, 300});
   EXPECT_DOUBLE_EQ(result.lost_and_restarting, 0.1);
-  EXPECT_DOUBLE_EQ(result.writing, 0.09);
-  EXPECT_DOUBLE_EQ(result.training, 0.81);
-  EXPECT_NEAR(result.best_interval_seconds, 1414.2, 0.1);
-  EXPECT_GT(result.at_best_interval, result.training);
+  EXPECT_DOUBLE_EQ(result.stalled, 0.045);
+  EXPECT_DOUBLE_EQ(result.training, 0.855);
+  EXPECT_DOUBLE_EQ(result.best_interval_seconds, 1000);
+  EXPECT_DOUBLE_EQ(goodput({1, 200, 950, 1e4, 300}).best_interval_seconds, 200);  // one at a time
+  EXPECT_GT(result.at_best_interval, result.training - 1e-3);
   for (const double factor : {0.5, 0.8, 1.25, 2.0}) {  // near its best, where it is flat
     const double other = factor * result.best_interval_seconds;
-    EXPECT_LT(goodput({1e9, 1e7, other, 1e4, 500}).training, result.at_best_interval + 0.002);
+    EXPECT_LT(goodput({50, 200, other, 1e4, 300}).training, result.at_best_interval + 0.002);
   }
 }
 

@@ -239,6 +239,16 @@ class RunTest(unittest.TestCase):
         self.assertTrue(self.state(run) == self.state(golden), f"the states of {run} and {golden} differ")
 
 
+def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
+    """Whether the process has a handler for it; false once it has ended."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def signal_ranks(launcher: subprocess.Popen, number: signal.Signals, rank: int) -> bool:
     """False when that rank is not there (any more)."""
     process = ranks_of(launcher).get(rank)

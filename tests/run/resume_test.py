@@ -7,7 +7,7 @@ import signal
 import time
 import unittest
 
-from harness import (CORRUPT, LOCKED, MISMATCH, OK, SMALL, STOPPED, USAGE, RunTest, checkpoints, curve, end, finish,
+from harness import (catches, CORRUPT, LOCKED, MISMATCH, OK, SMALL, STOPPED, USAGE, RunTest, checkpoints, curve, end, finish,
                      last_step, rows, signal_ranks, start, step_of, ttt, wait_until)
 
 STEPS = 40
@@ -128,6 +128,41 @@ class StoppedRuns(ResumeTest):
         send = lambda process: process.send_signal(signal.SIGUSR1)
         self.assert_stopped(self.stop_at(run, 3, send, ranks=2), run)
         self.assert_continues(run)
+
+    def test_a_signal_in_an_evaluation_ends_it_and_the_resumed_run_makes_up_for_it(self):
+        slow = ("eval.num_windows=100000", "train.steps=20", "eval.interval_steps=10")  # all windows
+        whole, run = self.train("evaluated", *RUN, *slow), self.directory / "stopped-evaluation"
+        for step in 10, 20:  # the last one too
+            process = self.begin(run, *slow)
+            wait_until(lambda: process.poll() is not None or last_step(run) >= step, f"step {step}")
+            process.send_signal(signal.SIGUSR1)
+            result = finish(process)
+            self.assertEqual(result.code, STOPPED, result.err)
+            self.assertEqual(step_of(checkpoints(run)[-1]), step)
+            self.assertEqual(len(rows(run, "eval")), step // 10 - 1)
+        self.assertEqual(self.attempt(run, *slow).code, OK)
+        self.assert_same_run(run, whole)
+
+    def test_a_signal_ends_eval_and_prepare(self):
+        evaluation = start("eval", "-m", self.golden)
+        self.addCleanup(end, evaluation)
+        wait_until(lambda: evaluation.poll() is not None or catches(evaluation, signal.SIGTERM), "its handlers")
+        evaluation.send_signal(signal.SIGTERM)
+        result = finish(evaluation)
+        self.assertEqual(result.code, STOPPED, result.err)
+        self.assertIn("evaluation stopped on request", result.err)
+
+        prepared = self.scratch()
+        command = ("prepare", self.directory / "books", "-o", prepared, "--shard-tokens", 2000)
+        process = start(*command)
+        self.addCleanup(end, process)
+        wait_until(lambda: process.poll() is not None or catches(process, signal.SIGTERM), "its handlers")
+        process.send_signal(signal.SIGTERM)
+        result = finish(process)
+        self.assertEqual(result.code, STOPPED, result.err)
+        self.assertIn("the same command goes on", result.err)
+        self.assertFalse(prepared.exists())
+        self.succeed(*command)
 
     def test_a_finished_run_has_nothing_left_to_do(self):
         run = self.copy_golden("finished")

@@ -1,0 +1,81 @@
+#pragma once
+// Saves a run while it goes on: each rank copies its part of the state, and a thread of its own writes, syncs and digests
+// the copy. Between steps the ranks ask one another who is done; once all files are durable rank 0's thread commits.
+//
+// The threads never communicate: the agreement is the computing threads', who meet after every step anyway, so that MPI
+// needs to bear no second thread. At most one save is in flight, and one copy exists, taken at the start.
+//
+// Errors: kIo naming the rank when a shard cannot be written, on every rank, from whatever is called next; of the commit,
+//   on rank 0, whose main must end the others. A failed save leaves the older checkpoints as they were.
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "configs/run.pb.h"
+#include "core/base/stream.h"
+#include "core/base/timer.h"
+#include "data/checkpoint/checkpoint.h"
+#include "dist/communicator.h"
+#include "dist/job_thread.h"
+
+namespace ttt::launch {
+
+class CheckpointSaver {
+ public:
+  struct Options {
+    std::string run_directory;
+    std::int64_t keep_last = 2;
+    bool asynchronous =
+        false;  // else `begin` returns when the checkpoint is committed, and nothing is copied
+    std::string tokenizer;  // a file that is copied into every checkpoint; may be empty
+    std::function<void()> before_commit = [] {};  // on rank 0's thread
+  };
+
+  /// `live` are the run's own buffers, which outlive this; over all ranks the `owned` ranges are all, each once.
+  CheckpointSaver(Options options, const data::FlatState& live, std::vector<FlatRange> owned,
+                  dist::Communicator& communicator);
+  CheckpointSaver(const CheckpointSaver&) = delete;
+  CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+  /// Ends the thread: a file that is being written is finished, nothing is committed any more.
+  ~CheckpointSaver() = default;
+
+  /// Saves the state that the stream's queue will have computed: RUN/checkpoints/step-N, N the manifest's, which says what
+  /// the state itself does not. Waits for the save before, if there is one. Collective.
+  void begin(const config::CheckpointManifest& run, Stream& stream);
+  /// To be called after every step: moves on what is in flight, without waiting for any thread. Collective.
+  void poll();
+  /// Returns when everything begun is committed. Collective.
+  void finish();
+
+ private:
+  /// What the thread is given and gives back; the computing thread reads it once the job is done.
+  struct Save {
+    config::CheckpointManifest manifest;
+    std::string directory;  // temporary
+    std::string answer;     // the shard's digest as text; "!" starts an error
+    Timer clock;
+    double copy_seconds = 0;
+  };
+
+  void copy_state(Stream& stream);
+  void write();
+  /// Every rank's answers are there.
+  void agree();
+  void commit(const Save& save);
+  void wait_for_commit();
+
+  Options options_;
+  data::FlatState live_;
+  std::vector<FlatRange> owned_;
+  dist::Communicator& communicator_;
+  Tensor values_, m_,
+      v_;  // the copy: the owned ranges, one after the other; empty unless asynchronous
+  data::FlatState source_;  // what is written: the copy, or `live_`
+  Save save_;
+  bool is_writing_ = false;  // from `begin` to the agreement; the same on every rank
+  std::int64_t num_jobs_ = 0;
+  dist::JobThread thread_;  // last: it uses the others
+};
+
+}  // namespace ttt::launch
