@@ -13,6 +13,7 @@
 namespace ttt::launch {
 namespace {
 
+constexpr int kMaxFailures = 3;
 constexpr memory::Purpose kSnapshot{"the copy that checkpoints are written from",
                                     "set checkpoint.asynchronous = false"};
 
@@ -94,7 +95,9 @@ void CheckpointSaver::begin(const config::CheckpointManifest& run, Stream& strea
   save_.copy_seconds = save_.clock.seconds();
   is_writing_ = true;
   num_jobs_ = thread_.add([this] { write(); });
-  if (!options_.asynchronous) finish();
+  if (options_.asynchronous) return;
+  wait_for_commit();
+  communicator_.barrier();
 }
 
 void CheckpointSaver::copy_state(Stream& stream) {
@@ -124,13 +127,25 @@ void CheckpointSaver::agree() {
   is_writing_ = false;
   for (std::size_t rank = 0; rank < answers.size(); ++rank) {
     if (answers[rank].starts_with("!")) {
-      fail(ExitCode::kIo, "checkpoint of step {} failed on rank {}: {}", save_.manifest.step(),
-           rank, answers[rank].substr(1));
+      return give_up(fmt::format("checkpoint of step {} failed on rank {}: {}",
+                                 save_.manifest.step(), rank, answers[rank].substr(1)));
     }
     google::protobuf::TextFormat::ParseFromString(answers[rank], save_.manifest.add_files());
   }
+  failure_.clear();
+  num_failures_ = 0;
   if (communicator_.rank() != 0) return;
   num_jobs_ = thread_.add([this, save = std::move(save_)] { commit(save); });
+}
+
+// Every rank has ended its writing; nobody reads a temporary directory.
+void CheckpointSaver::give_up(const std::string& failure) {
+  if (communicator_.rank() == 0) data::abandon_checkpoint(save_.directory);
+  failure_ = failure;
+  num_failures_ += 1;
+  if (num_failures_ >= kMaxFailures) fail(ExitCode::kIo, "{}", failure);
+  log::warning("event=checkpoint_failed {} of {} in a row: {}", num_failures_, kMaxFailures,
+               failure);
 }
 
 void CheckpointSaver::commit(const Save& save) {
@@ -161,6 +176,7 @@ void CheckpointSaver::wait_for_commit() {
 void CheckpointSaver::finish() {
   wait_for_commit();
   communicator_.barrier();
+  if (!failure_.empty()) fail(ExitCode::kIo, "{}", failure_);
 }
 
 }  // namespace ttt::launch

@@ -5,8 +5,9 @@
 // The threads never communicate: the agreement is the computing threads', who meet after every step anyway, so that MPI
 // needs to bear no second thread. At most one save is in flight, and one copy exists, taken at the start.
 //
-// Errors: kIo naming the rank when a shard cannot be written, on every rank, from whatever is called next; of the commit,
-//   on rank 0, whose main must end the others. A failed save leaves the older checkpoints as they were.
+// Errors: a save in which a rank cannot write its shard is given up on every rank, with a warning: what is on the disk of it
+//   goes, the older checkpoints stay, and the run goes on. kIo, naming the rank, when that happens three times in a row or to
+//   the last save; of the commit at once, on rank 0, whose main must end the others.
 
 #include <functional>
 #include <string>
@@ -45,7 +46,7 @@ class CheckpointSaver {
   void begin(const config::CheckpointManifest& run, Stream& stream);
   /// To be called after every step: moves on what is in flight, without waiting for any thread. Collective.
   void poll();
-  /// Returns when everything begun is committed. Collective.
+  /// Returns when everything begun is committed; throws if the last save was given up. Collective.
   void finish();
 
  private:
@@ -62,6 +63,7 @@ class CheckpointSaver {
   void write();
   /// Every rank's answers are there.
   void agree();
+  void give_up(const std::string& failure);
   void commit(const Save& save);
   void wait_for_commit();
 
@@ -75,6 +77,8 @@ class CheckpointSaver {
   Save save_;
   bool is_writing_ = false;  // from `begin` to the agreement; the same on every rank
   std::int64_t num_jobs_ = 0;
+  std::string failure_;  // of the last save; the same on every rank
+  int num_failures_ = 0;  // in a row
   dist::JobThread thread_;  // last: it uses the others
 };
 

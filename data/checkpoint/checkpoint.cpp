@@ -156,6 +156,11 @@ std::string begin_checkpoint(const std::string& run_directory, std::int64_t step
   return temporary;
 }
 
+void abandon_checkpoint(const std::string& temporary) {
+  std::error_code ignored;
+  fs::remove_all(temporary, ignored);
+}
+
 config::FileDigest add_file(const std::string& directory, const std::string& source_path) {
   const fs::path source(source_path);
   const std::string target = fs::path(directory) / source.filename();

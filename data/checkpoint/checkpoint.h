@@ -53,6 +53,9 @@ std::string begin_checkpoint(const std::string& run_directory, std::int64_t step
 config::FileDigest write_shard(const std::string& directory, int rank,
                                const std::vector<FlatRange>& ranges, const FlatState& state);
 
+/// Removes what a failed save wrote, as far as that goes; the next save removes the rest. On one rank.
+void abandon_checkpoint(const std::string& temporary);
+
 /// Copies a file (the tokenizer) into the temporary directory under its own name, fsyncs it and
 /// returns its digest for the manifest.
 config::FileDigest add_file(const std::string& directory, const std::string& source_path);

@@ -181,6 +181,17 @@ class KilledSaves(ResumeTest):
                     self.assertTrue(self.state(run) == self.state(self.golden))
 
 
+    def test_one_failed_save_does_not_end_a_run(self):
+        run = self.directory / "failed-once"
+        result = self.train_with_fault(run, 1, at=3, kind="error")
+        self.assertEqual(result.code, OK, result.err)
+        self.assertIn("event=checkpoint_failed 1 of 3 in a row: checkpoint of step 5 failed on rank 1", result.err)
+        self.assertEqual([path.name for path in (run / "checkpoints").iterdir()].count("step-00000005"), 0)
+        result = self.attempt(run)
+        self.assertEqual(result.code, OK, result.err)
+        self.assertEqual(rows(run), rows(self.golden))
+
+
 class Files(ResumeTest):
     def test_a_full_disk(self):
         """The first checkpoint fits, a later one does not; with more room the run goes on from the first."""
