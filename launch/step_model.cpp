@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "configs/sequence_split.h"
+#include "core/sequence_exchange.h"
 #include "launch/trainer.h"
 
 namespace ttt::launch {
@@ -60,10 +61,32 @@ OpCall after_head_exchange(OpCall call, double ranks) {
   return call;
 }
 
+bool is_core(const OpCall& call) {
+  const std::string_view op = call.op;
+  return op.starts_with("ttt_") || op.starts_with("linear_attention");
+}
+
+/// Groups of a micro-batch's rows, each of which runs and sends its state by itself (core/sequence_exchange.h).
+double num_state_groups(const config::RunConfig& config, const MachineConfig& machine) {
+  if (config.parallel().sequence_ranks() == 1 || !passes_state(config)) return 1;
+  const std::int64_t batch = config.train().micro_batch_size();
+  const Device device = machine.kind() == MachineConfig::CUDA ? Device::kCuda : Device::kCpu;
+  const std::int64_t rows = rows_of_state_group(batch, config.model().num_heads(), device);
+  return number((batch + rows - 1) / rows);
+}
+
+/// A core's call on one of the groups.
+OpCall of_state_group(OpCall call, double groups) {
+  call.pairs /= groups;
+  call.flops /= groups;
+  call.bytes /= groups;
+  return call;
+}
+
 struct Sums {
   StepPrediction* prediction;
   const MachineConfig& machine;
-  double state_forward = 0, state_backward = 0;  // one layer's core
+  double state_forward = 0, state_backward = 0;  // one layer's core, of one group of rows
 
   void add(const OpCall& call, double times) {
     const double seconds = times * seconds_of(call, machine);
@@ -107,9 +130,10 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
   result.sequence_traffic += halo_count * halo;
   result.exchange += halo_count * transfer_seconds(halo, sums.machine);
   if (passes_state(config)) {
-    const Volume state = dist::send_to_neighbour(rows * state_bytes(config), group);
-    result.sequence_traffic += 2 * layers * micro_batches * state;
-    // A wavefront: a rank trails its neighbour by one core and one message, once a pass.
+    const double groups = num_state_groups(config, sums.machine);
+    const Volume state = dist::send_to_neighbour(rows / groups * state_bytes(config), group);
+    result.sequence_traffic += 2 * layers * micro_batches * groups * state;
+    // A wavefront: a rank trails its neighbour by one core of one group and one message, once a pass.
     result.bubble +=
         micro_batches * number(ranks - 1) *
         (sums.state_forward + sums.state_backward + 2 * transfer_seconds(state, sums.machine));
@@ -203,9 +227,16 @@ StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
   Sums sums{&result, machine};
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const bool has_heads = sequence_ranks > 1 && !passes_state(config);
+  const double groups = num_state_groups(config, machine);
   for (const auto& [call, count] : trace.micro_batch) {
-    sums.add(has_heads ? after_head_exchange(call, number(sequence_ranks)) : call,
-             number(count * trace.micro_batches));
+    const double times = number(count * trace.micro_batches);
+    if (has_heads) {
+      sums.add(after_head_exchange(call, number(sequence_ranks)), times);
+    } else if (is_core(call)) {
+      sums.add(of_state_group(call, groups), groups * times);
+    } else {
+      sums.add(call, times);
+    }
   }
   for (const auto& [call, count] : trace.update) {
     result.update += number(count) * seconds_of(call, machine);
