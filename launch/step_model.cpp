@@ -110,6 +110,28 @@ struct Sums {
   }
 };
 
+/// To the next rank in forward and to the one before in backward: of two ranks each does one of these, the others both.
+Volume there_and_back(const Volume& there, const Volume& back, std::int64_t ranks) {
+  Volume both = there;
+  both += back;
+  return ranks > 2 ? both : back;  // which is no less than there
+}
+
+// Halos: the second forward of recomputation is given the first one's again (core/sequence_exchange.h).
+void add_halos(const config::RunConfig& config, double micro_batches, const RankGroup& group,
+               double row_bytes, const MachineConfig& machine, StepPrediction& result) {
+  const config::ModelConfig& model = config.model();
+  const double of_pre_conv = model.pre_conv() ? 1 : 0;
+  const double of_qk = model.share_qk() && passes_state(config) ? 1 : 0;
+  const Volume halo = dist::send_to_neighbour(
+      number(config.train().micro_batch_size() * (model.conv_kernel() - 1)) * row_bytes, group);
+  const double count = number(model.num_layers()) * micro_batches;
+  const Volume there = count * (of_pre_conv + of_qk) * halo;
+  const Volume back = count * (of_pre_conv + 2 * of_qk) * halo;  // q's and k's convolutions
+  result.sequence_traffic += there_and_back(there, back, group.ranks);
+  result.exchange += transfer_seconds(there, machine) + transfer_seconds(back, machine);
+}
+
 // One micro-batch: heads or states, and the convolutions' halos.
 void add_sequence_exchange(const config::RunConfig& config, const StepTrace& trace,
                            const Sums& sums, std::int64_t ranks_per_node,
@@ -119,20 +141,14 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
   const RankGroup group{ranks, 1, ranks_per_node};
   const double micro_batches = number(trace.micro_batches);
   const double layers = number(model.num_layers());
-  const double passes = config.train().recompute_blocks() ? 3 : 2;  // forward (twice), backward
   const double rows = number(config.train().micro_batch_size());
   const double channels = number(model.hidden_size());
-  const double halo_rows = number(model.conv_kernel() - 1);
-  const double halos = (model.pre_conv() ? 1 : 0) + (model.share_qk() ? 1 : 0);
-  const Volume halo =
-      dist::send_to_neighbour(rows * halo_rows * channels * number(element_bytes), group);
-  const double halo_count = passes * layers * halos * micro_batches;
-  result.sequence_traffic += halo_count * halo;
-  result.exchange += halo_count * transfer_seconds(halo, sums.machine);
+  add_halos(config, micro_batches, group, channels * number(element_bytes), sums.machine, result);
   if (passes_state(config)) {
     const double groups = num_state_groups(config, sums.machine);
     const Volume state = dist::send_to_neighbour(rows / groups * state_bytes(config), group);
-    result.sequence_traffic += 2 * layers * micro_batches * groups * state;
+    const Volume states = layers * micro_batches * groups * state;
+    result.sequence_traffic += there_and_back(states, states, ranks);
     // A wavefront: a rank trails its neighbour by one core of one group and one message, once a pass.
     result.bubble +=
         micro_batches * number(ranks - 1) *
@@ -145,9 +161,11 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
           : model.num_heads();
   const double kv = channels * number(kv_heads) / number(model.num_heads());
   const bool has_rate = model.mixer() == config::TTT_LINEAR || model.mixer() == config::TTT_MLP;
-  // q, k, v there and the output back, or their gradients; the inner rates in fp32.
-  const double token_bytes = (2 * channels + 2 * kv) * number(element_bytes) +
-                             (has_rate ? 4 * number(model.num_heads()) : 0);
+  const double passes = config.train().recompute_blocks() ? 3 : 2;  // forward (twice), backward
+  // q, k (or what both are made of), v there and the output back, or their gradients; the inner rates in fp32.
+  const double token_bytes =
+      (2 * channels + kv + (model.share_qk() ? 0 : kv)) * number(element_bytes) +
+      (has_rate ? 4 * number(model.num_heads()) : 0);
   const Volume all = dist::all_to_all(token_bytes * number(trace.micro_batch_tokens), group);
   result.sequence_traffic += passes * layers * micro_batches * all;
   result.exchange += passes * layers * micro_batches * transfer_seconds(all, sums.machine);
