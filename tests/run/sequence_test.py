@@ -1,9 +1,11 @@
 """Sequences split over ranks: the run of whole ones to rounding, the same bits for every number of data ranks."""
 
 import resource
+import signal
 import unittest
 
-from harness import OUT_OF_MEMORY, SMALL, USAGE, RunTest, checkpoints, curve, rows, ttt
+from harness import (OUT_OF_MEMORY, PEER_LOST, SMALL, USAGE, RunTest, checkpoints, curve, finish, rows, signal_ranks,
+                     start, ttt)
 
 # 48 tokens are three mini-batches of 16: two ranks hold one and two of them.
 RUN = (*SMALL, "train.steps=6", "optimizer.warmup_steps=2", "optimizer.decay_steps=6", "eval.interval_steps=3",
@@ -96,6 +98,18 @@ class LongContext(RunTest):
         run, split = self.train_limited("split", "parallel.sequence_ranks=4", ranks=4)
         self.assertEqual(split.code, 0, split.err)
         self.assertEqual([row["tokens"] for row in rows(run)], [65536])
+
+
+class HungEvaluation(RunTest):
+    def test_a_stopped_rank_is_named(self):
+        """As patient as the run's own watchdog; two ranks hold each window together."""
+        run = self.train("patient", *RUN, "train.steps=1", "optimizer.warmup_steps=0", "watchdog.silence_seconds=2")
+        process = start("eval", "-m", run, "--context", *range(32, 2048, 16), "--sequence-ranks", 2, ranks=2)
+        self.assertIn("context", process.stdout.readline())
+        self.assertTrue(signal_ranks(process, signal.SIGSTOP, 1))
+        result = finish(process, 60)
+        self.assertEqual(result.code, PEER_LOST, result.err)
+        self.assertRegex(result.err, r"event=hang .*rank 1 \(host .*\) silent for")
 
 
 class Refusals(RunTest):
