@@ -14,7 +14,9 @@ namespace {
 
 // Kernels alone touch them.
 constexpr memory::Purpose kActivations{
-    "activations", "lower train.micro_batch_size or set train.recompute_blocks = true"};
+    "activations",
+    "lower train.micro_batch_size, set train.recompute_blocks = true or raise "
+    "parallel.sequence_ranks"};
 
 // The CPU's own models may run beside a device's.
 memory::Place place_of(const Context& context) {

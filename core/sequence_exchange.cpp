@@ -92,6 +92,25 @@ bool sends_state(const Context& context) {
   return uses(context, SequenceForm::kStatePassing) && !context.sequence->is_last();
 }
 
+std::int64_t rows_of_state_group(std::int64_t batch, std::int64_t heads, Device device) {
+  // (row, head) pairs run in parallel: on a thread each, or on a multiprocessor. Not the number of threads itself, on which
+  // no bit may depend.
+  const std::int64_t pairs = device == Device::kCuda ? 128 : 16;
+  return std::clamp<std::int64_t>((pairs + heads - 1) / heads, 1, batch);
+}
+
+std::vector<FlatRange> state_groups(std::int64_t batch, std::int64_t heads,
+                                    const Context& context) {
+  const std::int64_t rows = uses(context, SequenceForm::kStatePassing)
+                                ? rows_of_state_group(batch, heads, context.stream.device())
+                                : batch;
+  std::vector<FlatRange> groups;
+  for (std::int64_t begin = 0; begin < batch; begin += rows) {
+    groups.push_back({begin, std::min(begin + rows, batch)});
+  }
+  return groups;
+}
+
 Tensor exchange_halo(TensorView x, std::int64_t rows, Context& context) {
   SequenceExchange* const sequence = context.sequence;
   if (sequence == nullptr || rows == 0) return {};

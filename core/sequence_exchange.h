@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "configs/run.pb.h"
+#include "core/base/flat_range.h"
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
 #include "core/context.h"
@@ -84,6 +85,13 @@ bool uses(const Context& context, SequenceForm form);
 /// With state passing, whether a segment comes before this rank's, and whether one comes after it.
 bool receives_state(const Context& context);
 bool sends_state(const Context& context);
+
+/// Of a batch whose core has `heads` heads, the rows that run between receiving their states and sending them on, each
+/// group with one message: all rows without state passing; else as few as fill the device, so that the next rank need not
+/// wait for the others.
+std::vector<FlatRange> state_groups(std::int64_t batch, std::int64_t heads, const Context& context);
+/// The number of rows in each of those groups but the last, with state passing.
+std::int64_t rows_of_state_group(std::int64_t batch, std::int64_t heads, Device device);
 
 /// The last `rows` tokens before this rank's segment, [B, rows, C], out of every rank's x [B, L, C]; empty on the
 /// first rank, without a split and for no rows.

@@ -80,6 +80,10 @@ class Communicator {
   /// Ends all ranks at once; the launcher exits with `code`.
   [[noreturn]] virtual void abort(ExitCode code) = 0;
 
+  /// This rank gets on, between two calls.
+  void mark_progress() {
+    if (record_ != nullptr) record_->mark_progress();
+  }
   /// Calls are written to `record`, also those of communicators made from this one from here on; null: to none.
   void set_record(FlightRecord* record) { record_ = record; }
 

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <numeric>
 #include <thread>
 
@@ -14,6 +13,7 @@
 #include "dist/communicator.h"
 #include "dist/contracts.h"
 #include "dist/mpi_elements.h"
+#include "dist/posted_messages.h"
 
 namespace ttt::dist {
 namespace {
@@ -44,11 +44,7 @@ class MpiCommunicator final : public Communicator {
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
   ~MpiCommunicator() override {
-    if (std::uncaught_exceptions() > 0) {  // the peers may never take what was posted
-      (void)new std::vector<Posted>(std::move(posted_));
-    } else {
-      for (Posted& message : posted_) MPI_Wait(&message.request, MPI_STATUS_IGNORE);
-    }
+    posted_.reset();
     MPI_Comm_free(&world_);
   }
 
@@ -155,17 +151,13 @@ class MpiCommunicator final : public Communicator {
     check_peer(peer, rank_, size_);
     stream.synchronize();
     const Traffic::Call call(traffic_, Traffic::kMessage, view.num_bytes(), 0);
-    std::erase_if(posted_, [](Posted& message) {
-      int is_done = 0;
-      TTT_MPI_CHECK(MPI_Test(&message.request, &is_done, MPI_STATUS_IGNORE));
-      return is_done != 0;
-    });
     const Tensor kept(view.shape(), view.dtype());
     copy_elements(elements_of(view), elements_of(kept));
     for_messages(elements_of(kept), [&](const Elements& chunk) {
-      posted_.push_back({kept, MPI_REQUEST_NULL});
+      MPI_Request request = MPI_REQUEST_NULL;
       TTT_MPI_CHECK(MPI_Isend(chunk.data, chunk.mpi_count(), mpi_type(chunk.dtype), peer, kTag,
-                              world_, &posted_.back().request));
+                              world_, &request));
+      posted_->add(kept, request);
     });
   }
 
@@ -348,16 +340,11 @@ class MpiCommunicator final : public Communicator {
     return all.part(start, std::min(max_message_, all.count - start));
   }
 
-  struct Posted {
-    Tensor message;
-    MPI_Request request;
-  };
-
   std::int64_t max_message_;
   Waiting waiting_;
   std::atomic<bool> is_stopped_ = false;
   MPI_Comm world_ = MPI_COMM_NULL;
-  std::vector<Posted> posted_;
+  std::unique_ptr<PostedMessages> posted_ = std::make_unique<PostedMessages>();
   int rank_ = 0;
   int size_ = 1;
   int local_rank_ = 0;

@@ -1,16 +1,10 @@
 #include "dist/sequence_exchange.h"
 
-#include "core/base/memory.h"
+#include "dist/host_messages.h"
 #include "kernels/copy.h"
 
 namespace ttt::dist {
 namespace {
-
-// Where messages lie from here to the end of the block, the communicator's own too.
-class HostMemory : memory::Scope {
- public:
-  HostMemory() : Scope({"messages between ranks"}, memory::Place::kPinned) {}
-};
 
 class CommunicatorExchange final : public SequenceExchange {
  public:
@@ -38,10 +32,10 @@ class CommunicatorExchange final : public SequenceExchange {
   }
 
  private:
-  // A device's activations lie where MPI cannot reach them. Its calls wait for the stream first, so a message's memory is
-  // not written again while a queued copy reads it.
+  // The communicator's calls wait for the stream first, so a message's memory is not written again while a queued copy
+  // reads it.
   [[nodiscard]] bool needs_host(const Stream& stream) const {
-    return stream.device() == Device::kCuda && !communicator_.is_asynchronous();
+    return dist::needs_host(communicator_, stream);
   }
   static Tensor host_copy(TensorView view, Stream& stream) {
     Tensor copy(view.shape(), view.dtype());

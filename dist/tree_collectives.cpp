@@ -57,8 +57,8 @@ Parts after_axis(const Communicator& axis, Parts parts) {
 
 /// Both know what the other has: no message where there is nothing.
 void exchange(Communicator& axis, const TensorView& out, const TensorView& in, int peer,
-              Stream& stream) {
-  if (out.numel() > 0 || in.numel() > 0) axis.exchange(out, in, peer, stream);
+              StagedMessages& messages, Stream& stream) {
+  if (out.numel() > 0 || in.numel() > 0) messages.exchange(axis, out, in, peer, stream);
 }
 
 /// Calls function(peer) for every other rank; when all ranks do, they meet in pairs.
@@ -72,20 +72,20 @@ void for_each_peer(const Communicator& axis, const Function& function) {
 }
 
 void reduce_by_halving(Communicator& axis, const Cut& cut, Parts parts, const TensorView& flat,
-                       const TensorView& scratch, Stream& stream) {
+                       const TensorView& scratch, StagedMessages& messages, Stream& stream) {
   const int rank = axis.rank();
   for (int distance = 1; distance < axis.size(); distance *= 2) {
     const TensorView kept = view_of(flat, cut.range(parts.kept(rank, distance)));
     const TensorView given = view_of(flat, cut.range(parts.given(rank, distance)));
     const TensorView term = scratch.slice(0, kept.numel());
-    exchange(axis, given, term, rank ^ distance, stream);
+    exchange(axis, given, term, rank ^ distance, messages, stream);
     if (kept.numel() > 0) kernels::add(term, kept, stream);
     parts = parts.kept(rank, distance);
   }
 }
 
 void gather_by_doubling(Communicator& axis, const Cut& cut, const Parts& parts,
-                        const TensorView& flat, Stream& stream) {
+                        const TensorView& flat, StagedMessages& messages, Stream& stream) {
   const int rank = axis.rank();
   std::vector<Parts> before = {parts};  // of each halving
   for (int distance = 1; distance < axis.size(); distance *= 2) {
@@ -95,13 +95,13 @@ void gather_by_doubling(Communicator& axis, const Cut& cut, const Parts& parts,
     before.pop_back();
     exchange(axis, view_of(flat, cut.range(before.back().kept(rank, distance))),
              view_of(flat, cut.range(before.back().given(rank, distance))), rank ^ distance,
-             stream);
+             messages, stream);
   }
 }
 
 /// The terms of this rank's part, added in the order of the tree; `scratch` holds those of the others.
 void reduce_directly(Communicator& axis, const Cut& cut, const Parts& parts, const TensorView& flat,
-                     const TensorView& scratch, Stream& stream) {
+                     const TensorView& scratch, StagedMessages& messages, Stream& stream) {
   const int size = axis.size();
   const TensorView mine = view_of(flat, cut.range(parts.part(axis.rank(), size)));
   std::vector<TensorView> terms(static_cast<std::size_t>(size), mine);
@@ -110,7 +110,8 @@ void reduce_directly(Communicator& axis, const Cut& cut, const Parts& parts, con
   for_each_peer(axis, [&](int peer) {
     term(peer) = scratch.slice(used, used + mine.numel());
     used += mine.numel();
-    exchange(axis, view_of(flat, cut.range(parts.part(peer, size))), term(peer), peer, stream);
+    exchange(axis, view_of(flat, cut.range(parts.part(peer, size))), term(peer), peer, messages,
+             stream);
   });
   if (mine.numel() == 0) return;
   for (int distance = 1; distance < size; distance *= 2) {
@@ -122,10 +123,11 @@ void reduce_directly(Communicator& axis, const Cut& cut, const Parts& parts, con
 }
 
 void gather_directly(Communicator& axis, const Cut& cut, const Parts& parts, const TensorView& flat,
-                     Stream& stream) {
+                     StagedMessages& messages, Stream& stream) {
   const TensorView mine = view_of(flat, cut.range(parts.part(axis.rank(), axis.size())));
   for_each_peer(axis, [&](int peer) {
-    exchange(axis, mine, view_of(flat, cut.range(parts.part(peer, axis.size()))), peer, stream);
+    exchange(axis, mine, view_of(flat, cut.range(parts.part(peer, axis.size()))), peer, messages,
+             stream);
   });
 }
 
@@ -165,9 +167,9 @@ void TreeCollectives::reduce_scatter(TensorView flat, const FlatRange& bucket, S
   Parts parts{0, cut.num_parts};
   for (Communicator* axis : axes_) {
     if (is_power_of_two(axis->size())) {
-      reduce_by_halving(*axis, cut, parts, flat, scratch_, stream);
+      reduce_by_halving(*axis, cut, parts, flat, scratch_, messages_, stream);
     } else {
-      reduce_directly(*axis, cut, parts, flat, scratch_, stream);
+      reduce_directly(*axis, cut, parts, flat, scratch_, messages_, stream);
     }
     parts = after_axis(*axis, parts);
   }
@@ -179,9 +181,9 @@ void TreeCollectives::all_gather(TensorView flat, const FlatRange& bucket, Strea
   for (const Communicator* axis : axes_) before.push_back(after_axis(*axis, before.back()));
   for (std::size_t i = axes_.size(); i-- > 0;) {
     if (is_power_of_two(axes_[i]->size())) {
-      gather_by_doubling(*axes_[i], cut, before[i], flat, stream);
+      gather_by_doubling(*axes_[i], cut, before[i], flat, messages_, stream);
     } else {
-      gather_directly(*axes_[i], cut, before[i], flat, stream);
+      gather_directly(*axes_[i], cut, before[i], flat, messages_, stream);
     }
   }
 }

@@ -19,13 +19,14 @@
 #include "core/base/stream.h"
 #include "core/base/tensor.h"
 #include "dist/communicator.h"
+#include "dist/host_messages.h"
 
 namespace ttt::dist {
 
 class TreeCollectives {
  public:
   /// For `buckets` of a buffer of `dtype`; the communicators must outlive this. Holds half of the largest bucket at most
-  /// on 2^k ranks, all of it on others.
+  /// on 2^k ranks, all of it on others. One stream for all calls.
   TreeCollectives(std::vector<Communicator*> axes, std::int64_t block,
                   const std::vector<FlatRange>& buckets, DType dtype);
 
@@ -43,6 +44,7 @@ class TreeCollectives {
   std::int64_t block_;
   int num_parts_ = 1;
   Tensor scratch_;  // made once: what a queued kernel may still read is never given back
+  StagedMessages messages_;
 };
 
 /// `sum` [n...] (F32, F64) becomes the sum over ranks, along the same tree with one leaf a rank. Collective.

@@ -87,10 +87,6 @@ std::string find_culprit(std::span<const RankReport> ranks, std::span<const std:
   const auto limit = [&](const RankReport& rank) {
     return options.phase_seconds.at(static_cast<std::size_t>(rank.activity.phase));
   };
-  const bool is_stuck = std::ranges::any_of(ranks, [&](const RankReport& rank) {
-    return limit(rank) > 0 && rank.activity.stuck_seconds > limit(rank);
-  });
-  if (!is_stuck) return {};
   // Who waits in an operation waits for somebody else. If all do, the one that began the fewest is behind.
   const auto is_behind = [](const RankReport& a, const RankReport& b) {
     const bool a_waits = a.activity.operation != Operation::kNone;
@@ -100,6 +96,8 @@ std::string find_culprit(std::span<const RankReport> ranks, std::span<const std:
     return a.activity.stuck_seconds > b.activity.stuck_seconds;
   };
   const auto culprit = std::ranges::min_element(ranks, is_behind);
+  // While it gets on, the others wait for good reason.
+  if (limit(*culprit) <= 0 || culprit->activity.stuck_seconds <= limit(*culprit)) return {};
   const auto rank = static_cast<std::size_t>(culprit - ranks.begin());
   const FlightRecord::Activity& activity = culprit->activity;
   const auto waiting = std::ranges::count_if(

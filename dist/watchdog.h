@@ -36,7 +36,7 @@ struct RankReport {
 };
 
 /// The line that names who keeps the job from going on, or "" when nothing is wrong: ranks that are
-/// silent; else, once some rank makes no progress for too long, the one that waits for no other.
+/// silent; else the one that waits for no other, once it makes no progress for too long.
 std::string find_culprit(std::span<const RankReport> ranks, std::span<const std::string> hosts,
                          const WatchdogOptions& options);
 

@@ -4,8 +4,10 @@
 
 #include <functional>
 
+#include "configs/run.pb.h"
 #include "core/base/error.h"
 #include "dist/communicator.h"
+#include "dist/watchdog.h"
 
 namespace CLI {
 class App;
@@ -30,5 +32,9 @@ void add_doctor_command(CLI::App& app, Action& action);
 /// Sets the kernels' threads for this process: `requested`, or this rank's share of the processors it
 /// may run on. Returns the number.
 int use_threads(std::int64_t requested, const dist::Communicator& communicator);
+
+/// `directory` is for flight records; empty: none.
+dist::WatchdogOptions watchdog_options(const config::WatchdogConfig& config,
+                                       const std::string& directory);
 
 }  // namespace ttt::launch

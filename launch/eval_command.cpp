@@ -7,6 +7,7 @@
 #include "configs/run_config.h"
 #include "data/files.h"
 #include "dist/sequence_exchange.h"
+#include "dist/watchdog.h"
 #include "launch/commands.h"
 #include "launch/device.h"
 #include "launch/evaluation.h"
@@ -185,12 +186,15 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
     problems.insert(problems.end(), found.begin(), found.end());
   }
   config::throw_problems("ttt eval", problems);
-  const dist::ProcessGrid grid(communicator, options.sequence_ranks);
   use_threads(0, communicator);
   install_stop_handlers();
   const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
   Stream stream = open_stream(options.device, dtype, communicator);
+  // As patient as the run was; flight records have no place here.
+  dist::Watchdog watchdog(communicator, watchdog_options(config.watchdog(), {}));
+  const dist::ProcessGrid grid(communicator, options.sequence_ranks);
   const auto model = load_model(source, dtype);
+  watchdog.record().enter(dist::Phase::kEvaluation);
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
   std::vector<ContextLoss> by_context;
@@ -208,7 +212,7 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
                      grid.sequence(), context);
     if (communicator.rank() == 0) write_curves(options.output, losses, by_context, inner);
   }
-  communicator.barrier();
+  watchdog.finish();
   return ExitCode::kOk;
 }
 

@@ -64,6 +64,7 @@ bool visit_window_losses(
       const Tensor segment_nll(buffers.ids.shape(), DType::kF64);
       model.evaluate(buffers.batch(), segment_nll, context);
       context.stream.synchronize();
+      grid.world().mark_progress();
       for (std::int64_t row = 0; row < rows; ++row) {
         const auto take = [&](const Tensor& from, const TensorView& to) {
           copy(sequence_tokens(from, row, 0, from.size(1)),
@@ -148,6 +149,7 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
     stop_if_requested("evaluation");
     model.evaluate(buffers.batch(), nll, recording);
     context.stream.synchronize();
+    sequence.mark_progress();
   }
   // Every position comes from one rank: exact.
   sequence.all_reduce_sum(TensorView(result.sums.data(), {std::ssize(result.sums)}, DType::kF64),

@@ -233,7 +233,7 @@ void probe_layer(const ProbeOptions& options) {
   for (const Parameter& parameter : store.all()) {
     results.add("grad." + parameter.name.substr(prefix.size() + 1), parameter.grad);
   }
-  const TttCore::State& final_state = TttCore::final_state(QkvMixer::core_saved(*saved));
+  const kernels::TttState& final_state = TttCore::final_state(QkvMixer::core_saved(*saved)).views;
   results.add("final.W1", final_state.w1);
   results.add("final.b1", final_state.b1);
   if (!final_state.w2.empty()) {

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "configs/sequence_split.h"
+#include "core/sequence_exchange.h"
 #include "launch/trainer.h"
 
 namespace ttt::launch {
@@ -60,10 +61,32 @@ OpCall after_head_exchange(OpCall call, double ranks) {
   return call;
 }
 
+bool is_core(const OpCall& call) {
+  const std::string_view op = call.op;
+  return op.starts_with("ttt_") || op.starts_with("linear_attention");
+}
+
+/// Groups of a micro-batch's rows, each of which runs and sends its state by itself (core/sequence_exchange.h).
+double num_state_groups(const config::RunConfig& config, const MachineConfig& machine) {
+  if (config.parallel().sequence_ranks() == 1 || !passes_state(config)) return 1;
+  const std::int64_t batch = config.train().micro_batch_size();
+  const Device device = machine.kind() == MachineConfig::CUDA ? Device::kCuda : Device::kCpu;
+  const std::int64_t rows = rows_of_state_group(batch, config.model().num_heads(), device);
+  return number((batch + rows - 1) / rows);
+}
+
+/// A core's call on one of the groups.
+OpCall of_state_group(OpCall call, double groups) {
+  call.pairs /= groups;
+  call.flops /= groups;
+  call.bytes /= groups;
+  return call;
+}
+
 struct Sums {
   StepPrediction* prediction;
   const MachineConfig& machine;
-  double state_forward = 0, state_backward = 0;  // one layer's core
+  double state_forward = 0, state_backward = 0;  // one layer's core, of one group of rows
 
   void add(const OpCall& call, double times) {
     const double seconds = times * seconds_of(call, machine);
@@ -87,6 +110,28 @@ struct Sums {
   }
 };
 
+/// To the next rank in forward and to the one before in backward: of two ranks each does one of these, the others both.
+Volume there_and_back(const Volume& there, const Volume& back, std::int64_t ranks) {
+  Volume both = there;
+  both += back;
+  return ranks > 2 ? both : back;  // which is no less than there
+}
+
+// Halos: the second forward of recomputation is given the first one's again (core/sequence_exchange.h).
+void add_halos(const config::RunConfig& config, double micro_batches, const RankGroup& group,
+               double row_bytes, const MachineConfig& machine, StepPrediction& result) {
+  const config::ModelConfig& model = config.model();
+  const double of_pre_conv = model.pre_conv() ? 1 : 0;
+  const double of_qk = model.share_qk() && passes_state(config) ? 1 : 0;
+  const Volume halo = dist::send_to_neighbour(
+      number(config.train().micro_batch_size() * (model.conv_kernel() - 1)) * row_bytes, group);
+  const double count = number(model.num_layers()) * micro_batches;
+  const Volume there = count * (of_pre_conv + of_qk) * halo;
+  const Volume back = count * (of_pre_conv + 2 * of_qk) * halo;  // q's and k's convolutions
+  result.sequence_traffic += there_and_back(there, back, group.ranks);
+  result.exchange += transfer_seconds(there, machine) + transfer_seconds(back, machine);
+}
+
 // One micro-batch: heads or states, and the convolutions' halos.
 void add_sequence_exchange(const config::RunConfig& config, const StepTrace& trace,
                            const Sums& sums, std::int64_t ranks_per_node,
@@ -96,20 +141,15 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
   const RankGroup group{ranks, 1, ranks_per_node};
   const double micro_batches = number(trace.micro_batches);
   const double layers = number(model.num_layers());
-  const double passes = config.train().recompute_blocks() ? 3 : 2;  // forward (twice), backward
   const double rows = number(config.train().micro_batch_size());
   const double channels = number(model.hidden_size());
-  const double halo_rows = number(model.conv_kernel() - 1);
-  const double halos = (model.pre_conv() ? 1 : 0) + (model.share_qk() ? 1 : 0);
-  const Volume halo =
-      dist::send_to_neighbour(rows * halo_rows * channels * number(element_bytes), group);
-  const double halo_count = passes * layers * halos * micro_batches;
-  result.sequence_traffic += halo_count * halo;
-  result.exchange += halo_count * transfer_seconds(halo, sums.machine);
+  add_halos(config, micro_batches, group, channels * number(element_bytes), sums.machine, result);
   if (passes_state(config)) {
-    const Volume state = dist::send_to_neighbour(rows * state_bytes(config), group);
-    result.sequence_traffic += 2 * layers * micro_batches * state;
-    // A wavefront: a rank trails its neighbour by one core and one message, once a pass.
+    const double groups = num_state_groups(config, sums.machine);
+    const Volume state = dist::send_to_neighbour(rows / groups * state_bytes(config), group);
+    const Volume states = layers * micro_batches * groups * state;
+    result.sequence_traffic += there_and_back(states, states, ranks);
+    // A wavefront: a rank trails its neighbour by one core of one group and one message, once a pass.
     result.bubble +=
         micro_batches * number(ranks - 1) *
         (sums.state_forward + sums.state_backward + 2 * transfer_seconds(state, sums.machine));
@@ -121,9 +161,11 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
           : model.num_heads();
   const double kv = channels * number(kv_heads) / number(model.num_heads());
   const bool has_rate = model.mixer() == config::TTT_LINEAR || model.mixer() == config::TTT_MLP;
-  // q, k, v there and the output back, or their gradients; the inner rates in fp32.
-  const double token_bytes = (2 * channels + 2 * kv) * number(element_bytes) +
-                             (has_rate ? 4 * number(model.num_heads()) : 0);
+  const double passes = config.train().recompute_blocks() ? 3 : 2;  // forward (twice), backward
+  // q, k (or what both are made of), v there and the output back, or their gradients; the inner rates in fp32.
+  const double token_bytes =
+      (2 * channels + kv + (model.share_qk() ? 0 : kv)) * number(element_bytes) +
+      (has_rate ? 4 * number(model.num_heads()) : 0);
   const Volume all = dist::all_to_all(token_bytes * number(trace.micro_batch_tokens), group);
   result.sequence_traffic += passes * layers * micro_batches * all;
   result.exchange += passes * layers * micro_batches * transfer_seconds(all, sums.machine);
@@ -203,9 +245,16 @@ StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
   Sums sums{&result, machine};
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const bool has_heads = sequence_ranks > 1 && !passes_state(config);
+  const double groups = num_state_groups(config, machine);
   for (const auto& [call, count] : trace.micro_batch) {
-    sums.add(has_heads ? after_head_exchange(call, number(sequence_ranks)) : call,
-             number(count * trace.micro_batches));
+    const double times = number(count * trace.micro_batches);
+    if (has_heads) {
+      sums.add(after_head_exchange(call, number(sequence_ranks)), times);
+    } else if (is_core(call)) {
+      sums.add(of_state_group(call, groups), groups * times);
+    } else {
+      sums.add(call, times);
+    }
   }
   for (const auto& [call, count] : trace.update) {
     result.update += number(count) * seconds_of(call, machine);

@@ -78,14 +78,6 @@ void check_placement(const RankPlace& mine, bool share_devices, dist::Communicat
   for (const std::string& warning : placement_warnings(places)) log::warning("{}", warning);
 }
 
-dist::WatchdogOptions watchdog_options(const config::RunConfig& config) {
-  const config::WatchdogConfig& watchdog = config.watchdog();
-  return {watchdog.silence_seconds(),
-          {watchdog.start_seconds(), watchdog.step_seconds(), watchdog.evaluation_seconds(),
-           watchdog.checkpoint_seconds()},
-          config.output_directory() + "/logs"};
-}
-
 ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   if (options.help_config) {
     if (communicator.rank() == 0) std::cout << config::schema_text();
@@ -116,7 +108,8 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
             communicator.size(), name_of(stream.device()), threads, run);
   check_placement(my_place(threads, kernels::device_id(stream)), options.share_devices,
                   communicator);
-  dist::Watchdog watchdog(communicator, watchdog_options(config));
+  dist::Watchdog watchdog(communicator,
+                          watchdog_options(config.watchdog(), config.output_directory() + "/logs"));
   const std::unique_ptr<dist::Communicator> of_devices =
       dist::make_device_communicator(communicator, stream);
   Trainer trainer(config, options.resume, std::move(stream),
@@ -130,6 +123,14 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
 }
 
 }  // namespace
+
+dist::WatchdogOptions watchdog_options(const config::WatchdogConfig& config,
+                                       const std::string& directory) {
+  return {config.silence_seconds(),
+          {config.start_seconds(), config.step_seconds(), config.evaluation_seconds(),
+           config.checkpoint_seconds()},
+          directory};
+}
 
 // Bound ranks use what they are bound to; unbound ranks of one machine share its processors.
 int use_threads(std::int64_t requested, const dist::Communicator& communicator) {

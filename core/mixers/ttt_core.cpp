@@ -1,5 +1,10 @@
 #include "core/mixers/ttt_core.h"
 
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "core/base/flat_range.h"
 #include "core/base/memory.h"
 #include "core/sequence_exchange.h"
 #include "core/token_range.h"
@@ -18,23 +23,23 @@ struct TttDecodeState final : DecodeState {
 };
 
 // Row b of `state` [B, H, ...] is the parameter of these heads, or zero without one.
-void broadcast(const Parameter* parameter, const Tensor& state, Context& context) {
+void broadcast(const Parameter* parameter, TensorView state, Context& context) {
   if (state.empty()) return;
   if (parameter == nullptr) {
     kernels::fill(state, 0, context.stream);
     return;
   }
   for (std::int64_t b = 0; b < state.size(0); ++b) {
-    const TensorView row = state.view().slice(b, b + 1);
+    const TensorView row = state.slice(b, b + 1);
     kernels::copy(own_heads(parameter->value, context).reshape(row.shape()), row, context.stream);
   }
 }
 
 // Adds the rows of d_state [B, H, ...] to the grad of these heads, in order.
-void sum_rows(const Tensor& d_state, const Parameter* parameter, Context& context) {
+void sum_rows(TensorView d_state, const Parameter* parameter, Context& context) {
   if (parameter == nullptr) return;
   for (std::int64_t b = 0; b < d_state.size(0); ++b) {
-    const TensorView row = d_state.view().slice(b, b + 1);
+    const TensorView row = d_state.slice(b, b + 1);
     kernels::add(row, own_heads(parameter->grad, context).reshape(row.shape()), context.stream);
   }
 }
@@ -46,22 +51,34 @@ TensorView own_grad(const Parameter* parameter, Context& context) {
   return parameter != nullptr ? own_heads(parameter->grad, context) : TensorView{};
 }
 
-using Transfer = void (SequenceExchange::*)(TensorView, Neighbour, Stream&);
-
-void transfer(Transfer move, const TttCore::State& state, Neighbour neighbour, Context& context) {
-  for (const Tensor* part : {&state.w1, &state.b1, &state.w2, &state.b2}) {
-    if (!part->empty()) (context.sequence->*move)(*part, neighbour, context.stream);
+kernels::TttInputs rows_of(kernels::TttInputs inputs, const FlatRange& rows) {
+  for (TensorView* view : {&inputs.q, &inputs.k, &inputs.v, &inputs.token_lr}) {
+    *view = view->slice(rows.begin, rows.end);
   }
+  return inputs;
+}
+
+kernels::TttInputGradients rows_of(kernels::TttInputGradients gradients, const FlatRange& rows) {
+  for (TensorView* view : {&gradients.d_q, &gradients.d_k, &gradients.d_v, &gradients.d_token_lr}) {
+    *view = view->slice(rows.begin, rows.end);
+  }
+  return gradients;
 }
 
 }  // namespace
+
+// Rows of the batch that run together (core/sequence_exchange.h, state_groups).
+struct TttCore::RowGroup {
+  FlatRange rows;
+  State initial = {}, final = {};
+  kernels::TttSaved kernel = {};
+};
 
 struct TttCore::Prepared final : Saved {
   Tensor token_rate;   // [B, L, H], L the tokens of x
   Tensor rate;         // [B, T, H of this rank]: the same memory without head exchange
   Tensor token_scale;  // [K]
-  State initial, final;
-  kernels::TttSaved kernel;
+  std::vector<RowGroup> groups;
 };
 
 TttCore::TttCore(ParameterStore& store, const std::string& prefix,
@@ -115,15 +132,22 @@ double TttCore::rate_scale(const Context& context) const {
 }
 
 TttCore::State TttCore::make_state(std::int64_t batch, std::int64_t heads) const {
-  const DType dtype = store_.dtype();
   const bool mlp = options_.model == kernels::InnerModel::kMlp;
   const std::int64_t width = mlp ? config_.mlp_expansion() * head_dim_ : head_dim_;
   State state;
-  state.w1 = Tensor({batch, heads, head_dim_, width}, dtype);
-  if (options_.bias) state.b1 = Tensor({batch, heads, 1, width}, dtype);
-  if (mlp) {
-    state.w2 = Tensor({batch, heads, width, head_dim_}, dtype);
-    if (options_.bias) state.b2 = Tensor({batch, heads, 1, head_dim_}, dtype);
+  const std::array<std::pair<TensorView*, Shape>, 4> parts{
+      {{&state.views.w1, {batch, heads, head_dim_, width}},
+       {&state.views.b1, {batch, heads, options_.bias ? 1 : 0, width}},
+       {&state.views.w2, {batch, heads, mlp ? width : 0, head_dim_}},
+       {&state.views.b2, {batch, heads, mlp && options_.bias ? 1 : 0, head_dim_}}}};
+  std::int64_t count = 0;
+  for (const auto& [view, shape] : parts) count += shape.numel();
+  state.all = Tensor({count}, store_.dtype());
+  std::int64_t begin = 0;
+  for (const auto& [view, shape] : parts) {
+    const std::int64_t end = begin + shape.numel();
+    if (end > begin) *view = state.all.view().slice(begin, end).reshape(shape);
+    begin = end;
   }
   return state;
 }
@@ -131,10 +155,10 @@ TttCore::State TttCore::make_state(std::int64_t batch, std::int64_t heads) const
 TttCore::State TttCore::initial_state(std::int64_t batch, std::int64_t heads,
                                       Context& context) const {
   State state = make_state(batch, heads);
-  broadcast(w1_, state.w1, context);
-  broadcast(b1_, state.b1, context);
-  broadcast(w2_, state.w2, context);
-  broadcast(b2_, state.b2, context);
+  broadcast(w1_, state.views.w1, context);
+  broadcast(b1_, state.views.b1, context);
+  broadcast(w2_, state.views.w2, context);
+  broadcast(b2_, state.views.b2, context);
   return state;
 }
 
@@ -197,12 +221,23 @@ void TttCore::record_inner_losses(const kernels::TttInputs& kernel, const Prepar
   const std::int64_t tokens = kernel.q.size(1);
   const std::int64_t heads = kernel.q.size(2);
   const Tensor losses({3, batch, tokens, heads}, DType::kF64);
-  kernels::ttt_inner_loss(kernel, options_, p.initial.views(), losses, context.stream);
-  if (receives_state(context)) {  // row 0 is about the sequence's start, not the segment's
-    const Tensor from_start(losses.shape(), DType::kF64);
-    kernels::ttt_inner_loss(kernel, options_, initial_state(batch, heads, context).views(),
-                            from_start, context.stream);
-    kernels::copy(from_start.view().slice(0, 1), losses.view().slice(0, 1), context.stream);
+  for (const RowGroup& group : p.groups) {
+    const kernels::TttInputs group_kernel = rows_of(kernel, group.rows);
+    const std::int64_t count = group.rows.size();
+    const Tensor part({3, count, tokens, heads}, DType::kF64);
+    kernels::ttt_inner_loss(group_kernel, options_, group.initial.views, part, context.stream);
+    if (receives_state(context)) {  // row 0 is about the sequence's start, not the segment's
+      const Tensor from_start(part.shape(), DType::kF64);
+      kernels::ttt_inner_loss(group_kernel, options_, initial_state(count, heads, context).views,
+                              from_start, context.stream);
+      kernels::copy(from_start.view().slice(0, 1), part.view().slice(0, 1), context.stream);
+    }
+    for (std::int64_t kind = 0; kind < 3; ++kind) {
+      const TensorView all_rows =
+          losses.view().slice(kind, kind + 1).reshape({batch, tokens, heads});
+      kernels::copy(part.view().slice(kind, kind + 1).reshape({count, tokens, heads}),
+                    all_rows.slice(group.rows.begin, group.rows.end), context.stream);
+    }
   }
   Tensor rows({3 * batch, tokens, heads}, DType::kF64);
   kernels::copy(losses.view().reshape(rows.shape()), rows, context.stream);
@@ -214,27 +249,33 @@ void TttCore::record_inner_losses(const kernels::TttInputs& kernel, const Prepar
 std::unique_ptr<Saved> TttCore::forward(const CoreInputs& inputs, TensorView out,
                                         Context& context) const {
   std::unique_ptr<Prepared> p = prepare(inputs, 0, context);
-  const std::int64_t batch = inputs.q.size(0);
   const std::int64_t heads = inputs.q.size(2);
-  if (receives_state(context)) {
-    p->initial = make_state(batch, heads);
-    transfer(&SequenceExchange::receive, p->initial, Neighbour::kPrevious, context);
-  } else {
-    p->initial = initial_state(batch, heads, context);
-  }
-  p->final = make_state(batch, heads);
   const kernels::TttInputs kernel = kernel_inputs(inputs, *p, context);
-  kernels::ttt_forward(kernel, options_, p->initial.views(), out, p->final.views(), &p->kernel,
-                       context.stream);
-  if (sends_state(context)) {
-    transfer(&SequenceExchange::send, p->final, Neighbour::kNext, context);
+  for (const FlatRange& rows : state_groups(inputs.q.size(0), heads, context)) {
+    RowGroup group{rows};
+    if (receives_state(context)) {
+      group.initial = make_state(rows.size(), heads);
+      context.sequence->receive(group.initial.all, Neighbour::kPrevious, context.stream);
+    } else {
+      group.initial = initial_state(rows.size(), heads, context);
+    }
+    group.final = make_state(rows.size(), heads);
+    kernels::ttt_forward(rows_of(kernel, rows), options_, group.initial.views,
+                         out.slice(rows.begin, rows.end), group.final.views, &group.kernel,
+                         context.stream);
+    if (sends_state(context)) {
+      context.sequence->send(group.final.all, Neighbour::kNext, context.stream);
+    }
+    p->groups.push_back(std::move(group));
   }
   if (context.inner_losses != nullptr) record_inner_losses(kernel, *p, context);
   return p;
 }
 
 const TttCore::State& TttCore::final_state(const Saved& saved) {
-  return static_cast<const Prepared&>(saved).final;
+  const auto& p = static_cast<const Prepared&>(saved);
+  TTT_CHECK(p.groups.size() == 1, "{} states of a split batch", p.groups.size());
+  return p.groups.front().final;
 }
 
 void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView /*out*/,
@@ -245,24 +286,32 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
   const DType wide = wide_type(d_out.dtype());
   Tensor d_rate({batch, inputs.q.size(1), heads}, wide);
   const Tensor d_token_scale = kernels::zeros({options_.mini_batch_size}, wide, context.stream);
-  State d_final;  // zero after the last token
-  if (sends_state(context)) {
-    d_final = make_state(batch, heads);
-    transfer(&SequenceExchange::receive, d_final, Neighbour::kNext, context);
-  }
-  const State d_initial = make_state(batch, heads);
-  kernels::ttt_backward(kernel_inputs(inputs, p, context), options_, p.initial.views(), p.kernel,
-                        d_out, d_final.views(),
-                        {gradients.d_q, gradients.d_k, gradients.d_v, d_rate, d_token_scale,
-                         own_grad(norm_weight_, context), own_grad(norm_bias_, context)},
-                        d_initial.views(), context.stream);
-  if (receives_state(context)) {
-    transfer(&SequenceExchange::send, d_initial, Neighbour::kPrevious, context);
-  } else {
-    sum_rows(d_initial.w1, w1_, context);
-    sum_rows(d_initial.b1, b1_, context);
-    sum_rows(d_initial.w2, w2_, context);
-    sum_rows(d_initial.b2, b2_, context);
+  const kernels::TttInputs kernel = kernel_inputs(inputs, p, context);
+  const kernels::TttInputGradients d_kernel{gradients.d_q,
+                                            gradients.d_k,
+                                            gradients.d_v,
+                                            d_rate,
+                                            d_token_scale,
+                                            own_grad(norm_weight_, context),
+                                            own_grad(norm_bias_, context)};
+  for (const RowGroup& group : p.groups) {
+    State d_final;  // zero after the last token
+    if (sends_state(context)) {
+      d_final = make_state(group.rows.size(), heads);
+      context.sequence->receive(d_final.all, Neighbour::kNext, context.stream);
+    }
+    const State d_initial = make_state(group.rows.size(), heads);
+    kernels::ttt_backward(rows_of(kernel, group.rows), options_, group.initial.views, group.kernel,
+                          d_out.slice(group.rows.begin, group.rows.end), d_final.views,
+                          rows_of(d_kernel, group.rows), d_initial.views, context.stream);
+    if (receives_state(context)) {
+      context.sequence->send(d_initial.all, Neighbour::kPrevious, context.stream);
+    } else {
+      sum_rows(d_initial.views.w1, w1_, context);
+      sum_rows(d_initial.views.b1, b1_, context);
+      sum_rows(d_initial.views.w2, w2_, context);
+      sum_rows(d_initial.views.b2, b2_, context);
+    }
   }
   if (token_offset_ != nullptr) {
     kernels::token_scale_backward(token_offset_->value, d_token_scale, token_offset_->grad,
@@ -289,9 +338,7 @@ std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch,
   auto state = std::make_unique<TttDecodeState>();
   state->weights = initial_state(batch, num_heads_, context);
   state->sums = make_state(batch, num_heads_);
-  for (const Tensor* sum : {&state->sums.w1, &state->sums.b1, &state->sums.w2, &state->sums.b2}) {
-    if (!sum->empty()) kernels::fill(*sum, 0, context.stream);
-  }
+  kernels::fill(state->sums.all, 0, context.stream);
   return state;
 }
 
@@ -314,10 +361,10 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
     const Tensor part(q.shape(), q.dtype());
     const kernels::TttInputs kernel{q, k, v, rate, p->token_scale, all.norm_weight, all.norm_bias};
     if (whole > 0) {
-      kernels::ttt_forward(kernel, options_, s.weights.views(), part, s.weights.views(), nullptr,
+      kernels::ttt_forward(kernel, options_, s.weights.views, part, s.weights.views, nullptr,
                            context.stream);
     } else {
-      kernels::ttt_step(kernel, options_, place, s.weights.views(), s.sums.views(), part,
+      kernels::ttt_step(kernel, options_, place, s.weights.views, s.sums.views, part,
                         context.stream);
     }
     put_token_range(part, out, t, context.stream);

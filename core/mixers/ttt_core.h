@@ -33,16 +33,17 @@ class TttCore final : public SequenceCore {
               Context& context) const override;
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
 
-  /// Uninitialised fast weights; owners behind the views.
+  /// Uninitialised fast weights; absent ones are empty.
   struct State {
-    Tensor w1, b1, w2, b2;
-    [[nodiscard]] kernels::TttState views() const { return {w1, b1, w2, b2}; }
+    Tensor all;  // the weights one behind the other: one message between ranks
+    kernels::TttState views;
   };
   [[nodiscard]] State make_state(std::int64_t batch, std::int64_t heads) const;
   /// The fast weights after the last token of the forward that made `saved`.
   [[nodiscard]] static const State& final_state(const Saved& saved);
 
  private:
+  struct RowGroup;
   struct Prepared;
   std::unique_ptr<Prepared> prepare(const CoreInputs& inputs, std::int64_t first_position,
                                     Context& context) const;

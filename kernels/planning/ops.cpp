@@ -288,6 +288,25 @@ void planned_embedding_forward(TensorView ids, TensorView table, TensorView y, S
   add(stream, std::move(call));
 }
 
+// The angles that kernels/cuda/rope.cu looks up: attention's are of all positions.
+Tensor rope_table(TensorView x, const RopeOptions& options, Stream& stream) {
+  if (stream.device() == Device::kCpu) return {};
+  const std::int64_t tokens = x.size(1);
+  return {{options.period == 0 ? tokens : std::min(options.period, tokens), x.size(3)},
+          DType::kF32};
+}
+
+void planned_rope_forward(TensorView x, TensorView y, const RopeOptions& options, Stream& stream) {
+  const Tensor table = rope_table(x, options, stream);
+  add(stream, Noted<"rope_forward", &rope_forward>::describe(x, y, options, stream));
+}
+
+void planned_rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& options,
+                           Stream& stream) {
+  const Tensor table = rope_table(d_y, options, stream);
+  add(stream, Noted<"rope_backward", &rope_backward>::describe(d_y, d_x, options, stream));
+}
+
 DeviceOps make_planning_ops() {
   DeviceOps ops;
 #define TTT_NOTED(op) ops.op = &Noted<#op, &kernels::op>::run;
@@ -301,6 +320,8 @@ DeviceOps make_planning_ops() {
   ops.attention_backward = &planned_attention_backward;
   ops.linear_attention_forward = &planned_linear_attention_forward;
   ops.linear_attention_backward = &planned_linear_attention_backward;
+  ops.rope_forward = &planned_rope_forward;
+  ops.rope_backward = &planned_rope_backward;
   ops.ttt_forward = &planned_ttt_forward;
   ops.ttt_backward = &planned_ttt_backward;
   ops.embedding_forward = &planned_embedding_forward;

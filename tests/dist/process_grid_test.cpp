@@ -2,7 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
+#include "core/base/timer.h"
 #include "tests/support/mpi_world.h"
 
 namespace ttt::dist {
@@ -83,6 +89,32 @@ TEST(Post, DoesNotWaitAndKeepsACopy) {
     EXPECT_EQ(received.data<float>()[received.numel() - 1], static_cast<float>(10 * previous + i));
   }
   world.recv(received.view().slice(0, 0), previous, stream);
+}
+
+// Rank 0 is outside MPI until its message has arrived: over TCP (dist_tcp) it would stay here without the thread that looks
+// after what was posted.
+TEST(Post, LeavesWhileItsSenderComputes) {
+  Communicator& world = test::world();
+  if (world.size() != 2) return;  // one sender, one receiver
+  Stream stream;
+  std::string mine = testing::TempDir() + "posted_XXXXXX";
+  if (world.rank() == 0) close(mkstemp(mine.data()));
+  const std::string sign = world.gather_strings(mine).front();  // removed on arrival
+  const Tensor message({std::int64_t{1} << 21}, DType::kF32);
+  if (world.rank() == 0) {
+    fill(message, 3);
+    world.post(message, 1, stream);
+    const Timer timer;
+    while (std::filesystem::exists(sign) && timer.seconds() < 60) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_FALSE(std::filesystem::exists(sign)) << "it has not left in a minute";
+  } else {
+    world.recv(message, 0, stream);
+    std::filesystem::remove(sign);
+    EXPECT_EQ(message.data<float>()[message.numel() - 1], 3);
+  }
+  world.barrier();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "dist/process_grid.h"
 #include "dist/sequence_exchange.h"
 #include "dist/tree_collectives.h"
+#include "kernels/copy.h"
 #include "tests/core/model_cases.h"
 #include "tests/support/mpi_world.h"
 #ifdef TTT_TEST_CUDA
@@ -297,6 +298,35 @@ TEST(SequenceExchange, HeadsAndTokensAreInverse) {
 }
 
 #else
+
+// MPI cannot reach a device's memory: sums of gradients go through pinned memory.
+TEST(CudaGradients, AreSummedWhereOnlyKernelsReachThem) {
+  const int size = test::world().size();
+  Stream stream = test::stream();
+  const FlatRange all{0, 20000};
+  const Tensor host({all.end}, DType::kF32);
+  Tensor flat;
+  {
+    const memory::Scope scope({"gradients"}, memory::Place::kDevice);
+    flat = Tensor(host.shape(), host.dtype());
+  }
+  for (std::int64_t i = 0; i < all.end; ++i) {
+    host.data<float>()[i] = static_cast<float>(i * (test::world().rank() + 1));
+  }
+  kernels::copy(host, flat, stream);
+  const ProcessGrid& grid = grid_of(1);
+  TreeCollectives sum({&grid.data()}, 8192, {all}, flat.dtype());
+  for (int repeat = 0; repeat < 2; ++repeat) {
+    sum.reduce_scatter(flat, all, stream);
+    sum.all_gather(flat, all, stream);
+  }
+  kernels::copy(flat, host, stream);
+  stream.synchronize();
+  const int terms = size * (size + 1) / 2;  // and the second time, of each rank's equal sum
+  for (std::int64_t i = 0; i < all.end; i += 97) {
+    ASSERT_EQ(host.data<float>()[i], static_cast<float>(i * terms * size));
+  }
+}
 
 // The fused kernels' shapes, on a device or its emulator: segments of whole mini-batches, the last one short.
 class CudaSequenceParallel : public testing::TestWithParam<std::string> {};

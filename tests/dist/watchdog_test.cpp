@@ -24,10 +24,16 @@ TEST(FindCulprit, NothingIsWrongBelowTheLimits) {
 
 TEST(FindCulprit, TheRankThatWaitsForNobodyIsNamed) {
   auto ranks = all_in(Operation::kAllReduceSum, 61);
-  ranks[2].activity = {Phase::kStep, Operation::kNone, 10,
-                       58};  // it began later and is not over its limit yet
+  ranks[2].activity = {Phase::kStep, Operation::kNone, 10, 60.5};
   EXPECT_THAT(find_culprit(ranks, kHosts, options()),
               AllOf(HasSubstr("rank 2 (host b)"), HasSubstr("phase step"), HasSubstr("3 of 4")));
+}
+
+// An evaluation that one rank makes while the others wait may take longer than any limit.
+TEST(FindCulprit, ThereIsNoneWhileTheRankThatOthersWaitForGetsOn) {
+  auto ranks = all_in(Operation::kBarrier, 1e4);
+  ranks[2].activity = {Phase::kStep, Operation::kNone, 10, 58};
+  EXPECT_EQ(find_culprit(ranks, kHosts, options()), "");
 }
 
 TEST(FindCulprit, OfTwoOutsideTheLongerStuckIsNamed) {

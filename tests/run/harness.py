@@ -26,6 +26,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "
 TIMEOUT_SECONDS = 120
 
 OK, USAGE, CORRUPT, MISSING, LOCKED, IO, PERMISSION, MISMATCH, STOPPED = 0, 64, 65, 66, 73, 74, 77, 78, 80
+PEER_LOST, OUT_OF_MEMORY = 75, 83
 
 # Smaller than configs/tiny.textproto: a step takes a few milliseconds.
 SMALL = ("model.hidden_size=32", "model.intermediate_size=64", "model.num_layers=1",

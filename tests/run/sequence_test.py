@@ -1,8 +1,11 @@
 """Sequences split over ranks: the run of whole ones to rounding, the same bits for every number of data ranks."""
 
+import resource
+import signal
 import unittest
 
-from harness import SMALL, USAGE, RunTest, checkpoints, curve, rows, ttt
+from harness import (OUT_OF_MEMORY, PEER_LOST, SMALL, USAGE, RunTest, checkpoints, curve, finish, rows, signal_ranks,
+                     start, ttt)
 
 # 48 tokens are three mini-batches of 16: two ranks hold one and two of them.
 RUN = (*SMALL, "train.steps=6", "optimizer.warmup_steps=2", "optimizer.decay_steps=6", "eval.interval_steps=3",
@@ -72,6 +75,41 @@ class SplitSequences(RunTest):
                                                   for file in ("loss_by_position.csv", "inner_loss.csv")]
 
         self.assertEqual(evaluate("split-eval", "--sequence-ranks", 2, ranks=4), evaluate("whole-eval", ranks=1))
+
+
+class LongContext(RunTest):
+    """docs/parallelism.md has the same for 262,144 tokens."""
+
+    LIMIT_BYTES = 800 << 20  # the libraries take some 300 MiB of it
+    RUN = ("data.context_length=65536", "train.batch_size=1", "parallel.virtual_shards=1", "train.steps=1",
+           "optimizer.warmup_steps=0", "data.validation=", "checkpoint.interval_steps=0", "train.num_threads=1")
+
+    def train_limited(self, name: str, *overrides, ranks: int):
+        def limit():
+            resource.setrlimit(resource.RLIMIT_DATA, (self.LIMIT_BYTES, self.LIMIT_BYTES))
+        run = self.directory / name
+        return run, ttt(*self.train_arguments(run, *self.RUN, *overrides), ranks=ranks, preexec_fn=limit)
+
+    def test_what_one_rank_cannot_hold_four_train(self):
+        _, alone = self.train_limited("alone", ranks=1)
+        self.assertEqual(alone.code, OUT_OF_MEMORY, alone.err)
+        self.assertIn("out of memory", alone.err)
+        self.assertIn("raise parallel.sequence_ranks", alone.err)
+        run, split = self.train_limited("split", "parallel.sequence_ranks=4", ranks=4)
+        self.assertEqual(split.code, 0, split.err)
+        self.assertEqual([row["tokens"] for row in rows(run)], [65536])
+
+
+class HungEvaluation(RunTest):
+    def test_a_stopped_rank_is_named(self):
+        """As patient as the run's own watchdog; two ranks hold each window together."""
+        run = self.train("patient", *RUN, "train.steps=1", "optimizer.warmup_steps=0", "watchdog.silence_seconds=2")
+        process = start("eval", "-m", run, "--context", *range(32, 2048, 16), "--sequence-ranks", 2, ranks=2)
+        self.assertIn("context", process.stdout.readline())
+        self.assertTrue(signal_ranks(process, signal.SIGSTOP, 1))
+        result = finish(process, 60)
+        self.assertEqual(result.code, PEER_LOST, result.err)
+        self.assertRegex(result.err, r"event=hang .*rank 1 \(host .*\) silent for")
 
 
 class Refusals(RunTest):

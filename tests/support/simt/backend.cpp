@@ -69,6 +69,9 @@ void linear_backward_weight(TensorView d_y, TensorView x, TensorView d_w, Precis
   const simt::DeviceAccess access;
   const memory::Scope scope(memory::Purpose{});
   Stream cpu;
+  if (!is_mixed(d_y, x, d_w)) {
+    return kernels::linear_backward_weight(d_y, x, d_w, precision, cpu);
+  }
   kernels::linear_backward_weight(to_dtype(d_y, DType::kF32), to_dtype(x, DType::kF32), d_w,
                                   precision, cpu);
 }

@@ -1,0 +1,29 @@
+#include "dist/host_messages.h"
+
+#include "kernels/copy.h"
+
+namespace ttt::dist {
+namespace {
+
+TensorView first_of(Tensor& buffer, const TensorView& view, Stream& stream) {
+  if (buffer.empty() || buffer.numel() < view.numel()) {
+    stream.synchronize();  // a queued copy may read the smaller one
+    const HostMemory scope;
+    buffer = Tensor({view.numel()}, view.dtype());
+  }
+  return buffer.view().slice(0, view.numel());
+}
+
+}  // namespace
+
+void StagedMessages::exchange(Communicator& communicator, TensorView out, TensorView in, int peer,
+                              Stream& stream) {
+  if (!needs_host(communicator, stream)) return communicator.exchange(out, in, peer, stream);
+  const TensorView sent = first_of(sent_, out, stream);
+  const TensorView received = first_of(received_, in, stream);
+  if (out.numel() > 0) kernels::copy(out, sent, stream);
+  communicator.exchange(sent, received, peer, stream);
+  if (in.numel() > 0) kernels::copy(received, in, stream);
+}
+
+}  // namespace ttt::dist
