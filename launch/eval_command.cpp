@@ -123,8 +123,9 @@ std::string inner_svg(const InnerLosses& losses, std::int64_t layer) {
 
 // Loss and perplexity at one context length, printed; by position where asked.
 PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel& model,
-                                const config::RunConfig& config, const dist::ProcessGrid& grid,
+                                const HeldOut& set, const dist::ProcessGrid& grid,
                                 Context context) {
+  const config::RunConfig& config = set.config;
   const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
   context.sequence = sequence.get();
   const BatchReader reader(config, data::Split::kValidation, sequence.get());
@@ -135,7 +136,8 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
   visit_window_losses(model, reader, windows, options.micro_batch, grid, context,
                       [&](auto nll, auto mask) { losses.add(nll, mask); });
   if (grid.world().rank() == 0) {
-    std::cout << fmt::format("context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
+    std::cout << fmt::format("{}context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
+                             set.source.empty() ? "" : set.source + " | ",
                              config.data().context_length(), windows, losses.loss(),
                              std::exp(losses.loss()))
               << std::flush;
@@ -164,6 +166,7 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   const ModelSource source = open_model_source(options.model);
   config::RunConfig config = source.config;
   if (!options.data.empty()) {
+    config.mutable_data()->clear_sources();
     config.mutable_data()->mutable_validation()->Assign(options.data.begin(), options.data.end());
   }
   std::vector<std::int64_t> contexts = options.contexts;
@@ -182,6 +185,12 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
     problems.insert(problems.end(), found.begin(), found.end());
   }
   config::throw_problems("ttt eval", problems);
+  std::vector<HeldOut> sets = held_out_sets(config);
+  if (sets.empty()) sets.push_back({"", 1, config});  // whose reader tells what is missing
+  if (sets.size() > 1 && !options.output.empty()) {
+    fail(ExitCode::kUsage, "-o {}: the run has {} sets of held-out tokens; name one with --data",
+         options.output, sets.size());
+  }
   const dist::ProcessGrid grid(communicator, options.sequence_ranks);
   use_threads(0, communicator);
   const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
@@ -190,15 +199,18 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
   std::vector<ContextLoss> by_context;
-  for (const std::int64_t length : contexts) {
-    config.mutable_data()->set_context_length(length);
-    losses = evaluate_context(options, *model, config, grid, context);
-    by_context.push_back({length, losses.num_windows, losses.loss()});
+  for (HeldOut& set : sets) {
+    for (const std::int64_t length : contexts) {
+      set.config.mutable_data()->set_context_length(length);
+      losses = evaluate_context(options, *model, set, grid, context);
+      by_context.push_back({length, losses.num_windows, losses.loss()});
+    }
   }
   if (!options.output.empty() && grid.data().rank() == 0) {
-    const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
+    const config::RunConfig& longest = sets.front().config;
+    const auto sequence = dist::make_sequence_exchange(sequence_split(longest), grid.sequence());
     context.sequence = sequence.get();
-    const BatchReader reader(config, data::Split::kValidation, sequence.get());
+    const BatchReader reader(longest, data::Split::kValidation, sequence.get());
     const InnerLosses inner =
         inner_losses(*model, reader, std::min(options.inner_windows, reader.num_windows()),
                      grid.sequence(), context);
