@@ -1,7 +1,9 @@
 // What can be wrong with a configuration's values, found before anything is allocated.
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <set>
 
 #include "configs/run_config.h"
 #include "configs/sequence_split.h"
@@ -137,6 +139,47 @@ void check_segments(const RunConfig& config, Problems& problems) {
   }
 }
 
+std::vector<std::string> find_data_problems(const DataConfig& data) {
+  Problems problems;
+  if (data.context_length() < 1 || data.context_length() > kMaxContext) {
+    problems.add("data.context_length", data.context_length(),
+                 fmt::format("must be between 1 and {}", kMaxContext));
+  }
+  if (data.reset_at_bos() && data.masked_target() < 0) {
+    problems.add("data.reset_at_bos", true,
+                 "needs data.masked_target, the id that begins documents");
+  }
+  std::set<std::string> names;
+  for (int i = 0; i < data.sources_size(); ++i) {
+    const DataSource& source = data.sources(i);
+    const auto field = [&](const char* name) {
+      return fmt::format("data.sources[{}].{}", i, name);
+    };
+    problems.positive(field("weight").c_str(), source.weight());
+    const bool is_plain = std::ranges::all_of(source.name(), [](unsigned char c) {
+      return c < 128 && (std::isalnum(c) != 0 || c == '_' || c == '-' || c == '.');
+    });
+    if (source.name().empty() || !is_plain) {
+      problems.add(field("name").c_str(), fmt::format("\"{}\"", source.name()),
+                   "must be a word of letters, digits, _, - and .");
+    } else if (!names.insert(source.name()).second) {
+      problems.add(field("name").c_str(), source.name(), "is the name of another source too");
+    }
+    if (source.train().empty())
+      problems.add(field("train").c_str(), "\"\"", "must name token files");
+  }
+  if (data.sources_size() == 0) return problems.lines();
+  if (!data.train().empty()) {
+    problems.add("data.train", data.train(0), "is given beside data.sources; make it one of them");
+  }
+  if (!data.order_file().empty()) {
+    problems.add(
+        "data.order_file", data.order_file(),
+        "numbers the windows of data.train; with data.sources there are several first ones");
+  }
+  return problems.lines();
+}
+
 void check_optimizer(const RunConfig& config, Problems& problems) {
   const OptimizerConfig& optimizer = config.optimizer();
   problems.at_least_zero("optimizer.learning_rate", optimizer.learning_rate());
@@ -213,6 +256,10 @@ std::vector<std::string> find_sequence_problems(const RunConfig& config, int wor
                  "model.ttt.mini_batch_size = 0 is one mini-batch, which cannot be cut; use "
                  "HEAD_EXCHANGE");
   }
+  if (config.data().reset_at_bos()) {
+    problems.add("parallel.sequence_ranks", ranks,
+                 "data.reset_at_bos cuts windows at documents, which lie on one rank; use 1");
+  }
   check_segments(config, problems);
   return problems.lines();
 }
@@ -223,11 +270,7 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
   if (config.output_directory().empty()) {
     problems.add("output_directory", "\"\"", "must name a directory");
   }
-  const std::int64_t context = config.data().context_length();
-  if (context < 1 || context > kMaxContext) {
-    problems.add("data.context_length", context,
-                 fmt::format("must be between 1 and {}", kMaxContext));
-  }
+  problems.append(find_data_problems(config.data()));
   check_batch(config, world_size, problems);
   problems.append(find_sequence_problems(config, world_size));
   problems.at_least("parallel.bucket_elements", config.parallel().bucket_elements(), 1);

@@ -203,7 +203,13 @@ void write_defaults(Message& message) {
   const Descriptor* type = message.GetDescriptor();
   for (int i = 0; i < type->field_count(); ++i) {
     const FieldDescriptor* field = type->field(i);
-    if (field->is_repeated()) continue;
+    if (field->is_repeated()) {
+      if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) continue;
+      for (int j = 0; j < reflection->FieldSize(message, field); ++j) {
+        write_defaults(*reflection->MutableRepeatedMessage(&message, field, j));
+      }
+      continue;
+    }
     switch (field->cpp_type()) {
       case FieldDescriptor::CPPTYPE_MESSAGE:
         write_defaults(*reflection->MutableMessage(&message, field));
@@ -334,6 +340,10 @@ std::string apply_override(RunConfig& config, const std::string& assignment) {
     if (dot != std::string::npos) {
       if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
         return fmt::format("--set {}: \"{}\" has no fields inside", assignment, name);
+      }
+      if (field->is_repeated()) {
+        return fmt::format("--set {}: \"{}\" is a list; write it in the configuration file",
+                           assignment, name);
       }
       message = message->GetReflection()->MutableMessage(message, field);
       begin = dot + 1;

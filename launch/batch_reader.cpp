@@ -1,11 +1,17 @@
 #include "launch/batch_reader.h"
 
+#include <memory>
+#include <utility>
+
+#include "core/base/rng.h"
+
 namespace ttt::launch {
 namespace {
 
-data::TokenArray open_tokens(const config::RunConfig& config, data::Split split) {
-  const auto& paths =
-      split == data::Split::kTrain ? config.data().train() : config.data().validation();
+using Paths = google::protobuf::RepeatedPtrField<std::string>;
+
+data::TokenArray open_tokens(const config::RunConfig& config, const Paths& paths,
+                             data::Split split) {
   if (paths.empty()) {
     fail(ExitCode::kUsage, "data.{} names no token files; `ttt prepare` makes them from text",
          name_of(split));
@@ -22,20 +28,132 @@ data::TokenArray open_tokens(const config::RunConfig& config, data::Split split)
   return tokens;
 }
 
+data::WindowLayout layout_of(const config::DataConfig& config, const data::TokenArray& tokens) {
+  return config.windows() == config::DataConfig::DOCUMENTS
+             ? data::WindowLayout::documents(tokens, config.context_length())
+             : data::WindowLayout::stride(tokens.num_tokens(), config.context_length(),
+                                          tokens.describe());
+}
+
+data::WindowSampler replay(const config::RunConfig& config, std::int64_t num_windows) {
+  const std::string& path = config.data().order_file();
+  auto file = std::make_shared<const data::OrderFile>(path, num_windows);
+  const std::int64_t needed = config.train().steps() * config.train().batch_size();
+  if (file->num_samples() < needed) {
+    fail(ExitCode::kUsage, "{} has {} samples; train.steps = {} of train.batch_size = {} need {}",
+         path, file->num_samples(), config.train().steps(), config.train().batch_size(), needed);
+  }
+  return {num_windows, std::move(file)};
+}
+
+data::WindowSampler sampler_of(const config::RunConfig& config, data::Split split,
+                               const std::string& source, std::int64_t num_windows) {
+  // Validation is the first windows of the file, whatever the training order.
+  if (split == data::Split::kValidation) return {num_windows, data::Order::kSequential, 0};
+  if (!config.data().order_file().empty()) return replay(config, num_windows);
+  const bool is_permuted = config.data().order() == config::DataConfig::PERMUTED;
+  // A source's order depends on its name, not on which others there are.
+  const std::uint64_t seed =
+      source.empty() ? config.seed() : CounterRng(config.seed(), "source " + source).bits(0);
+  return {num_windows, is_permuted ? data::Order::kPermuted : data::Order::kSequential, seed};
+}
+
+BatchReader::Source open_source(const config::RunConfig& config, data::Split split,
+                                const std::string& name, const Paths& paths) {
+  data::TokenArray tokens = open_tokens(config, paths, split);
+  data::WindowLayout layout = layout_of(config.data(), tokens);
+  data::WindowSampler sampler = sampler_of(config, split, name, layout.num_windows());
+  return {name, std::move(tokens), std::move(layout), std::move(sampler)};
+}
+
+std::vector<BatchReader::Source> open_sources(const config::RunConfig& config, data::Split split) {
+  const config::DataConfig& data = config.data();
+  std::vector<BatchReader::Source> sources;
+  if (split == data::Split::kValidation || data.sources().empty()) {
+    const Paths& paths = split == data::Split::kTrain ? data.train() : data.validation();
+    sources.push_back(open_source(config, split, "", paths));
+    return sources;
+  }
+  std::int64_t vocab_size = 0;
+  for (const config::DataSource& source : data.sources()) {
+    sources.push_back(open_source(config, split, source.name(), source.train()));
+    const data::TokenArray& tokens = sources.back().tokens;
+    if (vocab_size != 0 && tokens.vocab_size() != 0 && tokens.vocab_size() != vocab_size) {
+      fail(ExitCode::kCorruptInput,
+           "source {} has a vocabulary of {}, a source before it one of {}: their tokens mean "
+           "different text",
+           source.name(), tokens.vocab_size(), vocab_size);
+    }
+    if (tokens.vocab_size() != 0) vocab_size = tokens.vocab_size();
+  }
+  return sources;
+}
+
+data::Mixture mixture_of(const config::DataConfig& config, data::Split split) {
+  std::vector<double> weights;
+  if (split == data::Split::kTrain) {
+    for (const config::DataSource& source : config.sources()) weights.push_back(source.weight());
+  }
+  if (weights.empty()) weights.push_back(1);
+  return data::Mixture(weights);
+}
+
 }  // namespace
+
+std::vector<HeldOut> held_out_sets(const config::RunConfig& config) {
+  std::vector<HeldOut> sets;
+  if (!config.data().validation().empty()) sets.push_back({"", 1, config});
+  for (const config::DataSource& source : config.data().sources()) {
+    if (source.validation().empty()) continue;
+    sets.push_back({source.name(), source.weight(), config});
+    *sets.back().config.mutable_data()->mutable_validation() = source.validation();
+  }
+  return sets;
+}
 
 BatchReader::BatchReader(const config::RunConfig& config, data::Split split,
                          const SequenceExchange* sequence)
-    : tokens_(open_tokens(config, split)),
-      sampler_(tokens_.num_tokens(), config.data().context_length(),
-               // Validation is the first windows of the file, whatever the training order.
-               split == data::Split::kTrain && config.data().order() == config::DataConfig::PERMUTED
-                   ? data::Order::kPermuted
-                   : data::Order::kSequential,
-               config.seed(), tokens_.describe()),
+    : sources_(open_sources(config, split)),
+      mixture_(mixture_of(config.data(), split)),
+      context_length_(config.data().context_length()),
       masked_target_(config.data().masked_target()),
+      resets_at_bos_(config.data().reset_at_bos()),
       begin_(sequence != nullptr ? sequence->begin() : 0),
-      end_(sequence != nullptr ? sequence->end() : config.data().context_length()) {}
+      end_(sequence != nullptr ? sequence->end() : context_length_) {}
+
+std::int64_t BatchReader::num_windows() const {
+  std::int64_t count = 0;
+  for (const Source& source : sources_) count += source.layout.num_windows();
+  return count;
+}
+
+BatchReader::Place BatchReader::place_of(std::int64_t sample) const {
+  const data::Mixture::Place place = mixture_.place_of(sample);
+  const Source& source = sources_[place.source];
+  return {source, place.position, source.sampler.window_at(place.position)};
+}
+
+TensorView SequenceRange::of(TensorView view) const {
+  const TensorView rows = view.slice(row_begin, row_end);
+  if (end - begin == view.size(1)) return rows;
+  return rows.reshape({view.size(1)}).slice(begin, end).reshape({1, end - begin});
+}
+
+std::vector<SequenceRange> BatchReader::sequences(TensorView ids) const {
+  const std::int64_t tokens = ids.size(1);
+  if (!resets_at_bos_) return {{0, ids.size(0), 0, tokens}};
+  std::vector<SequenceRange> ranges;
+  for (std::int64_t row = 0; row < ids.size(0); ++row) {
+    const auto row_ids = ids.slice(row, row + 1).span<std::int64_t>();
+    std::int64_t begin = 0;
+    for (std::int64_t t = 1; t <= tokens; ++t) {
+      if (t < tokens && row_ids[static_cast<std::size_t>(t)] != masked_target_) continue;
+      ranges.push_back({row, row + 1, begin, t});
+      begin = t;
+    }
+  }
+  return ranges;
+}
 
 BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {
   const Shape shape{rows, end_ - begin_};
@@ -49,7 +167,8 @@ void BatchReader::read(std::int64_t position, std::int64_t global_rows,
   const Buffers window{Tensor(whole, DType::kI64), Tensor(whole, DType::kI64),
                        Tensor(whole, DType::kF64), Tensor(whole, DType::kF64)};
   for (std::int64_t row = 0; row < buffers.ids.size(0); ++row) {
-    data::read_window(tokens_, sampler_.window_at(position + row), masked_target_,
+    const Place place = place_of(position + row);
+    data::read_window(place.source.tokens, place.source.layout, place.window, masked_target_,
                       window.ids.span<std::int64_t>(), window.targets.span<std::int64_t>(),
                       window.mask.span<double>());
     set_row_weights(window.mask.span<double>(), global_rows, window.weight.span<double>());

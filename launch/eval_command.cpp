@@ -125,8 +125,9 @@ std::string inner_svg(const InnerLosses& losses, std::int64_t layer) {
 
 // Loss and perplexity at one context length, printed; by position where asked.
 PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel& model,
-                                const config::RunConfig& config, const dist::ProcessGrid& grid,
+                                const HeldOut& set, const dist::ProcessGrid& grid,
                                 Context context) {
+  const config::RunConfig& config = set.config;
   const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
   context.sequence = sequence.get();
   const BatchReader reader(config, data::Split::kValidation, sequence.get());
@@ -139,7 +140,8 @@ PositionLosses evaluate_context(const EvalOptions& options, const LanguageModel&
                           [&](auto nll, auto mask) { losses.add(nll, mask); });
   if (!is_whole) fail(ExitCode::kStoppedEarly, "evaluation stopped on request");
   if (grid.world().rank() == 0) {
-    std::cout << fmt::format("context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
+    std::cout << fmt::format("{}context {:>7} | windows {:>6} | loss {:.6f} | perplexity {:.4f}\n",
+                             set.source.empty() ? "" : set.source + " | ",
                              config.data().context_length(), windows, losses.loss(),
                              std::exp(losses.loss()))
               << std::flush;
@@ -168,6 +170,7 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   const ModelSource source = open_model_source(options.model);
   config::RunConfig config = source.config;
   if (!options.data.empty()) {
+    config.mutable_data()->clear_sources();
     config.mutable_data()->mutable_validation()->Assign(options.data.begin(), options.data.end());
   }
   std::vector<std::int64_t> contexts = options.contexts;
@@ -186,6 +189,12 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
     problems.insert(problems.end(), found.begin(), found.end());
   }
   config::throw_problems("ttt eval", problems);
+  std::vector<HeldOut> sets = held_out_sets(config);
+  if (sets.empty()) sets.push_back({"", 1, config});  // whose reader tells what is missing
+  if (sets.size() > 1 && !options.output.empty()) {
+    fail(ExitCode::kUsage, "-o {}: the run has {} sets of held-out tokens; name one with --data",
+         options.output, sets.size());
+  }
   use_threads(0, communicator);
   install_stop_handlers();
   const DType dtype = options.dtype == "f64" ? DType::kF64 : DType::kF32;
@@ -198,15 +207,18 @@ ExitCode evaluate(const EvalOptions& options, dist::Communicator& communicator) 
   Context context{stream, precision_of(config.train().precision())};
   PositionLosses losses;
   std::vector<ContextLoss> by_context;
-  for (const std::int64_t length : contexts) {
-    config.mutable_data()->set_context_length(length);
-    losses = evaluate_context(options, *model, config, grid, context);
-    by_context.push_back({length, losses.num_windows, losses.loss()});
+  for (HeldOut& set : sets) {
+    for (const std::int64_t length : contexts) {
+      set.config.mutable_data()->set_context_length(length);
+      losses = evaluate_context(options, *model, set, grid, context);
+      by_context.push_back({length, losses.num_windows, losses.loss()});
+    }
   }
   if (!options.output.empty() && grid.data().rank() == 0) {
-    const auto sequence = dist::make_sequence_exchange(sequence_split(config), grid.sequence());
+    const config::RunConfig& longest = sets.front().config;
+    const auto sequence = dist::make_sequence_exchange(sequence_split(longest), grid.sequence());
     context.sequence = sequence.get();
-    const BatchReader reader(config, data::Split::kValidation, sequence.get());
+    const BatchReader reader(longest, data::Split::kValidation, sequence.get());
     const InnerLosses inner =
         inner_losses(*model, reader, std::min(options.inner_windows, reader.num_windows()),
                      grid.sequence(), context);

@@ -14,8 +14,7 @@ constexpr std::int64_t kGroupsPerRank = 4;
 
 class InnerLossSums final : public InnerLossRecorder {
  public:
-  InnerLossSums(InnerLosses& result, std::int64_t segment_begin)
-      : result_(result), begin_(segment_begin) {}
+  InnerLossSums(InnerLosses& result, std::int64_t begin) : result_(result), begin_(begin) {}
 
   void record(std::int64_t layer, TensorView losses) override {
     const std::int64_t batch = losses.size(1);
@@ -62,7 +61,9 @@ bool visit_window_losses(
       const BatchReader::Buffers buffers = reader.make_buffers(rows);
       reader.read(first + begin, rows, buffers);
       const Tensor segment_nll(buffers.ids.shape(), DType::kF64);
-      model.evaluate(buffers.batch(), segment_nll, context);
+      for (const SequenceRange& range : reader.sequences(buffers.ids)) {
+        model.evaluate(buffers.batch(range), range.of(segment_nll), context);
+      }
       context.stream.synchronize();
       grid.world().mark_progress();
       for (std::int64_t row = 0; row < rows; ++row) {
@@ -140,15 +141,17 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
   result.length = reader.context_length();
   result.num_windows = num_windows;
   result.sums.resize(static_cast<std::size_t>(3 * result.num_layers * result.length));
-  InnerLossSums recorder(result, reader.segment_begin());
   Context recording = context;
-  recording.inner_losses = &recorder;
   const Tensor nll(buffers.ids.shape(), DType::kF64);
   for (std::int64_t window = 0; window < num_windows; ++window) {
     reader.read(window, 1, buffers);
     stop_if_requested("evaluation");
-    model.evaluate(buffers.batch(), nll, recording);
-    context.stream.synchronize();
+    for (const SequenceRange& range : reader.sequences(buffers.ids)) {
+      InnerLossSums recorder(result, reader.segment_begin() + range.begin);
+      recording.inner_losses = &recorder;
+      model.evaluate(buffers.batch(range), range.of(nll), recording);
+      context.stream.synchronize();
+    }
     sequence.mark_progress();
   }
   // Every position comes from one rank: exact.

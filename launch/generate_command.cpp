@@ -56,7 +56,7 @@ void generate(const GenerateOptions& options, const dist::Communicator& communic
   std::ranges::copy(ids, next.data<std::int64_t>());
 
   Context context{stream, kernels::Precision::kNative};
-  const auto state = model->make_decode_state(1, context);
+  auto state = model->make_decode_state(1, context);
   const CounterRng rng(options.seed, "generate");
   data::StreamingDecoder decoder(*tokenizer, prompt.empty());
   std::cout << prompt << std::flush;
@@ -75,6 +75,9 @@ void generate(const GenerateOptions& options, const dist::Communicator& communic
     if (id < tokenizer->vocab_size()) {
       std::cout << decoder.push(static_cast<std::int32_t>(id)) << std::flush;
     }
+    const config::DataConfig& data = source.config.data();
+    if (data.reset_at_bos() && id == data.masked_target())
+      state = model->make_decode_state(1, context);
     next = Tensor({1, 1}, DType::kI64);
     next.data<std::int64_t>()[0] = id;
     logits = model->extend(next, *state, false, context);

@@ -110,6 +110,7 @@ bool inspect(const DataInspection& inspection, bool verify) {
     std::cout << config::complete_text(config);
     const LanguageModel model(config.model(), config.data().context_length());
     std::cout << fmt::format("# {} parameters\n", model.parameters().num_elements());
+    if (inspection.num_samples > 0) inspect_samples(config, inspection.num_samples);
   } else {
     fail(ExitCode::kUsage,
          "{}: expected a directory, or a .safetensors, .h5, .npy, .bin or .textproto file", path);
@@ -134,6 +135,12 @@ void add_inspect_command(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_option("--masked-target", inspection->masked_target, "Target without loss; -1: none")
       ->capture_default_str();
+  command->add_flag("--documents", inspection->by_documents,
+                    "The window is one of data.windows = DOCUMENTS");
+  command
+      ->add_option("--samples", inspection->num_samples,
+                   "Of a configuration: which windows its first N samples are, of which source")
+      ->check(CLI::NonNegativeNumber);
   command->add_flag("--ids", inspection->shows_ids, "Show the window's ids, not its text");
   command->add_option("--tokenizer", inspection->tokenizer,
                       "Of token files that have none beside them");

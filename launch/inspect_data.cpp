@@ -10,7 +10,8 @@
 #include "core/base/error.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokens/prepare.h"
-#include "data/tokens/window_sampler.h"
+#include "data/tokens/window_layout.h"
+#include "launch/batch_reader.h"
 
 namespace ttt::launch {
 namespace {
@@ -39,21 +40,24 @@ void print_files(const data::TokenArray& tokens) {
 }
 
 void print_window(const DataInspection& inspection, const data::TokenArray& tokens) {
-  const data::WindowSampler sampler(tokens.num_tokens(), inspection.context_length,
-                                    data::Order::kSequential, 0, tokens.describe());
-  if (inspection.window >= sampler.num_windows()) {
+  const data::WindowLayout layout =
+      inspection.by_documents
+          ? data::WindowLayout::documents(tokens, inspection.context_length)
+          : data::WindowLayout::stride(tokens.num_tokens(), inspection.context_length,
+                                       tokens.describe());
+  if (inspection.window >= layout.num_windows()) {
     fail(ExitCode::kUsage, "window {} of {}: there are {} windows of {} tokens", inspection.window,
-         inspection.path, sampler.num_windows(), inspection.context_length);
+         inspection.path, layout.num_windows(), inspection.context_length);
   }
   const auto length = static_cast<std::size_t>(inspection.context_length);
   std::vector<std::int64_t> inputs(length);
   std::vector<std::int64_t> targets(length);
   std::vector<double> weight(length);
-  data::read_window(tokens, inspection.window, inspection.masked_target, inputs, targets, weight);
-  std::cout << fmt::format(
-      "window {} of {}: tokens {} to {}, {} of {} targets masked\n", inspection.window,
-      sampler.num_windows(), inspection.window * inspection.context_length,
-      (inspection.window + 1) * inspection.context_length, std::ranges::count(weight, 0.0), length);
+  data::read_window(tokens, layout, inspection.window, inspection.masked_target, inputs, targets,
+                    weight);
+  std::cout << fmt::format("window {} of {}: tokens {} to {}, {} of {} targets masked\n",
+                           inspection.window, layout.num_windows(), layout.begin(inspection.window),
+                           layout.end(inspection.window), std::ranges::count(weight, 0.0), length);
   const auto tokenizer = tokenizer_of(inspection);
   if (inspection.shows_ids || tokenizer == nullptr) {
     for (const std::int64_t id : inputs) std::cout << id << ' ';
@@ -130,6 +134,27 @@ bool is_token_data(const std::string& path) {
     if (fs::exists(fs::path(path) / (name_of(split) + ".npy"))) return true;
   }
   return false;
+}
+
+void inspect_samples(const config::RunConfig& config, std::int64_t count) {
+  const BatchReader reader(config, data::Split::kTrain);
+  const auto name = [](const BatchReader::Source& source) {
+    return source.name.empty() ? "data.train" : source.name.c_str();
+  };
+  for (std::int64_t sample = 0; sample < count; ++sample) {
+    const BatchReader::Place place = reader.place_of(sample);
+    std::cout << fmt::format("sample {} | {} | epoch {} | window {} | tokens {} to {}\n", sample,
+                             name(place.source), place.source.sampler.epoch_of(place.position),
+                             place.window, place.source.layout.begin(place.window),
+                             place.source.layout.end(place.window));
+  }
+  const auto counts = reader.counts(count);
+  for (std::size_t s = 0; s < counts.size(); ++s) {
+    const BatchReader::Source& source = reader.sources()[s];
+    std::cout << fmt::format("{}: {} of {} samples, {} windows an epoch, {}\n", name(source),
+                             counts[s], count, source.layout.num_windows(),
+                             source.tokens.describe());
+  }
 }
 
 bool inspect_data(const DataInspection& inspection) {

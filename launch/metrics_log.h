@@ -4,8 +4,9 @@
 // Rows of training have kind "train", of validation "eval"; a row of kind "run" holds constants.
 // The names that the report and the progress line know:
 //   train: loss, learning_rate, grad_norm, tokens (so far), tokens_per_second, wall_seconds (so far),
+//          data_seconds (the computing thread waited for batches), tokens_SOURCE (so far, of a mixture),
 //          communication_seconds, exposed_communication_seconds (the computing thread waited)
-//   eval:  loss, perplexity
+//   eval:  loss, perplexity, loss_SOURCE
 //   run:   parameters, num_ranks
 // Others are welcome. Non-finite numbers are written as null, which JSON has instead.
 

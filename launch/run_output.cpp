@@ -51,16 +51,21 @@ void RunOutput::train_step(const Step& step) {
   const double step_tokens = static_cast<double>(config_.train().batch_size()) *
                              static_cast<double>(config_.data().context_length());
   const double tokens_per_second = step_tokens / step.seconds;
-  metrics_.write({step.step,
-                  "train",
-                  {{"loss", step.loss},
-                   {"learning_rate", step.learning_rate},
-                   {"grad_norm", step.grad_norm},
-                   {"tokens", step.tokens},
-                   {"tokens_per_second", tokens_per_second},
-                   {"communication_seconds", step.communication_seconds},
-                   {"exposed_communication_seconds", step.exposed_seconds},
-                   {"wall_seconds", earlier_seconds_ + wall_.seconds()}}});
+  MetricsRow row{step.step,
+                 "train",
+                 {{"loss", step.loss},
+                  {"learning_rate", step.learning_rate},
+                  {"grad_norm", step.grad_norm},
+                  {"tokens", step.tokens},
+                  {"tokens_per_second", tokens_per_second},
+                  {"data_seconds", step.data_seconds},
+                  {"communication_seconds", step.communication_seconds},
+                  {"exposed_communication_seconds", step.exposed_seconds},
+                  {"wall_seconds", earlier_seconds_ + wall_.seconds()}}};
+  for (const auto& [source, tokens] : step.source_tokens) {
+    row.values.emplace_back("tokens_" + source, tokens);
+  }
+  metrics_.write(row);
   const std::pair<std::string, double> scalars[] = {{"train/loss", step.loss},
                                                     {"train/learning_rate", step.learning_rate},
                                                     {"train/grad_norm", step.grad_norm},
@@ -93,15 +98,20 @@ void RunOutput::train_step(const Step& step) {
   interval_ = {};
 }
 
-void RunOutput::validation(std::int64_t step, double loss) {
-  metrics_.write({step, "eval", {{"loss", loss}, {"perplexity", std::exp(loss)}}});
-  const std::pair<std::string, double> scalars[] = {{"eval/loss", loss},
-                                                    {"eval/perplexity", std::exp(loss)}};
+void RunOutput::validation(std::int64_t step, double loss, const BySource& sources) {
+  MetricsRow row{step, "eval", {{"loss", loss}, {"perplexity", std::exp(loss)}}};
+  BySource scalars = {{"eval/loss", loss}, {"eval/perplexity", std::exp(loss)}};
+  std::string line =
+      fmt::format("step {} | validation loss {:.4f} | ppl {:.2f}", step, loss, std::exp(loss));
+  for (const auto& [source, of_source] : sources) {
+    row.values.emplace_back("loss_" + source, of_source);
+    scalars.emplace_back("eval/loss_" + source, of_source);
+    line += fmt::format(" | {} {:.4f}", source, of_source);
+  }
+  metrics_.write(row);
   tensorboard_.write(step, scalars);
   progress_.finish();
-  std::cout << fmt::format("step {} | validation loss {:.4f} | ppl {:.2f}\n", step, loss,
-                           std::exp(loss))
-            << std::flush;
+  std::cout << line << std::endl;
 }
 
 bool RunOutput::has_validation(std::int64_t step) const {

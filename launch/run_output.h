@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "configs/run.pb.h"
 #include "core/base/timer.h"
@@ -18,6 +20,8 @@ class RunOutput {
   RunOutput(const config::RunConfig& config, std::int64_t resume_step, int num_ranks,
             std::int64_t num_parameters, double train_flops_per_token);
 
+  using BySource = std::vector<std::pair<std::string, double>>;
+
   struct Step {
     std::int64_t step = 0;  // updates done
     std::int64_t tokens = 0;
@@ -25,9 +29,11 @@ class RunOutput {
     double seconds = 0, data_seconds = 0;
     double communication_seconds = 0;
     double exposed_seconds = 0;  // of communication: the computing thread waited
+    std::vector<std::pair<std::string, std::int64_t>> source_tokens;  // so far, of a mixture
   };
   void train_step(const Step& step);
-  void validation(std::int64_t step, double loss);
+  /// `sources`: the losses on each source's own validation tokens.
+  void validation(std::int64_t step, double loss, const BySource& sources);
   /// Whether the metrics have a validation loss of this step.
   [[nodiscard]] bool has_validation(std::int64_t step) const;
   /// A checkpoint is about to be committed: every row so far must survive with it.

@@ -29,6 +29,9 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.mutable_parallel()->clear_overlap();
   result.clear_watchdog();
   result.mutable_data()->clear_validation();
+  for (config::DataSource& source : *result.mutable_data()->mutable_sources()) {
+    source.clear_validation();
+  }
   result.mutable_train()->clear_steps();
   result.mutable_train()->clear_num_threads();
   result.mutable_train()->clear_recompute_blocks();

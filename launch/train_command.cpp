@@ -26,6 +26,7 @@ namespace {
 struct TrainOptions {
   std::string config;
   std::vector<std::string> overrides;
+  std::string order;
   std::string resume = "auto";
   std::string device = "auto";
   bool share_devices = false;
@@ -85,7 +86,9 @@ ExitCode train(const TrainOptions& options, dist::Communicator& communicator) {
   }
   config::RunConfig config;
   run_together(communicator, [&] {
-    config = config::load_run_config(options.config, options.overrides, communicator.size());
+    std::vector<std::string> overrides = options.overrides;
+    if (!options.order.empty()) overrides.push_back("data.order_file=" + options.order);
+    config = config::load_run_config(options.config, overrides, communicator.size());
   });
   if (options.dry_run) {
     if (communicator.rank() == 0) print_plan(config, communicator.size(), options.device);
@@ -150,6 +153,9 @@ void add_train_command(CLI::App& app, Action& action) {
                       "Configuration (configs/*.textproto; every field: --help-config)");
   command->add_option("--set", options->overrides,
                       "FIELD=VALUE, e.g. --set optimizer.learning_rate=1e-3; may be repeated");
+  command->add_option("--order", options->order,
+                      "Take the training windows in the order of this file: numbers as text, or "
+                      ".npy (data.order_file)");
   command
       ->add_option("--resume", options->resume,
                    "auto: from the newest good checkpoint of the run, if any; never; or a path")

@@ -23,7 +23,11 @@ constexpr memory::Purpose kGradients{"gradients"};
 
 // The tokenizer of the training data, so that checkpoints and exports stand on their own.
 std::string find_tokenizer(const config::RunConfig& config) {
-  for (const std::string& path : config.data().train()) {
+  std::vector<std::string> paths(config.data().train().begin(), config.data().train().end());
+  for (const config::DataSource& source : config.data().sources()) {
+    paths.insert(paths.end(), source.train().begin(), source.train().end());
+  }
+  for (const std::string& path : paths) {
     for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
       const std::string candidate = path + "/" + name;
       if (std::filesystem::exists(candidate)) return candidate;
@@ -72,13 +76,15 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       record_(record),
       stream_(std::move(stream)),
       train_reader_(config, data::Split::kTrain, sequence_.get()),
+      held_out_(held_out_sets(config)),
       tokenizer_(find_tokenizer(config)),
       model_(make_model(config)),
       gradient_sum_(make_gradient_sum(config, *model_, stream_, grid_)),
       optimizer_(config.optimizer(), config.train().steps(), gradient_sum_->updated(),
                  model_->parameters().dtype()) {
-  if (!config.data().validation().empty())
-    validation_reader_.emplace(config, data::Split::kValidation, sequence_.get());
+  for (const HeldOut& set : held_out_) {
+    held_out_readers_.emplace_back(set.config, data::Split::kValidation, sequence_.get());
+  }
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
     if (config.train().init_from().empty()) {
       model_->parameters().initialize(config.seed());
@@ -151,12 +157,17 @@ void Trainer::run_shard(std::int64_t shard, bool is_last, TensorView row_losses,
     const Timer timer;
     const BatchReader::Buffers read = prefetcher_->next();
     data_seconds += timer.seconds();
+    const std::vector<SequenceRange> sequences = train_reader_.sequences(read.ids);
     kernels::copy(read.ids, batch_.ids, stream_);
     kernels::copy(read.targets, batch_.targets, stream_);
     kernels::copy(read.weight, batch_.weight, stream_);
     prefetcher_->give_back(stream_.record());
-    if (is_last && row + micro_batch == (shard + 1) * shard_rows) gradient_sum_->expect_final();
-    model_->forward_backward(batch_.batch(), nll_, config_.train().recompute_blocks(), ctx);
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      const bool ends = row + micro_batch == (shard + 1) * shard_rows && i + 1 == sequences.size();
+      if (is_last && ends) gradient_sum_->expect_final();
+      model_->forward_backward(batch_.batch(sequences[i]), sequences[i].of(nll_),
+                               config_.train().recompute_blocks(), ctx);
+    }
     kernels::row_losses(batch_.weight, nll_, row_losses.slice(row, row + micro_batch), stream_);
   }
 }
@@ -205,6 +216,11 @@ Trainer::QueuedStep Trainer::queue_step() {
   step.is_done = stream_.record();
   state_.step += 1;
   state_.tokens += batch * config_.data().context_length();
+  const auto counts = train_reader_.counts(state_.step * batch);
+  for (std::size_t s = 0; counts.size() > 1 && s < counts.size(); ++s) {
+    step.row.source_tokens.emplace_back(train_reader_.sources()[s].name,
+                                        counts[s] * config_.data().context_length());
+  }
   step.row.step = state_.step;
   step.row.tokens = state_.tokens;
   return step;
@@ -236,16 +252,29 @@ bool Trainer::is_due(std::int64_t interval) const {
 }
 
 bool Trainer::evaluate() {
-  if (!validation_reader_ || config_.eval().num_windows() == 0) return true;
+  if (held_out_.empty() || config_.eval().num_windows() == 0) return true;
   const dist::PhaseScope scope(record_, dist::Phase::kEvaluation);
   gradient_sum_->wait_for_parameters(stream_);
   Context ctx = context(1.0);
-  const std::int64_t windows =
-      std::min(config_.eval().num_windows(), validation_reader_->num_windows());
-  const std::optional<double> loss = validation_loss(*model_, *validation_reader_, windows,
-                                                     config_.eval().micro_batch_size(), grid_, ctx);
-  if (loss && output_) output_->validation(state_.step, *loss);
-  return loss.has_value();
+  // Without a set of its own the run's loss is that of the mixture.
+  const bool has_own = held_out_.front().source.empty();
+  double loss = 0;
+  double weights = 0;
+  RunOutput::BySource losses;
+  for (std::size_t i = 0; i < held_out_.size(); ++i) {
+    const BatchReader& reader = held_out_readers_[i];
+    const std::int64_t windows = std::min(config_.eval().num_windows(), reader.num_windows());
+    const std::optional<double> of_set =
+        validation_loss(*model_, reader, windows, config_.eval().micro_batch_size(), grid_, ctx);
+    if (!of_set) return false;
+    const bool is_source = !held_out_[i].source.empty();
+    if (is_source) losses.emplace_back(held_out_[i].source, *of_set);
+    if (is_source && has_own) continue;
+    loss += held_out_[i].weight * *of_set;
+    weights += held_out_[i].weight;
+  }
+  if (output_) output_->validation(state_.step, loss / weights, losses);
+  return true;
 }
 
 bool Trainer::lacks_evaluation() {

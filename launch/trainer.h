@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/base/timer.h"
 #include "core/optimizer.h"
@@ -71,7 +72,8 @@ class Trainer {
   dist::FlightRecord& record_;
   Stream stream_;
   BatchReader train_reader_;
-  std::optional<BatchReader> validation_reader_;
+  std::vector<HeldOut> held_out_;
+  std::vector<BatchReader> held_out_readers_;
   std::optional<BatchPrefetcher> prefetcher_;
   BatchReader::Buffers batch_;  // where the device computes
   std::string tokenizer_;

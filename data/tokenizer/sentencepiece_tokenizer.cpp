@@ -1,5 +1,6 @@
 #include "data/tokenizer/sentencepiece_tokenizer.h"
 
+#include <google/protobuf/unknown_field_set.h>
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
@@ -31,10 +32,65 @@ std::string replace_space_symbol(std::string_view piece) {
   return bytes;
 }
 
+// The library takes some 80 bytes a byte of text and slows down with its length, so long texts are encoded in parts.
+constexpr std::size_t kPartBytes = std::size_t{1} << 16;
+
+// A field of a serialized message of sentencepiece_model.proto, or what it is by default.
+std::int64_t number_in(const google::protobuf::UnknownFieldSet& message, int field,
+                       std::int64_t missing) {
+  for (int i = 0; i < message.field_count(); ++i) {
+    const auto& entry = message.field(i);
+    if (entry.number() == field && entry.type() == google::protobuf::UnknownField::TYPE_VARINT) {
+      missing = static_cast<std::int64_t>(entry.varint());
+    }
+  }
+  return missing;
+}
+std::vector<std::string> texts_in(const google::protobuf::UnknownFieldSet& message, int field) {
+  std::vector<std::string> texts;
+  for (int i = 0; i < message.field_count(); ++i) {
+    const auto& entry = message.field(i);
+    if (entry.number() == field &&
+        entry.type() == google::protobuf::UnknownField::TYPE_LENGTH_DELIMITED) {
+      texts.push_back(entry.length_delimited());
+    }
+  }
+  return texts;
+}
+// Whether a text is the tokens of its words: BPE, in which no piece goes on behind the space after a word, and a
+// normaliser that does nothing but put a space before the text. True of Llama's models and of those trained here.
+bool splits_at_spaces(const std::string& model) {
+  google::protobuf::UnknownFieldSet proto;
+  if (!proto.ParseFromString(model)) return false;
+  google::protobuf::UnknownFieldSet trainer;
+  google::protobuf::UnknownFieldSet normalizer;
+  for (const std::string& text : texts_in(proto, 2)) trainer.ParseFromString(text);
+  for (const std::string& text : texts_in(proto, 3)) normalizer.ParseFromString(text);
+  constexpr std::int64_t kBpe = 2;
+  if (number_in(trainer, 3, 1) != kBpe || number_in(trainer, 24, 0) != 0) return false;
+  for (const std::string& rules : texts_in(normalizer, 2)) {
+    if (!rules.empty()) return false;
+  }
+  const bool adds_prefix = number_in(normalizer, 3, 1) != 0;
+  const bool removes_spaces = number_in(normalizer, 4, 1) != 0;
+  const bool escapes_spaces = number_in(normalizer, 5, 1) != 0;
+  if (!adds_prefix || removes_spaces || !escapes_spaces) return false;
+  for (const std::string& entry : texts_in(proto, 1)) {
+    google::protobuf::UnknownFieldSet piece;
+    if (!piece.ParseFromString(entry)) return false;
+    for (const std::string& text : texts_in(piece, 1)) {
+      const std::size_t word = std::string_view(replace_space_symbol(text)).find_first_not_of(' ');
+      if (replace_space_symbol(text).find(' ', word) != std::string::npos) return false;
+    }
+  }
+  return true;
+}
+
 class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(const std::string& path, const TokenizerOptions& options) : path_(path) {
-    const auto status = processor_.LoadFromSerializedProto(read_text_file(path, kMaxModelBytes));
+    const std::string model = read_text_file(path, kMaxModelBytes);
+    const auto status = processor_.LoadFromSerializedProto(model);
     if (!status.ok()) {
       fail(ExitCode::kCorruptInput, "{} is not a SentencePiece model: {}", path, status.ToString());
     }
@@ -46,6 +102,8 @@ class SentencePieceTokenizer final : public Tokenizer {
     std::vector<std::string> pieces;
     check(processor_.Encode("a", &pieces));
     adds_leading_space_ = !pieces.empty() && pieces.front().starts_with(kSpaceSymbol);
+    splits_at_spaces_ =
+        splits_at_spaces(model) && processor_.PieceToId(kSpaceSymbol.data()) != processor_.unk_id();
     if (options.parse_special) special_ = control_pieces();
   }
 
@@ -53,13 +111,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   // Face's fast Llama tokenizer does (its "legacy" behaviour), and so what ttt-lm-jax's arrays hold.
   [[nodiscard]] std::vector<std::int32_t> encode(std::string_view text) const override {
     std::vector<std::int32_t> ids;
-    std::vector<int> part_ids;
     special_.split(
-        text,
-        [&](std::string_view part) {
-          check(processor_.Encode({part.data(), part.size()}, &part_ids));
-          ids.insert(ids.end(), part_ids.begin(), part_ids.end());
-        },
+        text, [&](std::string_view part) { encode_part(part, ids); },
         [&](std::int32_t id) { ids.push_back(id); });
     return ids;
   }
@@ -83,6 +136,27 @@ class SentencePieceTokenizer final : public Tokenizer {
   [[nodiscard]] std::int32_t eos_id() const override { return processor_.eos_id(); }
 
  private:
+  // The space at a cut is left out, because the library puts one before each text.
+  void encode_part(std::string_view text, std::vector<std::int32_t>& ids) const {
+    std::vector<int> part_ids;
+    while (!text.empty()) {
+      const std::size_t cut = splits_at_spaces_ ? find_cut(text) : text.size();
+      check(processor_.Encode({text.data(), cut}, &part_ids));
+      ids.insert(ids.end(), part_ids.begin(), part_ids.end());
+      text.remove_prefix(std::min(text.size(), cut + 1));
+    }
+  }
+
+  // The first single space, or first of several, behind kPartBytes that something follows; the size if there is none.
+  static std::size_t find_cut(std::string_view text) {
+    for (std::size_t at = text.find(' ', kPartBytes); at < text.size() - 1;
+         at = text.find(' ', at + 1)) {
+      const std::string_view before = text.substr(0, at);
+      if (!before.ends_with(' ') && !before.ends_with(kSpaceSymbol)) return at;
+    }
+    return text.size();
+  }
+
   void check(const sentencepiece::util::Status& status) const {
     if (!status.ok()) {
       fail(ExitCode::kCorruptInput, "tokenizing with {} failed: {}", path_, status.ToString());
@@ -103,6 +177,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   SpecialTokens special_;  // none: all text is text
   sentencepiece::SentencePieceProcessor processor_;
   bool adds_leading_space_ = false;
+  bool splits_at_spaces_ = false;
 };
 
 // Lines of the texts, cut so that the trainer, which skips long sentences, skips none.

@@ -93,10 +93,10 @@ std::int64_t SegmentWriter::append(const CorpusItem& item, std::span<const std::
     ++next_item_;
     return 0;
   }
-  document_.assign(1, tokenizer_.bos_id());
-  document_.insert(document_.end(), ids.begin(), ids.end());
-  if (tokenizer_.eos_id() != tokenizer_.bos_id()) document_.push_back(tokenizer_.eos_id());
-  const auto count = static_cast<std::int64_t>(document_.size());
+  const std::int32_t bos = tokenizer_.bos_id();
+  const std::int32_t eos = tokenizer_.eos_id();
+  const std::size_t num_ends = eos != bos ? 1 : 0;
+  const auto count = static_cast<std::int64_t>(1 + ids.size() + num_ends);
   const std::size_t split = item.is_validation ? 1 : 0;
   auto& writer = writers_[split];
   if (writer && writer->num_tokens() + count > shard_tokens_) finish_segment(false);
@@ -106,7 +106,7 @@ std::int64_t SegmentWriter::append(const CorpusItem& item, std::span<const std::
                                                 tokenizer_.vocab_size(), tokenizer_.bos_id(),
                                                 tokenizer_.eos_id());
   }
-  writer->append_document(document_);
+  writer->append_document({{&bos, 1}, ids, {&eos, num_ends}});
   stats_.add_document(item.document.subset, item.text_bytes, count, item.is_validation);
   ++next_item_;
   return count;

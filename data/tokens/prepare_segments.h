@@ -57,7 +57,6 @@ class SegmentWriter {
   std::int64_t next_item_;
   const Tokenizer& tokenizer_;
   std::int64_t shard_tokens_;
-  std::vector<std::int32_t> document_;
   std::array<std::unique_ptr<TokenShardWriter>, 2> writers_;  // by Split; null: nothing yet
   PrepareStats stats_;
 };

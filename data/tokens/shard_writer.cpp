@@ -75,23 +75,33 @@ TokenShardWriter::TokenShardWriter(std::string path, std::int64_t vocab_size, st
 TokenShardWriter::~TokenShardWriter() = default;
 
 void TokenShardWriter::append_document(std::span<const std::int32_t> ids) {
-  TTT_CHECK(!ids.empty(), "a document without tokens");
-  for (const std::int32_t id : ids) {
-    if (id < 0 || id >= vocab_size_) {
-      fail(ExitCode::kCorruptInput, "{}: token {} at index {} is outside the vocabulary [0, {})",
-           path_, id, num_tokens_, vocab_size_);
-    }
-    if (blocks_.empty() || blocks_.back().size() == kBlockBytes) {
-      blocks_.emplace_back();
-      blocks_.back().reserve(kBlockBytes);
-    }
-    for (std::int64_t byte = 0; byte < token_bytes_; ++byte) {  // little endian
-      blocks_.back().push_back(
-          static_cast<std::byte>((static_cast<std::uint32_t>(id) >> (8 * byte)) & 0xffU));
-    }
-    ++num_tokens_;
+  append_document({ids, {}});
+}
+
+void TokenShardWriter::append_document(
+    std::initializer_list<std::span<const std::int32_t>> pieces) {
+  const std::int64_t begin = num_tokens_;
+  for (const auto& piece : pieces) {
+    for (const std::int32_t id : piece) append_token(id);
   }
+  TTT_CHECK(num_tokens_ > begin, "a document without tokens");
   document_offsets_.push_back(static_cast<std::uint64_t>(num_tokens_));
+}
+
+void TokenShardWriter::append_token(std::int32_t id) {
+  if (id < 0 || id >= vocab_size_) {
+    fail(ExitCode::kCorruptInput, "{}: token {} at index {} is outside the vocabulary [0, {})",
+         path_, id, num_tokens_, vocab_size_);
+  }
+  if (blocks_.empty() || blocks_.back().size() == kBlockBytes) {
+    blocks_.emplace_back();
+    blocks_.back().reserve(kBlockBytes);
+  }
+  for (std::int64_t byte = 0; byte < token_bytes_; ++byte) {  // little endian
+    blocks_.back().push_back(
+        static_cast<std::byte>((static_cast<std::uint32_t>(id) >> (8 * byte)) & 0xffU));
+  }
+  ++num_tokens_;
 }
 
 std::int64_t TokenShardWriter::num_tokens() const { return num_tokens_; }

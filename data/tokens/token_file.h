@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <span>
 #include <string>
@@ -99,11 +100,15 @@ class TokenShardWriter {
   /// Appends one document as it is (BOS and EOS are the caller's). 65 for an id outside the
   /// vocabulary.
   void append_document(std::span<const std::int32_t> ids);
+  /// One document, given in pieces.
+  void append_document(std::initializer_list<std::span<const std::int32_t>> pieces);
   [[nodiscard]] std::int64_t num_tokens() const;
   [[nodiscard]] std::int64_t num_documents() const;
   void finish();
 
  private:
+  void append_token(std::int32_t id);
+
   std::string path_;
   std::int64_t vocab_size_;
   std::int64_t bos_id_;

@@ -1,8 +1,7 @@
 #include "data/tokens/window_sampler.h"
 
-#include <algorithm>
 #include <bit>
-#include <vector>
+#include <utility>
 
 #include "core/base/error.h"
 #include "core/base/rng.h"
@@ -17,22 +16,16 @@ constexpr std::uint32_t kDomain = 0x77696e64;
 
 }  // namespace
 
-WindowSampler::WindowSampler(std::int64_t num_tokens, std::int64_t context_length, Order order,
-                             std::uint64_t seed, std::string_view source)
-    : context_length_(context_length), order_(order), seed_(seed) {
-  if (context_length < 1) {
-    fail(ExitCode::kUsage, "a context length of {}; at least 1 is needed", context_length);
-  }
-  num_windows_ = num_tokens < 1 ? 0 : (num_tokens - 1) / context_length;
-  if (num_windows_ < 1) {
-    fail(ExitCode::kUsage,
-         "{} tokens in {} are fewer than one window: context_length {} needs {} tokens", num_tokens,
-         source, context_length, context_length + 1);
-  }
+WindowSampler::WindowSampler(std::int64_t num_windows, Order order, std::uint64_t seed)
+    : num_windows_(num_windows), order_(order), seed_(seed) {
+  TTT_CHECK(num_windows >= 1, "{} windows", num_windows);
   const auto bits =
       static_cast<unsigned>(std::bit_width(static_cast<std::uint64_t>(num_windows_ - 1)));
   half_bits_ = (bits + 1) / 2;
 }
+
+WindowSampler::WindowSampler(std::int64_t num_windows, std::shared_ptr<const OrderFile> file)
+    : num_windows_(num_windows), file_(std::move(file)) {}
 
 std::uint64_t WindowSampler::encrypt(std::uint64_t value, std::uint64_t epoch) const {
   const std::uint64_t mask = (std::uint64_t{1} << half_bits_) - 1;
@@ -56,6 +49,7 @@ std::int64_t WindowSampler::epoch_of(std::int64_t position) const {
 
 std::int64_t WindowSampler::window_at(std::int64_t position) const {
   TTT_CHECK(position >= 0, "sample {}", position);
+  if (file_ != nullptr) return file_->window_at(position);
   const std::int64_t place = position % num_windows_;
   if (order_ == Order::kSequential || num_windows_ == 1) return place;
   const auto epoch = static_cast<std::uint64_t>(epoch_of(position));
@@ -66,22 +60,6 @@ std::int64_t WindowSampler::window_at(std::int64_t position) const {
     window = encrypt(window, epoch);
   } while (window >= static_cast<std::uint64_t>(num_windows_));
   return static_cast<std::int64_t>(window);
-}
-
-void read_window(const TokenArray& tokens, std::int64_t window, std::int64_t masked_target,
-                 std::span<std::int64_t> inputs, std::span<std::int64_t> targets,
-                 std::span<double> token_weight) {
-  const std::size_t length = inputs.size();
-  TTT_CHECK(length > 0 && targets.size() == length && token_weight.size() == length,
-            "inputs {}, targets {} and token_weight {} differ in length", length, targets.size(),
-            token_weight.size());
-  std::vector<std::int64_t> row(length + 1);
-  tokens.read(window * static_cast<std::int64_t>(length), row);
-  std::copy(row.begin(), row.end() - 1, inputs.begin());
-  std::copy(row.begin() + 1, row.end(), targets.begin());
-  std::transform(targets.begin(), targets.end(), token_weight.begin(), [&](std::int64_t target) {
-    return masked_target >= 0 && target == masked_target ? 0.0 : 1.0;
-  });
 }
 
 }  // namespace ttt::data

@@ -8,6 +8,7 @@
 
 #include "data/files.h"
 #include "data/tokens/token_file.h"
+#include "data/tokens/window_layout.h"
 #include "data/tokens/window_sampler.h"
 #include "tests/data/temporary_directory.h"
 
@@ -238,12 +239,13 @@ TEST_F(SparseArray, RandomWindowsUseNoMemoryThatGrowsWithTheSet) {
   expect_last_tokens();
   const std::int64_t before = pages().second;
   const TokenArray tokens = TokenArray::open({path_}, Split::kTrain);
-  const WindowSampler sampler(tokens.num_tokens(), 2048, Order::kPermuted, 3);
+  const WindowLayout layout = WindowLayout::stride(tokens.num_tokens(), 2048);
+  const WindowSampler sampler(layout.num_windows(), Order::kPermuted, 3);
   Tokens inputs(2048);
   Tokens targets(2048);
   std::vector<double> weight(2048);
   for (std::int64_t i = 0; i < 500; ++i) {
-    read_window(tokens, sampler.window_at(i), 1, inputs, targets, weight);
+    read_window(tokens, layout, sampler.window_at(i), 1, inputs, targets, weight);
   }
   // 500 windows of 4 KB touch at most three pages each; the system may map up to 16 around a fault.
   EXPECT_LT(pages().second - before, 500 * 3 * 16);

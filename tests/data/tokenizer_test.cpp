@@ -105,6 +105,29 @@ TEST_F(SentencePiece, EncodesAsTheLibraryDoesAndDecodesExactly) {
   }
 }
 
+// Cut in parts at places that no piece spans; U+2581 is the library's own space.
+TEST_F(SentencePiece, LongTextsAreEncodedAsTheLibraryDoes) {
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.Load(model()).ok());
+  const auto tokenizer = open_tokenizer(model());
+  const std::vector<std::string> parts = {"katomi",       " ",    "  ",       "rensolu", "\n",
+                                          "\xe2\x96\x81", "lube", "\xc3\xa9", "   ",     "so",
+                                          "dor",          " ka"};
+  std::uint32_t state = 7;
+  for (const std::size_t size : {65'536UL, 65'537UL, 300'000UL}) {
+    std::string text;
+    while (text.size() < size) {
+      state = state * 1664525U + 1013904223U;
+      text += parts[(state >> 20U) % parts.size()];
+    }
+    for (const char* end : {"", " ", "  ", "\xe2\x96\x81 ", " a"}) {
+      std::vector<int> expected;
+      ASSERT_TRUE(processor.Encode(text + end, &expected).ok());
+      ASSERT_EQ(tokenizer->encode(text + end), expected) << size << '"' << end << '"';
+    }
+  }
+}
+
 TEST_F(SentencePiece, TrainingIsDeterministic) {
   const std::string again = directory_->path("again.model");
   train_sentencepiece({350, training_texts()}, again);

@@ -7,6 +7,7 @@
 
 #include <filesystem>
 
+#include "core/token_range.h"
 #include "data/checkpoint/checkpoint.h"
 #include "kernels/row_losses.h"
 #include "launch/metrics_log.h"
@@ -63,7 +64,7 @@ class TrainerTest : public testing::TestWithParam<const char*> {
         reader.read(step * batch + row, batch, buffers);
         const Tensor nll(buffers.ids.shape(), DType::kF64);
         const Tensor losses({rows}, DType::kF64);
-        model.forward_backward(buffers.batch(), nll, false, context);
+        for (std::int64_t r = 0; r < rows; ++r) run_documents(model, buffers, r, nll, context);
         kernels::row_losses(buffers.weight, nll, losses, stream);
         stream.synchronize();
         for (const double one : losses.span<double>()) loss += one;
@@ -81,6 +82,23 @@ class TrainerTest : public testing::TestWithParam<const char*> {
     }
     values = to_dtype(store.values(), DType::kF32);
     return curve;
+  }
+
+  // One row, as a whole or each document of it by itself.
+  void run_documents(const LanguageModel& model, const BatchReader::Buffers& buffers,
+                     std::int64_t row, const Tensor& nll, Context& context) const {
+    const std::int64_t length = nll.size(1);
+    const bool cuts = run_.config().data().reset_at_bos();
+    const std::int64_t* const ids = buffers.ids.data<std::int64_t>() + row * length;
+    for (std::int64_t begin = 0, end = 0; begin < length; begin = end) {
+      end = begin + 1;
+      while (end < length && !(cuts && ids[end] == 1)) ++end;
+      const auto part = [&](const Tensor& tensor) {
+        return sequence_tokens(tensor, row, begin, end).reshape({1, end - begin});
+      };
+      model.forward_backward({part(buffers.ids), part(buffers.targets), part(buffers.weight)},
+                             part(nll), false, context);
+    }
   }
 
   [[nodiscard]] Curve written_curve() const {
@@ -119,6 +137,22 @@ TEST_P(TrainerTest, StepsAreThoseOfThePlainLoop) {
   EXPECT_EQ(curve.losses, plain.losses);
   EXPECT_EQ(curve.norms, plain.norms);
   EXPECT_EQ(saved_steps(), (std::vector<std::int64_t>{2, 4, 5}));
+}
+
+TEST_P(TrainerTest, DocumentsCanBeSequencesOfTheirOwn) {
+  const Curve whole = [&] {
+    Tensor unused;
+    return train_plainly(unused);
+  }();
+  run_.set("data.reset_at_bos=true");
+  Tensor expected;
+  const Curve plain = train_plainly(expected);
+  EXPECT_NE(plain.losses, whole.losses);  // there are documents, and it matters
+  Trainer trainer = make_trainer();
+  EXPECT_EQ(trainer.run(), ExitCode::kOk);
+  EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+  EXPECT_EQ(written_curve().losses, plain.losses);
+  EXPECT_EQ(written_curve().norms, plain.norms);
 }
 
 TEST_P(TrainerTest, ResumedRunsGoOnBitForBit) {

@@ -1,5 +1,6 @@
 """Miniatures of the Pile, SlimPajama and Books3 in their containers and with their quirks, through `ttt prepare`."""
 
+import gzip
 import io
 import json
 import random
@@ -127,6 +128,32 @@ class Pile(CorporaTest):
         self.assertEqual(report["rejected"], {"broken JSON": 2, "not UTF-8": 1})
         self.assertIn(f"{source}:4", report["examples"][2])
         self.assertIn("rejected: 2: broken JSON", result.out)
+
+
+class DebianTexts(CorporaTest):
+    """Real text that every Debian has: licences, and the copyright files of the packages."""
+
+    def test_tokens_are_those_of_spm_encode_document_by_document(self):
+        files = sorted(Path("/usr/share/common-licenses").glob("*")) + sorted(Path("/usr/share/doc").glob("*/copyright"))[:100]
+        texts = [path.read_bytes().decode(errors="replace").replace("\0", "") for path in files]
+        lines = sorted({row for text in texts for row in text.split("\n")})[::10]
+        lines += [text.replace("\n", " ") for text in texts[:20]]  # whole licences
+        self.assertGreater(len(lines), 500)
+        self.assertGreater(max(map(len, lines)), 30000)
+        lines.append(" ".join(texts).replace("\n", " ")[:200000])
+        tree = self.directory / "debian"
+        tree.mkdir()
+        for number, text in enumerate(texts):
+            (tree / f"{number}.txt").write_text(text, newline="")
+        trained, _ = self.prepare(tree, "--train-tokenizer", 1000)
+        self.model = trained / "tokenizer.model"
+        expected = self.spm_encode(lines)
+        content = "".join(map(line, lines)).encode()
+        for name, packed in (("a.jsonl.gz", gzip.compress(content, 1)), ("b.jsonl.zst", frames(content))):
+            source = self.directory / name
+            source.write_bytes(packed)
+            output, _ = self.prepare(source, "--tokenizer", self.model)
+            self.assertEqual(self.documents(output), expected, name)
 
 
 class SlimPajama(CorporaTest):

@@ -125,7 +125,8 @@ def write_books(directory: Path, count: int = 20, num_words: int = 3000) -> None
 def rows(run: Path, kind: str = "train") -> list[dict]:
     """metrics.jsonl's complete rows of a kind, without what only measures time."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    timed = ("tokens_per_second", "wall_seconds", "communication_seconds", "exposed_communication_seconds")
+    timed = ("tokens_per_second", "wall_seconds", "data_seconds", "communication_seconds",
+             "exposed_communication_seconds")
     return [{key: value for key, value in row.items() if key not in timed}
             for row in map(json.loads, lines) if row["kind"] == kind]
 
