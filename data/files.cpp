@@ -140,11 +140,6 @@ void fsync_file(const std::string& path) {
   file.sync();
 }
 
-void start_writing_back(const std::string& path) {
-  const FileDescriptor file(path, O_RDONLY);
-  (void)::sync_file_range(file.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
-}
-
 void expect_content(const std::string& path, std::string_view content) {
   const FileDescriptor file(path, O_RDONLY);
   std::string found(content.size(), '\0');
@@ -177,19 +172,20 @@ std::string read_text_file(const std::string& path, std::int64_t limit_bytes) {
   return text;
 }
 
-std::string xxh3_128_hex_of_file(const std::string& path) {
+std::string xxh3_128_hex_of_file(const std::string& path, const BlockVisitor& visit) {
   const FileDescriptor file(path, O_RDONLY);
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
                                                                        &XXH3_freeState);
   if (state == nullptr) fail(ExitCode::kOutOfMemory, "no memory for a digest of {}", path);
   XXH3_128bits_reset(state.get());
-  constexpr std::int64_t kBlockBytes = std::int64_t{1} << 20;
+  constexpr std::int64_t kBlockBytes = std::int64_t{1} << 18;  // stays in the cache
   std::vector<std::byte> block(static_cast<std::size_t>(kBlockBytes));
   const std::int64_t size = file.size_bytes();
   for (std::int64_t offset = 0; offset < size; offset += kBlockBytes) {
     const auto count = static_cast<std::size_t>(std::min(kBlockBytes, size - offset));
     file.read_at(offset, std::span(block).first(count));
     XXH3_128bits_update(state.get(), block.data(), count);
+    if (visit) visit(offset, std::span(block).first(count));
   }
   return hex_of(XXH3_128bits_digest(state.get()));
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -54,9 +55,6 @@ void fsync_directory(const std::string& path);
 /// Makes the bytes of an existing file durable.
 void fsync_file(const std::string& path);
 
-/// Lets the kernel begin with what fsync_file will wait for. Promises nothing.
-void start_writing_back(const std::string& path);
-
 /// Throws 74 unless the file has this content: for one that was just written.
 void expect_content(const std::string& path, std::string_view content);
 
@@ -73,7 +71,9 @@ std::int64_t file_size_bytes(const std::string& path);
 std::string hdf5_version();
 
 /// XXH3-128 of a file's bytes, 32 lower-case hexadecimal digits (what `xxhsum -H2` prints).
-std::string xxh3_128_hex_of_file(const std::string& path);
+/// `visit` sees the same bytes, block by block.
+using BlockVisitor = std::function<void(std::int64_t offset, std::span<const std::byte> block)>;
+std::string xxh3_128_hex_of_file(const std::string& path, const BlockVisitor& visit = {});
 /// The same of bytes in memory.
 std::string xxh3_128_hex(std::span<const std::byte> bytes);
 

@@ -70,7 +70,11 @@ CheckpointSaver::CheckpointSaver(Options options, const data::FlatState& live,
   if (!options_.asynchronous) return;
   const memory::Scope scope(kSnapshot, memory::Place::kPinned);
   const std::int64_t count = num_elements(owned_);
-  for (Tensor* part : {&values_, &m_, &v_}) *part = Tensor({count}, live_.values.dtype());
+  for (Tensor* part : {&values_, &m_, &v_}) {
+    *part = Tensor::zeros(
+        {count},
+        live_.values.dtype());  // pages are the system's to give now, not at the first save
+  }
   source_ = {live_.tensors, values_, m_, v_, owned_, owned_};
 }
 

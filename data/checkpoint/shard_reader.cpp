@@ -1,22 +1,32 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <span>
 
 #include "data/checkpoint/shard_format.h"
+#include "data/files.h"
 
 namespace ttt::data {
 namespace {
 
-// Of what is compared; stays in the cache.
-constexpr std::int64_t kBlockElements = std::int64_t{1} << 17;
+// Where a part of the buffers is in the file.
+struct Place {
+  std::int64_t offset = 0;  // bytes
+  std::span<const std::byte> content;
+  std::string name;
+
+  [[nodiscard]] std::int64_t end() const { return offset + std::ssize(content); }
+};
 
 // Every property of the file is compared with the one value write_shard gives it.
 class ShardReader {
  public:
   /// What happens to the buffers it is given.
-  enum class Use { kFill, kCompare };
+  enum class Use { kFill, kLocate };
 
   ShardReader(const std::string& path, Use use) : path_(path), use_(use) {}
+
+  [[nodiscard]] const std::vector<Place>& places() const { return places_; }
 
   void read(const FlatState& into, std::span<const Slice> slices) {
     const Handle access(status_, "H5Pcreate", H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
@@ -87,16 +97,13 @@ class ShardReader {
   void take_part(hid_t dataset, hid_t space, hid_t type, const Part& part,
                  const std::string& where) {
     if (use_ == Use::kFill) return read_elements(dataset, space, type, part);
-    const std::int64_t element = static_cast<std::int64_t>(H5Tget_size(type));
-    block_.resize(static_cast<std::size_t>(kBlockElements * element));
-    for (std::int64_t begin = 0; begin < part.count; begin += kBlockElements) {
-      const std::int64_t count = std::min(kBlockElements, part.count - begin);
-      read_elements(dataset, space, type, {part.skipped + begin, count, block_.data()});
-      require_ok(where);
-      require(std::memcmp(block_.data(), static_cast<const std::byte*>(part.data) + begin * element,
-                          static_cast<std::size_t>(count * element)) == 0,
-              where, "is not what was written");
-    }
+    const haddr_t begin = H5Dget_offset(dataset);
+    require(begin != HADDR_UNDEF, where, "has no place in the file");
+    const auto element = static_cast<std::int64_t>(H5Tget_size(type));
+    places_.push_back(
+        {static_cast<std::int64_t>(begin) + part.skipped * element,
+         {static_cast<const std::byte*>(part.data), static_cast<std::size_t>(part.count * element)},
+         where});
   }
 
   void read_elements(hid_t dataset, hid_t space, hid_t type, const Part& part) {
@@ -137,7 +144,7 @@ class ShardReader {
 
   std::string path_;
   Use use_;
-  std::vector<std::byte> block_;
+  std::vector<Place> places_;
   Status status_;
 };
 
@@ -150,9 +157,25 @@ void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
   ShardReader(path, ShardReader::Use::kFill).read(into, slices_of(into.tensors, ranges));
 }
 
-void expect_shard(const std::string& path, const std::vector<FlatRange>& ranges,
-                  const FlatState& expected) {
-  ShardReader(path, ShardReader::Use::kCompare).read(expected, slices_of(expected.tensors, ranges));
+std::string digest_of_shard(const std::string& path, const std::vector<FlatRange>& ranges,
+                            const FlatState& expected) {
+  ShardReader reader(path, ShardReader::Use::kLocate);
+  reader.read(expected, slices_of(expected.tensors, ranges));
+  std::vector<Place> places = reader.places();
+  std::ranges::sort(places, {}, &Place::offset);
+  auto first = places.begin();  // that reaches into what is still to come
+  return xxh3_128_hex_of_file(path, [&](std::int64_t begin, std::span<const std::byte> block) {
+    const std::int64_t end = begin + std::ssize(block);
+    while (first != places.end() && first->end() <= begin) ++first;
+    for (auto place = first; place != places.end() && place->offset < end; ++place) {
+      const std::int64_t from = std::max(begin, place->offset);
+      const std::int64_t to = std::min(end, place->end());
+      if (std::memcmp(block.data() + (from - begin), place->content.data() + (from - place->offset),
+                      static_cast<std::size_t>(to - from)) != 0) {
+        fail(ExitCode::kCorruptInput, "{}: {} is not what was written", path, place->name);
+      }
+    }
+  });
 }
 
 }  // namespace ttt::data

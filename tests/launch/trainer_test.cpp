@@ -186,6 +186,17 @@ TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
   EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{});
 }
 
+// What all ranks saved before is committed before the run ends.
+TEST_P(TrainerTest, ASaveInFlightOutlivesAGradientThatIsNotFinite) {
+  run_.set("optimizer.learning_rate=1e30");
+  run_.set("checkpoint.interval_steps=1");
+  Trainer trainer = make_trainer();
+  ExitCode code = ExitCode::kOk;
+  (void)ttt::test::error_of([&] { trainer.run(); }, &code);
+  EXPECT_EQ(code, ExitCode::kNumerical);
+  EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{1});
+}
+
 // Its name puts the suite among those of the programs for a device.
 INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerTest, testing::Values("TTT_LINEAR", "ATTENTION"),
                          [](const auto& test) { return std::string(test.param); });

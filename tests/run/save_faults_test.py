@@ -146,10 +146,11 @@ class SavesOfRanks(RunTest):
 
     def test_a_save_that_is_due_waits_for_the_one_before(self):
         run = self.scratch()
-        result = finish(self.start(run, kind="wait", at=self.calls_of_a_shard(), wait=2))
+        result = finish(self.start(run, "checkpoint.interval_steps=1", "train.steps=3", kind="wait",
+                                   at=self.calls_of_a_shard(), wait=2))
         self.assertEqual(result.code, OK, result.err)
-        self.assertIn("checkpoint_waited step=40", result.err)
-        self.assertEqual([step_of(path) for path in checkpoints(run)], [20, 40, 60])
+        self.assertIn("checkpoint_waited step=2", result.err)
+        self.assertEqual([step_of(path) for path in checkpoints(run)], [1, 2, 3])
         self.assert_intact(run)
 
     def test_the_files_do_not_depend_on_who_writes_them(self):
