@@ -1,6 +1,7 @@
 #include "data/tokenizer/tokenizer.h"
 
 #include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
 
 #include "tests/data/temporary_directory.h"
 
@@ -124,6 +125,34 @@ TEST_F(SentencePiece, LongTextsAreEncodedAsTheLibraryDoes) {
       std::vector<int> expected;
       ASSERT_TRUE(processor.Encode(text + end, &expected).ok());
       ASSERT_EQ(tokenizer->encode(text + end), expected) << size << '"' << end << '"';
+    }
+  }
+}
+
+// Llama's models have pieces of several spaces: no cut may lie in a run of them, wherever the run lies.
+TEST_F(SentencePiece, RunsOfSpacesAreNotCut) {
+  const TemporaryDirectory directory;
+  std::string sample;
+  for (int i = 0; i < 200; ++i) sample += "    katomi        rensolu\n";
+  const std::string arguments =
+      "--input=" + directory.write("sample.txt", sample) +
+      " --model_prefix=" + directory.path("spaces") +
+      " --model_type=bpe --vocab_size=300 --hard_vocab_limit=false --byte_fallback=true"
+      " --normalization_rule_name=identity --remove_extra_whitespaces=false"
+      " --allow_whitespace_only_pieces=true --minloglevel=2";
+  ASSERT_TRUE(sentencepiece::SentencePieceTrainer::Train(arguments).ok());
+  sentencepiece::SentencePieceProcessor processor;
+  ASSERT_TRUE(processor.Load(directory.path("spaces.model")).ok());
+  const std::string space = "\xe2\x96\x81";
+  ASSERT_NE(processor.PieceToId(space + space), processor.unk_id());
+  const auto tokenizer = open_tokenizer(directory.path("spaces.model"));
+  for (const std::string& run : {std::string(9, ' '), space + "  " + space + " "}) {
+    for (std::size_t before = 0; before <= run.size(); ++before) {
+      std::string text(65'536 - before, 'a');
+      text += run + "katomi " + run + "rensolu";
+      std::vector<int> expected;
+      ASSERT_TRUE(processor.Encode(text, &expected).ok());
+      EXPECT_EQ(tokenizer->encode(text), expected) << before;
     }
   }
 }

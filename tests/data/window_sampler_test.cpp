@@ -186,6 +186,19 @@ TEST(WindowLayout, DocumentsAreWholeWhereTheyFit) {
   EXPECT_EQ(weight, (std::vector<double>{1, 1, 1, 1, 1, 1, 1, 0}));
 }
 
+TEST(WindowLayout, ADocumentOfOneTokenDoesNotBeginALongOne) {
+  const TemporaryDirectory directory;
+  TokenShardWriter writer(directory.path("a.h5"), 100, 1, 2);
+  writer.append_document(std::vector<std::int32_t>(1, 3));
+  writer.append_document(std::vector<std::int32_t>(9, 4));
+  writer.finish();
+  const TokenArray tokens = TokenArray::open({directory.path("a.h5")}, Split::kTrain);
+  const WindowLayout layout = WindowLayout::documents(tokens, 8);
+  ASSERT_EQ(layout.num_windows(), 3);
+  EXPECT_EQ(layout.begin(1), 1);
+  EXPECT_EQ(layout.end(1), 9);
+}
+
 TEST(WindowLayout, OnlyOurShardsKnowTheirDocuments) {
   const TemporaryDirectory directory;
   const std::string path = directory.write("a.bin", std::string(40, '\1'));

@@ -166,6 +166,18 @@ TEST_F(MixedReaderTest, ASourcesOrderDependsOnNoOther) {
   }
 }
 
+TEST_F(MixedReaderTest, SourcesOfTheSameTokensHaveTheirOwnOrders) {
+  config_.mutable_data()->mutable_sources(1)->set_train(0, config_.data().sources(0).train(0));
+  const BatchReader reader(config_, data::Split::kTrain);
+  Ids first;
+  Ids second;
+  for (std::int64_t i = 0; i < 10; ++i) {
+    first.push_back(reader.sources()[0].sampler.window_at(i));
+    second.push_back(reader.sources()[1].sampler.window_at(i));
+  }
+  EXPECT_NE(first, second);
+}
+
 TEST_F(MixedReaderTest, VocabulariesMustAgree) {
   const std::string path = directory_.file("other.h5");
   data::TokenShardWriter writer(path, 39, 1, 2);
