@@ -325,19 +325,6 @@ TEST(CudaTttMlpArguments, ParameterGradientsAreAddedTo) {
   expect_four_more(from_four.d_norm_bias, from_zero.d_norm_bias);
 }
 
-TEST(CudaTttMlpArguments, DispatchTakesTheFusedKernelAtHeadDims64And96) {
-  const auto is_fused = [](std::int64_t features) {
-    TttOptions options;
-    options.model = InnerModel::kMlp;
-    const Tensor q({1, 1, 1, features}, DType::kBF16);
-    const Tensor w1({1, 1, features, 4 * features}, DType::kF32);
-    return kernels::cuda::is_fused({q, q, q, {}, {}, {}, {}}, options, {w1, {}, {}, {}});
-  };
-  EXPECT_TRUE(is_fused(64));
-  EXPECT_TRUE(is_fused(96));
-  EXPECT_FALSE(is_fused(32));
-}
-
 // For ThreadSanitizer (tests/support/simt/scheduler.h): two full mini-batches, so that buffers come round, and a short one.
 TEST(CudaRaceTttMlp, OnePair) {
   const TttCase c = mlp_case(64, 34, 1, 1);
