@@ -56,4 +56,15 @@ void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttS
   return fused_mlp_backward(inputs, initial, saved, d_out, d_final, gradients, d_initial, stream);
 }
 
+void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+              const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
+  if (!is_step_fused(block_limits(), inputs, options, state)) {
+    return generic_step(inputs, options, place, state, sums, out, stream);
+  }
+  if (options.model == InnerModel::kLinear) {
+    return fused_linear_step(inputs, options, place, state, sums, out, stream);
+  }
+  return fused_mlp_step(inputs, options, place, state, sums, out, stream);
+}
+
 }  // namespace ttt::kernels::cuda

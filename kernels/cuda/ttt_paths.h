@@ -53,6 +53,20 @@ void fused_mlp_backward(const TttInputs& inputs, const TttState& initial, const 
                         const TttInputGradients& gradients, const TttState& d_initial,
                         Stream& stream);
 
+/// Whether the fused decode steps serve this call: F32 or BF16 activations, head dim 64 or 96, inner norm and biases; for
+/// the MLP a hidden width of four head dims and clusters of blocks. Any size of mini-batch.
+inline bool is_step_fused(const BlockLimits& limits, const TttInputs& inputs,
+                          const TttOptions& options, const TttState& state) {
+  const std::int64_t features = inputs.q.size(3);
+  const bool is_served = options.model == InnerModel::kLinear ||
+                         (state.w1.size(3) == 4 * features && limits.has_clusters);
+  return is_served && (features == 64 || features == 96) && options.inner_norm && options.bias;
+}
+void fused_linear_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+                       const TttState& state, const TttState& sums, TensorView out, Stream& stream);
+void fused_mlp_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+                    const TttState& state, const TttState& sums, TensorView out, Stream& stream);
+
 /// Any shape and options; F32 or BF16 activations, all arithmetic in fp32. For correctness, not for speed.
 void generic_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                      TensorView out, const TttState& final_state, TttSaved* saved, Stream& stream);
@@ -60,5 +74,7 @@ void generic_backward(const TttInputs& inputs, const TttOptions& options, const 
                       const TttSaved& saved, TensorView d_out, const TttState& d_final,
                       const TttInputGradients& gradients, const TttState& d_initial,
                       Stream& stream);
+void generic_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+                  const TttState& state, const TttState& sums, TensorView out, Stream& stream);
 
 }  // namespace ttt::kernels::cuda
