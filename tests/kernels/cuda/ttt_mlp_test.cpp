@@ -266,6 +266,18 @@ TEST(CudaTttMlpSteps, BackwardThroughLargeStepsMatchesReference) {
   expect_backward_matches(c, x, loss);
 }
 
+// A gradient of the final state with means of its own over features, which a model's last segment has from no loss of
+// ours, but any caller may have.
+TEST(CudaTttMlpSteps, BackwardFromAFinalGradientWithMeansMatchesReference) {
+  const TttCase c = mlp_case(64, 21, 1, 2);
+  TttLoss loss = mlp_loss(c);
+  for (double& value : loss.d_final.b2) value += 2;
+  for (std::size_t i = 0; i < loss.d_final.w2.size(); ++i) {
+    loss.d_final.w2[i] += 0.1 * std::sin(static_cast<double>(i / 64));
+  }
+  expect_backward_matches(c, mlp_tensors(c), loss);
+}
+
 INSTANTIATE_TEST_SUITE_P(CudaSizes, CudaTttMlp,
                          ::testing::Values(Size{64, 1}, Size{64, 5}, Size{64, 16}, Size{64, 37},
                                            Size{96, 1}, Size{96, 37}),
