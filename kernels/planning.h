@@ -54,7 +54,7 @@ struct PlanningTrace {
 struct PlannedDevice {
   Device device = Device::kCpu;
   int compute_capability =
-      90;  // kCuda: 90 for 9.0, which decides whether TTT-MLP's fused kernels serve
+      90;  // kCuda: 90 for 9.0, which decides whether the fused TTT kernels serve
 };
 
 /// `trace` must outlive the stream.

@@ -82,14 +82,15 @@ void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttS
                   const TttState& d_final, const TttInputGradients& gradients,
                   const TttState& d_initial, Stream& stream);
 
-/// Decoding one token in the primal form. `state` is that of the mini-batch's start, `sums` the accumulated
-/// l_j k_j^T G_j (and its like for every member of the state), `place` in [0, K) this token's place. When the
-/// mini-batch is full (place K-1) state takes the step and sums are zeroed. Same arithmetic as ttt_forward to rounding.
-void ttt_step(const TttInputs& inputs,  // T = 1
+/// Decoding in the primal form: T tokens one after the other, all of one mini-batch. `state` is that of the
+/// mini-batch's start, `sums` the accumulated l_j k_j^T G_j (and its like for every member of the state), `place` in
+/// [0, K - T] the first token's place. When the mini-batch is full (place + T = K) state takes the step and sums are
+/// zeroed. Same arithmetic as ttt_forward to rounding; T tokens give the bits of T calls.
+void ttt_step(const TttInputs& inputs,  // 1 <= T <= K - place
               const TttOptions& options, std::int64_t place,
               const TttState& state,  // in-out
               const TttState& sums,   // in-out, shaped as state
-              TensorView out,         // [B, 1, H, F] out
+              TensorView out,         // [B, T, H, F] out
               Stream& stream);
 
 /// The inner loss 1/2 |f(k_t; W) - v_t|^2 of every token at three weights: those of the sequence's start (row 0),

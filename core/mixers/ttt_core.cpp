@@ -342,7 +342,7 @@ std::unique_ptr<DecodeState> TttCore::make_decode_state(std::int64_t batch,
   return state;
 }
 
-// Full mini-batches that start at a boundary run in the dual form, all other tokens one by one.
+// Full mini-batches that start at a boundary run in the dual form; of others, what is there of each in one call.
 void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
                      Context& context) const {
   auto& s = static_cast<TttDecodeState&>(state);
@@ -353,7 +353,7 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
   for (std::int64_t t = 0; t < tokens;) {
     const std::int64_t place = s.position % mini_batch;
     const std::int64_t whole = place == 0 ? (tokens - t) / mini_batch * mini_batch : 0;
-    const std::int64_t count = whole > 0 ? whole : 1;
+    const std::int64_t count = whole > 0 ? whole : std::min(tokens - t, mini_batch - place);
     const Tensor q = token_range(all.q, t, t + count, context.stream);
     const Tensor k = token_range(all.k, t, t + count, context.stream);
     const Tensor v = token_range(all.v, t, t + count, context.stream);

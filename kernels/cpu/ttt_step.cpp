@@ -13,7 +13,7 @@ template <typename T, typename Learner>
 struct StepWorker {
   Arena<T> arena;
   Block<T> block;
-  State<T> state, other;
+  State<T> state, other, now;
   Tape<T> tape;
   Learner learner;
   Rows<T> z;
@@ -22,44 +22,57 @@ struct StepWorker {
       : block(e, arena),
         state(e, arena),
         other(e, arena),
+        now(e, arena),
         tape(e, arena),
         learner(e, false, arena),
         z(arena.rows(e.block_rows, e.features)) {}
 };
 
-/// state -= factor * sums, member by member.
 template <typename T>
-void subtract(const Extents& e, T factor, const State<T>& sums, const State<T>& state) {
-  std::vector<Rows<T>> from;
-  for_each_member(e, sums,
-                  [&](int, std::int64_t, std::int64_t, Rows<T> rows) { from.push_back(rows); });
+std::vector<Rows<T>> members_of(const Extents& e, const State<T>& state) {
+  std::vector<Rows<T>> members;
+  for_each_member(e, state,
+                  [&](int, std::int64_t, std::int64_t, Rows<T> rows) { members.push_back(rows); });
+  return members;
+}
+
+/// to = state - factor * sums, member by member.
+template <typename T>
+void take_step(const Extents& e, const State<T>& state, T factor, const State<T>& sums,
+               const State<T>& to) {
+  const std::vector<Rows<T>> from = members_of(e, state);
+  const std::vector<Rows<T>> sum = members_of(e, sums);
   std::size_t next = 0;
-  for_each_member(e, state, [&](int, std::int64_t rows, std::int64_t columns, Rows<T> to) {
-    const Rows<T> sum = from[next++];
+  for_each_member(e, to, [&](int, std::int64_t rows, std::int64_t columns, Rows<T> now) {
+    const std::size_t member = next++;
     for_each_vector<T>(rows, columns, [&](std::int64_t i, std::int64_t j) {
-      simd::store(to.row(i) + j, simd::fma(simd::splat(-factor), simd::load(sum.row(i) + j),
-                                           simd::load(to.row(i) + j)));
+      simd::store(now.row(i) + j,
+                  simd::fma(simd::splat(-factor), simd::load(sum[member].row(i) + j),
+                            simd::load(from[member].row(i) + j)));
     });
   });
 }
 
-/// W_i = W - c_i sums, out = q + LN(f(q; W_i)); a full mini-batch hands W_i on.
+/// Token by token W_i = W - c_i sums, out = q + LN(f(q; W_i)); a full mini-batch hands its last W_i on. `e` has
+/// mini-batches of one token.
 template <typename T, typename Learner>
-void step_pair(const Extents& e, const TttInputs& inputs, std::int64_t place, const TttState& state,
-               const TttState& sums, const TensorView& out, std::int64_t pair,
-               StepWorker<T, Learner>& w) {
+void step_pair(const Extents& e, const TttInputs& inputs, std::int64_t place, bool ends_mini_batch,
+               const TttState& state, const TttState& sums, const TensorView& out,
+               std::int64_t pair, StepWorker<T, Learner>& w) {
   load_state(e, state, pair, w.state);
   load_state(e, sums, pair, w.other);
   w.block.load_head(e, inputs, pair);
-  w.block.load(e, inputs, pair, 0);
-  w.learner.gradients(w.block, w.state, w.tape);
-  w.learner.accumulate(w.block, w.tape, w.other);
-  subtract(e, w.block.scale[place], w.other, w.state);
-  w.learner.evaluate(w.state, 1, w.block.q, w.z);
-  output(w.block.norm, 1, w.z, w.block.q, w.z);
-  std::copy_n(w.z.data, e.features, pair_rows<T>(e, out, pair, 0));
-  if (place + 1 == e.mini_batch_size) {
-    store_state(e, w.state, pair, state);
+  for (std::int64_t token = 0; token < e.tokens; ++token) {
+    w.block.load(e, inputs, pair, token);
+    w.learner.gradients(w.block, w.state, w.tape);
+    w.learner.accumulate(w.block, w.tape, w.other);
+    take_step(e, w.state, w.block.scale[place + token], w.other, w.now);
+    w.learner.evaluate(w.now, 1, w.block.q, w.z);
+    output(w.block.norm, 1, w.z, w.block.q, w.z);
+    std::copy_n(w.z.data, e.features, pair_rows<T>(e, out, pair, token));
+  }
+  if (ends_mini_batch) {
+    store_state(e, w.now, pair, state);
     load_state(e, TttState{}, pair, w.other);
   }
   store_state(e, w.other, pair, sums);
@@ -110,16 +123,18 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
               const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace ttt_cpu;
-  const Extents e = checked_extents(inputs, options, state);
+  Extents e = checked_extents(inputs, options, state);
   const DType dtype = inputs.q.dtype();
-  TTT_CHECK(e.tokens == 1, "decoding takes one token at a time, not {}", e.tokens);
-  TTT_CHECK(place >= 0 && place < e.mini_batch_size, "place {} of a mini-batch of {}", place,
+  TTT_CHECK(place >= 0 && place < e.mini_batch_size && place + e.tokens <= e.mini_batch_size,
+            "decoding takes tokens of one mini-batch: {} from place {} of {}", e.tokens, place,
             e.mini_batch_size);
   check_state("sums", e, sums, wide_type(dtype), false);
   check_tensor("out", out, inputs.q.shape(), dtype);
   if (const DeviceOps* ops = device_ops(stream)) {
     return ops->ttt_step(inputs, options, place, state, sums, out, stream);
   }
+  const bool ends_mini_batch = place + e.tokens == e.mini_batch_size;
+  e.mini_batch_size = e.block_rows = 1;
   visit_real(dtype, [&](auto zero) {
     using T = decltype(zero);
     visit_learner<T>(e, [&](auto* learner) {
@@ -127,7 +142,7 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
       for_each_pair<Worker>(
           e, [&] { return std::make_unique<Worker>(e); },
           [&](Worker& worker, std::int64_t pair) {
-            step_pair(e, inputs, place, state, sums, out, pair, worker);
+            step_pair(e, inputs, place, ends_mini_batch, state, sums, out, pair, worker);
           });
     });
   });

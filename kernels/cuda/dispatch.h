@@ -10,9 +10,6 @@
 
 namespace ttt::kernels::cuda {
 
-/// Compute capability from which thread-block clusters and 227 KiB of shared memory a block can be had.
-constexpr int kHopper = 90;
-
 /// Calls f(float{}) or f(BFloat16{}): the element types of activations.
 template <typename F>
 void visit_activation_type(DType dtype, F&& f) {

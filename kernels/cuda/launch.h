@@ -5,6 +5,7 @@
 
 #include "core/base/error.h"
 #include "core/base/stream.h"
+#include "kernels/cuda/block_limits.h"
 
 #ifndef TTT_SIMT_EMULATOR
 #include <cuda_runtime.h>
@@ -23,8 +24,8 @@ ExitCode exit_code_of(cudaError_t status);
 /// Throws it with CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);
 
-/// Of the current device, 90 for 9.0.
-int compute_capability();
+/// Of the current device.
+BlockLimits block_limits();
 
 /// Queues `kernel`; errors of the launch itself are thrown, those of its run by Stream::synchronize.
 template <typename... Parameters, typename... Arguments>

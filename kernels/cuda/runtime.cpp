@@ -35,16 +35,15 @@ void check_cuda(cudaError_t status, const char* what) {
        cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
-int compute_capability() {
+BlockLimits block_limits() {
   int device = 0;
-  int major = 0;
-  int minor = 0;
+  int shared_bytes = 0;
+  int has_clusters = 0;
   check_cuda(cudaGetDevice(&device), "the current device");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-             "the compute capability");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
-             "the compute capability");
-  return 10 * major + minor;
+  check_cuda(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "shared memory of a block");
+  check_cuda(cudaDeviceGetAttribute(&has_clusters, cudaDevAttrClusterLaunch, device), "clusters");
+  return {shared_bytes, has_clusters != 0};
 }
 
 }  // namespace ttt::kernels::cuda

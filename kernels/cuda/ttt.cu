@@ -1,5 +1,8 @@
+#include <set>
+#include <string_view>
+
 #include "core/base/log.h"
-#include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/ttt.h"
@@ -7,28 +10,30 @@
 namespace ttt::kernels::cuda {
 namespace {
 
-// Once a program, and only where the fused kernels were to be expected.
-void tell_generic_path(const TttInputs& inputs, const TttOptions& options) {
-  static bool is_told = false;
-  if (is_told || inputs.q.dtype() != DType::kBF16) return;
-  is_told = true;
+// Each reason once a program, and only where the fused kernels were to be expected.
+void tell_generic_path(const BlockLimits& limits, const TttInputs& inputs,
+                       const TttOptions& options, const char* missing) {
+  static std::set<std::string_view> told;
+  if (inputs.q.dtype() != DType::kBF16 || !told.insert(missing).second) return;
   log::warning(
-      "ttt_kernel=generic head_dim={} mini_batch={}: the fused kernels serve head dims 64 and 96, "
-      "TTT-MLP from compute capability 9.0 on, with mini-batches of 16, inner norm and biases. "
-      "This one is much slower",
-      inputs.q.size(3), options.mini_batch_size);
+      "ttt_kernel=generic model={} head_dim={} mini_batch={} block_shared_kib={} clusters={}: much "
+      "slower than the fused kernels, which need {}",
+      options.model == InnerModel::kLinear ? "linear" : "mlp", inputs.q.size(3),
+      options.mini_batch_size, limits.shared_bytes / 1024, limits.has_clusters ? "yes" : "no",
+      missing);
 }
 
 }  // namespace
 
 bool is_fused(const TttInputs& inputs, const TttOptions& options, const TttState& initial) {
-  return is_fused_on(compute_capability(), inputs, options, initial);
+  return why_generic(block_limits(), inputs, options, initial) == nullptr;
 }
 
 void ttt_forward(const TttInputs& inputs, const TttOptions& options, const TttState& initial,
                  TensorView out, const TttState& final_state, TttSaved* saved, Stream& stream) {
-  if (!is_fused(inputs, options, initial)) {
-    tell_generic_path(inputs, options);
+  const BlockLimits limits = block_limits();
+  if (const char* const missing = why_generic(limits, inputs, options, initial)) {
+    tell_generic_path(limits, inputs, options, missing);
     return generic_forward(inputs, options, initial, out, final_state, saved, stream);
   }
   if (options.model == InnerModel::kLinear) {
@@ -49,6 +54,17 @@ void ttt_backward(const TttInputs& inputs, const TttOptions& options, const TttS
                                  stream);
   }
   return fused_mlp_backward(inputs, initial, saved, d_out, d_final, gradients, d_initial, stream);
+}
+
+void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+              const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
+  if (!is_step_fused(block_limits(), inputs, options, state)) {
+    return generic_step(inputs, options, place, state, sums, out, stream);
+  }
+  if (options.model == InnerModel::kLinear) {
+    return fused_linear_step(inputs, options, place, state, sums, out, stream);
+  }
+  return fused_mlp_step(inputs, options, place, state, sums, out, stream);
 }
 
 }  // namespace ttt::kernels::cuda

@@ -216,6 +216,7 @@ void restoring_linear_backward(const TttInputs& inputs, const TttSaved& saved, T
   expect_countable_rows(inputs.q);
   visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
+    static_assert(BackwardMemory<F>::kBytes == fused_shared_bytes(InnerModel::kLinear, F));
     expect_shape("saved.step_gradients", saved.step_gradients, inputs.q.shape());
     expect_shape(
         "saved.checkpoints", saved.checkpoints,

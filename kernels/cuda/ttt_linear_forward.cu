@@ -236,6 +236,7 @@ void fused_linear_forward(const TttInputs& inputs, const TttState& initial, Tens
   expect_countable_rows(inputs.q);
   visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
+    static_assert(ForwardMemory<F>::kBytes <= fused_shared_bytes(InnerModel::kLinear, F));
     if (saved != nullptr) {
       saved->step_gradients = Tensor(inputs.q.shape(), DType::kBF16);
       saved->checkpoints = Tensor(

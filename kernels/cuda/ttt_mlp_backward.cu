@@ -193,6 +193,7 @@ void fused_mlp_backward(const TttInputs& inputs, const TttState& /*initial*/, co
   fused::expect_countable_rows(inputs.q);
   fused::visit_head_dim(inputs.q.size(3), [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
+    static_assert(mlp::BackwardLayout<F>::kBytes == fused_shared_bytes(InnerModel::kMlp, F));
     const Tensor partials({batch, num_heads, mlp::kSlices, fused::partial_size(F)}, DType::kF32);
     mlp::BackwardArguments arguments{};
     arguments.in = mlp::pointers(inputs);

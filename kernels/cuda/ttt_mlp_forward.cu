@@ -130,6 +130,7 @@ void fused_mlp_forward_as(MlpShape shape, const TttInputs& inputs, const TttStat
   fused::expect_countable_rows(inputs.q);
   fused::visit_head_dim(rows[3], [&](auto head_dim) {
     constexpr int F = decltype(head_dim)::value;
+    static_assert(mlp::ForwardLayout<F, true>::kBytes <= fused_shared_bytes(InnerModel::kMlp, F));
     mlp::ForwardArguments arguments{};
     arguments.in = mlp::pointers(inputs);
     arguments.initial = mlp::pointers(initial);
@@ -157,7 +158,8 @@ void fused_mlp_forward_as(MlpShape shape, const TttInputs& inputs, const TttStat
 void fused_mlp_forward(const TttInputs& inputs, const TttState& initial, TensorView out,
                        const TttState& final_state, TttSaved* saved, Stream& stream) {
   const std::int64_t num_pairs = inputs.q.size(0) * inputs.q.size(2);
-  const bool use_cluster = num_pairs < mlp::kPairsThatFill || inputs.q.size(3) != 64;
+  const bool use_cluster = num_pairs < mlp::kPairsThatFill || inputs.q.size(3) != 64 ||
+                           block_limits().shared_bytes < mlp::ForwardLayout<64, false>::kBytes;
   fused_mlp_forward_as(use_cluster ? MlpShape::kCluster : MlpShape::kOneBlock, inputs, initial, out,
                        final_state, saved, stream);
 }

@@ -1,7 +1,8 @@
-// ttt_step (decoding, primal form) and ttt_inner_loss: one block of threads a (batch, head) pair.
+// ttt_step of any shape (decoding, primal form) and ttt_inner_loss: one block of threads a (batch, head) pair.
 
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/ttt_generic_mlp.h"
+#include "kernels/cuda/ttt_paths.h"
 
 namespace ttt::kernels::cuda {
 namespace generic {
@@ -9,9 +10,10 @@ namespace {
 
 template <typename T>
 struct StepCall {
-  Extents e;
+  Extents e;  // with mini-batches of one token
   InputTensors<T> inputs;
-  std::int64_t place;
+  std::int64_t place;  // of the first token
+  bool ends_mini_batch;
   StateTensors state, sums;
   T* out;
   float* scratch;
@@ -29,18 +31,20 @@ __device__ void take_step(const Extents& e, const StateTensors& state, const Sta
   });
 }
 
-/// W_i = W - c_i sums, out = q + LN(f(q; W_i)); a full mini-batch hands W_i on.
+/// Token by token W_i = W - c_i sums, out = q + LN(f(q; W_i)); a full mini-batch hands its last W_i on.
 template <typename T, typename Learner>
 __device__ void step_pair(const StepCall<T>& call, std::int64_t pair, ForwardWorker<Learner>& w) {
   const Extents& e = call.e;
-  w.block.load(call.inputs, pair, 0);
-  w.learner.gradients(w.block, state_in(e, call.state, pair));
-  w.learner.accumulate(w.block, state_in(e, call.sums, pair));
-  take_step(e, call.state, call.sums, pair, w.block.scale[call.place], w.state);
-  w.learner.evaluate(packed_state(e, w.state), 1, w.block.q, w.z);
-  output(w.block.norm, 1, w.z, w.block.q, w.z);
-  put_rows(e, 1, w.z, pair_rows(e, call.out, pair, 0));
-  if (call.place + 1 < e.mini_batch_size) return;
+  for (std::int64_t token = 0; token < e.tokens; ++token) {
+    w.block.load(call.inputs, pair, token);
+    w.learner.gradients(w.block, state_in(e, call.state, pair));
+    w.learner.accumulate(w.block, state_in(e, call.sums, pair));
+    take_step(e, call.state, call.sums, pair, w.block.scale[call.place + token], w.state);
+    w.learner.evaluate(packed_state(e, w.state), 1, w.block.q, w.z);
+    output(w.block.norm, 1, w.z, w.block.q, w.z);
+    put_rows(e, 1, w.z, pair_rows(e, call.out, pair, token));
+  }
+  if (!call.ends_mini_batch) return;
   store_state(e, w.state, pair, call.state);
   for_each_member(e, [&](auto member, std::int64_t size) {
     clear_floats(size, call.sums.*member + pair * size);
@@ -109,11 +113,13 @@ __global__ void __launch_bounds__(kThreads, 1) loss_kernel(LossCall<T> call) {
 }  // namespace
 }  // namespace generic
 
-void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
-              const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
+void generic_step(const TttInputs& inputs, const TttOptions& options, std::int64_t place,
+                  const TttState& state, const TttState& sums, TensorView out, Stream& stream) {
   // NOLINTNEXTLINE(google-build-using-namespace): its own internals
   using namespace generic;
-  const Extents e = extents_of(inputs, options, state);
+  TttOptions token_by_token = options;
+  token_by_token.mini_batch_size = 1;
+  const Extents e = extents_of(inputs, token_by_token, state);
   visit_activation_type(inputs.q.dtype(), [&](auto zero) {
     using T = decltype(zero);
     visit_learner(e, [&](auto learner) {
@@ -122,6 +128,7 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
       const StepCall<T> call{e,
                              tensors_of<T>(inputs),
                              place,
+                             place + e.tokens == options.mini_batch_size,
                              tensors_of(state),
                              tensors_of(sums),
                              out.data<T>(),

@@ -173,8 +173,9 @@ void allocate_saved(const TttInputs& inputs, const TttOptions& options, const Tt
                     TttSaved& saved, Stream& stream) {
   const ttt_cpu::Extents e = ttt_cpu::checked_extents(inputs, options, initial);
   const bool is_cuda = stream.device() == Device::kCuda;
-  const int capability = queue_of(stream).planned().compute_capability;
-  if (!is_cuda || !cuda::is_fused_on(capability, inputs, options, initial)) {
+  const cuda::BlockLimits limits =
+      cuda::block_limits_of(queue_of(stream).planned().compute_capability);
+  if (!is_cuda || cuda::why_generic(limits, inputs, options, initial) != nullptr) {
     saved.checkpoints = Tensor({e.batch, e.heads, e.num_groups(), e.state_size()},
                                is_cuda ? DType::kF32 : inputs.q.dtype());
     return;

@@ -8,6 +8,7 @@
 #include "kernels/ttt.h"
 #include "tests/kernels/ttt_call.h"
 #include "tests/kernels/ttt_cases.h"
+#include "tests/support/tensors.h"
 
 namespace ttt::test {
 namespace {
@@ -187,6 +188,32 @@ TEST(CudaTttGeneric, CheckpointsStaySmall) {
   call_forward<float>(c, make_tensors(c), &saved);
   EXPECT_GT(saved.checkpoints.size(2), 1);
   EXPECT_LE(saved.checkpoints.size(2), 6);  // 128 mini-batches in groups of 2 sqrt(128)
+}
+
+/// [3, B, T, H], from the device of `queue`.
+template <typename T>
+std::vector<double> inner_losses(const TttCase& c, const TttTensors<double>& x, Stream queue) {
+  const InputTensors<T> inputs(c, x);
+  const StateTensors<ParameterOf<T>> initial(c, x.initial);
+  const Tensor losses = unset({3, c.sizes.batch, c.sizes.tokens, c.sizes.heads}, DType::kF64);
+  kernels::ttt_inner_loss(inputs.views(), c.options, initial.views(), losses, queue);
+  queue.synchronize();
+  return elements_of<double>(losses);
+}
+
+// What evaluation and metrics report of a model, on either device: the published sizes, the last mini-batch short.
+TEST(CudaTttInnerLoss, IsTheCpusAtThePublishedSizes) {
+  for (const InnerModel model : {InnerModel::kLinear, InnerModel::kMlp}) {
+    for (const std::int64_t features : {64, 96}) {
+      TttCase c = make_case(model, 37, 16, features, 4 * features);
+      c.sizes.batch = 2;
+      const TttTensors<double> x = rounded_to<BFloat16>(make_tensors(c));
+      const std::vector<double> cpu = inner_losses<double>(c, x, Stream());
+      // Sums of 64 or 96 squares whose values are good to 1e-6; bf16 has the same inputs, and f(k) stays in fp32.
+      expect_close("fp32", inner_losses<float>(c, x, stream()), cpu, 1e-5);
+      expect_close("bf16", inner_losses<BFloat16>(c, x, stream()), cpu, 1e-5);
+    }
+  }
 }
 
 // Small enough for ThreadSanitizer with a thread a thread: two mini-batches, the last one short.

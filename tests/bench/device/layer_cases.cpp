@@ -42,7 +42,9 @@ Tensor constant(const Shape& shape, double value, Stream& stream) {
 
 double bytes_of(std::initializer_list<TensorView> tensors) {
   double bytes = 0;
-  for (const TensorView& tensor : tensors) bytes += static_cast<double>(tensor.num_bytes());
+  for (const TensorView& tensor : tensors) {
+    if (!tensor.empty()) bytes += static_cast<double>(tensor.num_bytes());
+  }
   return bytes;
 }
 
@@ -126,6 +128,32 @@ void measure_ttt_layer(const Plan& plan, Report& report, kernels::InnerModel mod
   report.add(row);
 }
 
+/// A decode step of one token, inside a mini-batch: state and sums are read and the sums written.
+void measure_ttt_decode(const Plan& plan, Report& report, kernels::InnerModel model,
+                        const Sizes& sizes) {
+  constexpr std::int64_t kPlace = 7;
+  Stream& stream = plan.stream;
+  const bool is_linear = model == kernels::InnerModel::kLinear;
+  const TttLayer layer(model, sizes, stream);
+  const TttLayer sums(model, sizes, stream);
+  const Tensor out(sizes.rows(), layer.q.dtype());
+  const double state = bytes_of({layer.w1, layer.b1, layer.w2, layer.b2});
+
+  Row row;
+  row.work = is_linear ? "ttt_linear decode" : "ttt_mlp decode";
+  row.shape = sizes.text();
+  row.times = time_work(stream, plan.budget_ms, [&] {
+    kernels::ttt_step(layer.inputs(), layer.options, kPlace, layer.state(), sums.state(), out,
+                      stream);
+  });
+  row.tokens = sizes.count();
+  // Three products with vectors and one outer product for each matrix of the state.
+  constexpr double kDim = kFeatures;
+  row.flops = sizes.head_rows() * (is_linear ? 8 : 64) * kDim * kDim;
+  row.bytes = 3 * state + bytes_of({layer.q, layer.k, layer.v, layer.token_lr, out});
+  report.add(row);
+}
+
 void measure_attention_layer(const Plan& plan, Report& report, const Sizes& sizes) {
   Stream& stream = plan.stream;
   const Tensor q = random_activation("q", sizes.rows(), stream);
@@ -168,6 +196,8 @@ void measure_ttt(const Plan& plan, Report& report) {
   if (plan.is_smoke) {
     measure_ttt_layer(plan, report, InnerModel::kLinear, {1, 20, 2});
     measure_ttt_layer(plan, report, InnerModel::kMlp, {1, 20, 1});
+    measure_ttt_decode(plan, report, InnerModel::kLinear, {1, 1, 2});
+    measure_ttt_decode(plan, report, InnerModel::kMlp, {1, 1, 1});
     return;
   }
   for (const std::int64_t tokens : {2048, 8192, 32768}) {
@@ -180,6 +210,13 @@ void measure_ttt(const Plan& plan, Report& report) {
   for (const std::int64_t tokens : {2048, 8192, 32768}) {
     measure_ttt_layer(plan, report, InnerModel::kMlp,
                       {11, tokens});  // 132 pairs: one a multiprocessor
+  }
+  // One sequence, and so many that no cache holds their states (200 and 400 MB with the sums).
+  for (const std::int64_t batch : {1, 512}) {
+    measure_ttt_decode(plan, report, InnerModel::kLinear, {batch, 1});
+  }
+  for (const std::int64_t batch : {1, 128}) {
+    measure_ttt_decode(plan, report, InnerModel::kMlp, {batch, 1});
   }
 }
 

@@ -266,6 +266,18 @@ TEST(CudaTttMlpSteps, BackwardThroughLargeStepsMatchesReference) {
   expect_backward_matches(c, x, loss);
 }
 
+// A gradient of the final state with means of its own over features, which a model's last segment has from no loss of
+// ours, but any caller may have.
+TEST(CudaTttMlpSteps, BackwardFromAFinalGradientWithMeansMatchesReference) {
+  const TttCase c = mlp_case(64, 21, 1, 2);
+  TttLoss loss = mlp_loss(c);
+  for (double& value : loss.d_final.b2) value += 2;
+  for (std::size_t i = 0; i < loss.d_final.w2.size(); ++i) {
+    loss.d_final.w2[i] += 0.1 * std::sin(static_cast<double>(i / 64));
+  }
+  expect_backward_matches(c, mlp_tensors(c), loss);
+}
+
 INSTANTIATE_TEST_SUITE_P(CudaSizes, CudaTttMlp,
                          ::testing::Values(Size{64, 1}, Size{64, 5}, Size{64, 16}, Size{64, 37},
                                            Size{96, 1}, Size{96, 37}),
@@ -323,19 +335,6 @@ TEST(CudaTttMlpArguments, ParameterGradientsAreAddedTo) {
   expect_four_more(from_four.d_token_scale, from_zero.d_token_scale);
   expect_four_more(from_four.d_norm_weight, from_zero.d_norm_weight);
   expect_four_more(from_four.d_norm_bias, from_zero.d_norm_bias);
-}
-
-TEST(CudaTttMlpArguments, DispatchTakesTheFusedKernelAtHeadDims64And96) {
-  const auto is_fused = [](std::int64_t features) {
-    TttOptions options;
-    options.model = InnerModel::kMlp;
-    const Tensor q({1, 1, 1, features}, DType::kBF16);
-    const Tensor w1({1, 1, features, 4 * features}, DType::kF32);
-    return kernels::cuda::is_fused({q, q, q, {}, {}, {}, {}}, options, {w1, {}, {}, {}});
-  };
-  EXPECT_TRUE(is_fused(64));
-  EXPECT_TRUE(is_fused(96));
-  EXPECT_FALSE(is_fused(32));
 }
 
 // For ThreadSanitizer (tests/support/simt/scheduler.h): two full mini-batches, so that buffers come round, and a short one.

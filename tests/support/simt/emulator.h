@@ -302,7 +302,7 @@ struct LaunchShape {
   unsigned cluster = 1;
 };
 
-inline int compute_capability() { return 90; }
+inline BlockLimits block_limits() { return simt::device_limits(); }
 
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& /*stream*/,

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 
 #include "tests/support/simt/fibre.h"
 
@@ -246,7 +247,6 @@ void check_launch() {
   constexpr unsigned kMaxThreads = 1024, kMaxAlongZ = 64;
   constexpr unsigned kMaxBlocksAlongYZ = 65535;
   constexpr unsigned kMaxCluster = 8;
-  constexpr std::size_t kMaxSharedBytes = std::size_t{227} << 10U;
   const auto& [grid, block, shared_bytes, cluster] = scheduler.launch;
   const std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > kMaxAlongZ) {
@@ -258,10 +258,20 @@ void check_launch() {
   if (cluster == 0 || cluster > kMaxCluster || grid.x % cluster != 0) {
     fail_kernel("a cluster has 1 to 8 blocks and divides the grid along x");
   }
-  if (shared_bytes > kMaxSharedBytes) fail_kernel("a block has at most 227 KiB of shared memory");
+  const kernels::cuda::BlockLimits& limits = device_limits();
+  if (cluster > 1 && !limits.has_clusters) fail_kernel("the device has no clusters");
+  if (shared_bytes > static_cast<std::size_t>(limits.shared_bytes)) {
+    const std::string most = std::to_string(limits.shared_bytes / 1024);
+    fail_kernel(("a block has at most " + most + " KiB of shared memory").c_str());
+  }
 }
 
 }  // namespace
+
+kernels::cuda::BlockLimits& device_limits() {
+  static kernels::cuda::BlockLimits limits = kernels::cuda::block_limits_of(90);
+  return limits;
+}
 
 Thread& current() { return scheduler.current->thread; }
 const Launch& current_launch() { return scheduler.launch; }

@@ -15,6 +15,8 @@
 #include <source_location>
 #include <vector>
 
+#include "kernels/cuda/block_limits.h"
+
 namespace ttt::simt {
 
 constexpr unsigned kLanes = 32;
@@ -55,8 +57,11 @@ struct Launch {
 Thread& current();
 const Launch& current_launch();
 
-/// Runs `body` for every thread of the grid; returns when all have ended. Ends the program on a launch that no device of
-/// compute capability 9.0 would accept.
+/// Of the emulated device: those of compute capability 9.0, unless a test says otherwise.
+kernels::cuda::BlockLimits& device_limits();
+
+/// Runs `body` for every thread of the grid; returns when all have ended. Ends the program on a launch that the device
+/// would not accept.
 void run(const Launch& launch, const std::function<void()>& body);
 
 // Every lane of a warp must come to the same of these, at the same line; so must every warp for __syncthreads.
