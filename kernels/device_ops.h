@@ -22,6 +22,7 @@
 #include "kernels/inner_learning_rate.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul.h"
+#include "kernels/non_finite.h"
 #include "kernels/norm.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
@@ -37,9 +38,12 @@
   X(gated_forward) \
   X(gated_backward) \
   X(add) \
+  X(decide_update) \
   X(adamw) \
   X(block_sums_of_squares) \
   X(add_up) \
+  X(find_non_finite) \
+  X(smallest) \
   X(attention_forward) \
   X(attention_backward) \
   X(causal_conv_forward) \

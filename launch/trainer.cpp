@@ -172,7 +172,7 @@ Trainer::QueuedStep Trainer::queue_step() {
   step.row.learning_rate = learning_rate(config_.optimizer(), config_.train().steps(), state_.step);
   const TensorView values = model_->parameters().values();
   const TensorView squares = gradient_sum_->sum_of_squares(stream_);
-  optimizer_.update(values, model_->parameters().rounded(), gradients, squares, state_.step,
+  optimizer_.update(values, model_->parameters().rounded(), gradients, {squares}, state_.step,
                     stream_);
   gradient_sum_->gather_parameters(values, stream_);
   if (rounds_gathered_) {  // other ranks' parts come in fp32 only
