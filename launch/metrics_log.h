@@ -1,11 +1,13 @@
 #pragma once
 // metrics.jsonl: the numbers of a run, one JSON object a line, the source of every plot.
 //
-// Rows of training have kind "train", of validation "eval"; a row of kind "run" holds constants.
+// Rows of training have kind "train", of validation "eval", of rollbacks "rollback"; a row of kind "run" holds constants.
 // The names that the report and the progress line know:
 //   train: loss, learning_rate, grad_norm, tokens (so far), tokens_per_second, wall_seconds (so far),
 //          communication_seconds, exposed_communication_seconds (the computing thread waited)
+//          and of steps without an update: skipped ("not finite" or "spike")
 //   eval:  loss, perplexity
+//   rollback: from_step; of the first step after the one rolled back to
 //   run:   parameters, num_ranks
 // Others are welcome. Non-finite numbers are written as null, which JSON has instead.
 

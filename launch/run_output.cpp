@@ -50,16 +50,18 @@ void RunOutput::train_step(const Step& step) {
   const double step_tokens = static_cast<double>(config_.train().batch_size()) *
                              static_cast<double>(config_.data().context_length());
   const double tokens_per_second = step_tokens / step.seconds;
-  metrics_.write({step.step,
-                  "train",
-                  {{"loss", step.loss},
-                   {"learning_rate", step.learning_rate},
-                   {"grad_norm", step.grad_norm},
-                   {"tokens", step.tokens},
-                   {"tokens_per_second", tokens_per_second},
-                   {"communication_seconds", step.communication_seconds},
-                   {"exposed_communication_seconds", step.exposed_seconds},
-                   {"wall_seconds", earlier_seconds_ + wall_.seconds()}}});
+  MetricsRow row{step.step,
+                 "train",
+                 {{"loss", step.loss},
+                  {"learning_rate", step.learning_rate},
+                  {"grad_norm", step.grad_norm},
+                  {"tokens", step.tokens},
+                  {"tokens_per_second", tokens_per_second},
+                  {"communication_seconds", step.communication_seconds},
+                  {"exposed_communication_seconds", step.exposed_seconds},
+                  {"wall_seconds", earlier_seconds_ + wall_.seconds()}}};
+  if (step.skipped != nullptr) row.values.emplace_back("skipped", std::string(step.skipped));
+  metrics_.write(row);
   const std::pair<std::string, double> scalars[] = {{"train/loss", step.loss},
                                                     {"train/learning_rate", step.learning_rate},
                                                     {"train/grad_norm", step.grad_norm},
@@ -101,6 +103,11 @@ void RunOutput::validation(std::int64_t step, double loss) {
   std::cout << fmt::format("step {} | validation loss {:.4f} | ppl {:.2f}\n", step, loss,
                            std::exp(loss))
             << std::flush;
+}
+
+// Of the step after, so that a run killed before its next checkpoint drops the row and repeats the rollback.
+void RunOutput::rolled_back(std::int64_t to, std::int64_t from) {
+  metrics_.write({to + 1, "rollback", {{"from_step", from}}});
 }
 
 void RunOutput::before_checkpoint() { metrics_.sync(); }

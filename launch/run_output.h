@@ -24,10 +24,13 @@ class RunOutput {
     double loss = 0, learning_rate = 0, grad_norm = 0;
     double seconds = 0, data_seconds = 0;
     double communication_seconds = 0;
-    double exposed_seconds = 0;  // of communication: the computing thread waited
+    double exposed_seconds = 0;     // of communication: the computing thread waited
+    const char* skipped = nullptr;  // why there was no update; null: there was one
   };
   void train_step(const Step& step);
   void validation(std::int64_t step, double loss);
+  /// The run goes on from step `to`; rows of later steps were dropped when this was made.
+  void rolled_back(std::int64_t to, std::int64_t from);
   /// A checkpoint is about to be committed: every row so far must survive with it.
   void before_checkpoint();
   /// Ends the progress line and writes report.html.

@@ -7,6 +7,7 @@
 
 #include "configs/run_config.h"
 #include "core/base/log.h"
+#include "launch/guard.h"
 
 namespace ttt::launch {
 namespace {
@@ -47,6 +48,7 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.mutable_parallel()->clear_zero();
   result.mutable_parallel()->clear_overlap();
   result.clear_watchdog();
+  result.clear_guard();  // a run that ended with 81 goes on under another policy
   result.mutable_data()->clear_validation();
   result.mutable_train()->clear_steps();
   result.mutable_train()->clear_num_threads();
@@ -92,7 +94,9 @@ void save_checkpoint(const config::RunConfig& config, const RunState& state,
   if (communicator.rank() == 0) {
     manifest.set_step(state.step);
     manifest.set_tokens(state.tokens);
-    manifest.set_next_window(state.step * config.train().batch_size());
+    manifest.set_next_window((state.step + state.guard.passed_over_steps()) *
+                             config.train().batch_size());
+    *manifest.mutable_guard() = state.guard;
     manifest.set_world_size(communicator.size());
     *manifest.mutable_config() = config;
     manifest.set_code_version(kCodeVersion);
@@ -137,9 +141,11 @@ bool resume_checkpoint(const std::string& resume, const config::RunConfig& confi
              "a new run from its weights):\n  {}",
              directory, fmt::join(conflicts, "\n  "));
       }
+      expect_valid(manifest.guard(), manifest.step(), directory);
       data::read_state(directory, manifest, flat_state(model, optimizer));
       state.step = manifest.step();
       state.tokens = manifest.tokens();
+      state.guard = manifest.guard();
       log::info("resumed checkpoint={} step={} tokens={} saved_by_ranks={}", directory, state.step,
                 state.tokens, manifest.world_size());
       return true;

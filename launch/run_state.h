@@ -10,8 +10,9 @@
 namespace ttt::launch {
 
 struct RunState {
-  std::int64_t step = 0;    // updates done
-  std::int64_t tokens = 0;  // tokens seen
+  std::int64_t step = 0;     // updates done
+  std::int64_t tokens = 0;   // tokens seen
+  config::GuardState guard;  // launch/guard.h
 };
 
 /// Writes RUN/checkpoints/step-N: a shard a rank with the elements it `owned`, which over all ranks are all, committed by

@@ -5,8 +5,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 
+#include "core/base/fault_point.h"
 #include "data/checkpoint/checkpoint.h"
 #include "kernels/row_losses.h"
 #include "launch/metrics_log.h"
@@ -17,9 +20,28 @@
 namespace ttt::launch {
 namespace {
 
+// Steps from 0; -1: none.
+struct Disturbance {
+  std::int64_t not_finite = -1;   // its gradient
+  std::int64_t passed_over = -1;  // its data, for that of the step after, and so on
+};
+
+// tests/faults/fault_points.cpp
+class ArmedFault {
+ public:
+  explicit ArmedFault(const char* fault) { setenv("FAULT", fault, 1); }
+  ArmedFault(const ArmedFault&) = delete;
+  ArmedFault& operator=(const ArmedFault&) = delete;
+  ~ArmedFault() {
+    unsetenv("FAULT");
+    fault_point("disarmed");  // what was disturbed is forgotten
+  }
+};
+
 struct Curve {
   std::vector<std::int64_t> steps;
   std::vector<double> losses, norms;
+  std::vector<std::pair<std::int64_t, std::string>> skipped;
 };
 
 class TrainerTest : public testing::TestWithParam<const char*> {
@@ -37,7 +59,7 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   }
 
   // As simple as it can be; parameters end up in `values`.
-  Curve train_plainly(Tensor& values) const {
+  Curve train_plainly(Tensor& values, const Disturbance& disturbance = {}) const {
     const config::RunConfig& config = run_.config();
     Stream stream = ttt::test::stream();
     LanguageModel model(config.model(), config.data().context_length());
@@ -60,7 +82,8 @@ class TrainerTest : public testing::TestWithParam<const char*> {
           store.bind_gradients(shards.back());
         }
         const BatchReader::Buffers buffers = reader.make_buffers(rows);
-        reader.read(step * batch + row, batch, buffers);
+        const bool is_late = disturbance.passed_over >= 0 && step >= disturbance.passed_over;
+        reader.read((step + (is_late ? 1 : 0)) * batch + row, batch, buffers);
         const Tensor nll(buffers.ids.shape(), DType::kF64);
         const Tensor losses({rows}, DType::kF64);
         model.forward_backward(buffers.batch(), nll, false, context);
@@ -73,11 +96,12 @@ class TrainerTest : public testing::TestWithParam<const char*> {
       for (std::int64_t i = 0; i < gradients.numel(); ++i) {
         gradients.data<float>()[i] += shards[1].data<float>()[i];
       }
+      if (step == disturbance.not_finite) gradients.data<float>()[0] = std::nanf("");
       optimizer.update(store.values(), {}, gradients, step, stream);
       stream.synchronize();
       curve.steps.push_back(step + 1);
       curve.losses.push_back(loss);
-      curve.norms.push_back(gradient_norm(*optimizer.squares().data<double>(), step));
+      curve.norms.push_back(std::sqrt(*optimizer.squares().data<double>()));
     }
     values = to_dtype(store.values(), DType::kF32);
     return curve;
@@ -91,6 +115,9 @@ class TrainerTest : public testing::TestWithParam<const char*> {
       curve.steps.push_back(row.step);
       curve.losses.push_back(row.number("loss"));
       curve.norms.push_back(row.number("grad_norm"));
+      for (const auto& [key, value] : row.values) {
+        if (key == "skipped") curve.skipped.push_back({row.step, std::get<std::string>(value)});
+      }
     }
     return curve;
   }
@@ -143,13 +170,81 @@ TEST_P(TrainerTest, ResumedRunsGoOnBitForBit) {
 TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
   run_.set("optimizer.learning_rate=1e30");
   run_.set("checkpoint.interval_steps=3");
+  run_.set("guard.max_consecutive_skips=0");
   Trainer trainer = make_trainer();
   ExitCode code = ExitCode::kOk;
   const std::string error = ttt::test::error_of([&] { trainer.run(); }, &code);
   EXPECT_EQ(code, ExitCode::kNumerical);
-  EXPECT_THAT(error, testing::HasSubstr("at step 1:"));
+  EXPECT_THAT(error, testing::HasSubstr("not finite at step 2: rank 0, gradient of model."));
   EXPECT_EQ(written_curve().steps, (std::vector<std::int64_t>{1}));
   EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{});
+}
+
+TEST_P(TrainerTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
+  run_.set("optimizer.learning_rate=1e30");
+  run_.set("checkpoint.interval_steps=3");
+  run_.set("guard.max_consecutive_skips=2");
+  Trainer trainer = make_trainer();
+  ExitCode code = ExitCode::kOk;
+  const std::string error = ttt::test::error_of([&] { trainer.run(); }, &code);
+  EXPECT_EQ(code, ExitCode::kNumerical);
+  EXPECT_THAT(error, testing::HasSubstr("not finite at step 4"));
+  EXPECT_EQ(written_curve().steps, (std::vector<std::int64_t>{1, 2, 3}));
+  EXPECT_EQ(saved_steps(), (std::vector<std::int64_t>{3}));
+  for (const double value : values_of(trainer.model())) ASSERT_TRUE(std::isfinite(value));
+}
+
+// The other steps are those of a loop without that update, also where the next step was queued before it was known, and
+// in a run that is resumed before or after it.
+TEST_P(TrainerTest, AStepThatIsNotFiniteIsSkipped) {
+  Tensor expected;
+  const Curve plain = train_plainly(expected, {.not_finite = 2});
+  for (const std::int64_t resumed_at : {0, 2, 4}) {
+    const ArmedFault fault("nan@0:after_backward:3");
+    for (const std::int64_t step : saved_steps()) {
+      if (step <= resumed_at) continue;
+      std::filesystem::remove_all(
+          data::checkpoint_directory(run_.config().output_directory(), step));
+    }
+    Trainer trainer = make_trainer();
+    EXPECT_EQ(trainer.state().step, resumed_at);
+    EXPECT_EQ(trainer.run(), ExitCode::kOk);
+    EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+    const Curve curve = written_curve();
+    EXPECT_EQ(curve.steps, plain.steps);
+    EXPECT_EQ(curve.losses, plain.losses);
+    EXPECT_EQ(curve.skipped, (decltype(curve.skipped){{3, "not finite"}}));
+  }
+}
+
+TEST_P(TrainerTest, ASpikeIsSkippedOrLeftBehind) {
+  run_.set("train.steps=6");
+  run_.set("guard.spike_window=2");
+  run_.set("guard.spike_deviations=100");  // six times the median and more: only the fault is
+  Tensor expected;
+  {
+    const ArmedFault fault("scale@0:after_backward:5:1e6");
+    run_.set("guard.spike_policy=SKIP");
+    train_plainly(expected, {.not_finite = 4});
+    Trainer trainer = make_trainer();
+    EXPECT_EQ(trainer.run(), ExitCode::kOk);
+    EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+    EXPECT_EQ(written_curve().skipped, (decltype(Curve::skipped){{5, "spike"}}));
+  }
+  for (const std::int64_t step : saved_steps()) {
+    std::filesystem::remove_all(data::checkpoint_directory(run_.config().output_directory(), step));
+  }
+  run_.set("guard.spike_policy=ROLLBACK");
+  const Curve plain = train_plainly(expected, {.passed_over = 4});
+  const ArmedFault fault("scale@0:after_backward:5:1e6");
+  Trainer trainer = make_trainer();
+  EXPECT_EQ(trainer.run(), ExitCode::kOk);
+  EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+  EXPECT_EQ(written_curve().steps, plain.steps);
+  EXPECT_EQ(written_curve().losses, plain.losses);
+  EXPECT_EQ(written_curve().skipped, decltype(Curve::skipped){});
+  EXPECT_EQ(trainer.state().guard.rollbacks(), 1);
+  EXPECT_EQ(trainer.state().guard.passed_over_steps(), 1);
 }
 
 // Its name puts the suite among those of the programs for a device.
