@@ -7,11 +7,12 @@
 namespace ttt::launch {
 namespace {
 
-// Of an even number the lower one of the two in the middle: of two ranks the faster one.
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - 1) / 2);
-  std::ranges::nth_element(values, middle);
-  return *middle;
+// The value at this part of the sorted ones, rounded down: the median of two ranks is the faster one.
+double quantile(std::vector<double> values, double part) {
+  const auto place =
+      values.begin() + static_cast<std::ptrdiff_t>(static_cast<double>(values.size() - 1) * part);
+  std::ranges::nth_element(values, place);
+  return *place;
 }
 
 }  // namespace
@@ -29,8 +30,8 @@ std::vector<StragglerReport::Straggler> StragglerReport::add(std::span<const dou
   }
   if (++num_steps_ < kWindow) return {};
   std::vector<double> own;
-  for (const auto& window : seconds_) own.push_back(median({window.begin(), window.end()}));
-  const double of_all = median(own);
+  for (const auto& window : seconds_) own.push_back(quantile({window.begin(), window.end()}, 0.25));
+  const double of_all = quantile(own, 0.5);
   std::vector<Straggler> stragglers;
   for (std::size_t rank = 0; rank < own.size(); ++rank) {
     if (!(own[rank] > 0)) continue;

@@ -2,9 +2,10 @@
 // Which ranks compute more slowly than the others. All ranks wait for the slowest in every step, and nothing else shows which
 // one it is.
 //
-// A rank's score is the median of all ranks' times over its own, each time the median of the last kWindow steps: below
-// the threshold the rank is named, once until it has recovered.
-// Source: the score of NVIDIA Resiliency Extension's straggler report.
+// A rank's time is the lower quartile of its last kWindow steps: what disturbs a step only makes it longer, and a slow rank is
+// slow in all of them. Its score is the median of all ranks' times over its own; below the threshold the rank is named,
+// once until it has recovered.
+// Source: the score of NVIDIA Resiliency Extension's straggler report, which takes medians of steps.
 
 #include <array>
 #include <cstdint>
@@ -15,7 +16,7 @@ namespace ttt::launch {
 
 class StragglerReport {
  public:
-  static constexpr std::size_t kWindow = 10;
+  static constexpr std::size_t kWindow = 16;
 
   /// `threshold` in [0, 1); 0: none is ever named.
   StragglerReport(std::int64_t num_ranks, double threshold);

@@ -215,7 +215,7 @@ TEST(Straggler, IsNamedAgainAfterItHasRecovered) {
       named.push_back(step);
     }
   }
-  EXPECT_EQ(named, (std::vector<int>{10, 86}));
+  EXPECT_EQ(named, (std::vector<int>{16, 93}));
   StragglerReport without(2, 0);
   for (int step = 0; step < 50; ++step) {
     EXPECT_TRUE(without.add(std::vector<double>{1, 100}).empty());

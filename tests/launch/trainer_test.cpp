@@ -11,6 +11,7 @@
 
 #include "core/base/fault_point.h"
 #include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/manifest.h"
 #include "kernels/row_losses.h"
 #include "launch/metrics_log.h"
 #include "tests/launch/token_run.h"
@@ -135,6 +136,9 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   std::unique_ptr<dist::Communicator> communicator_;
 };
 
+// What is the same whatever the mixer.
+class TrainerGuardTest : public TrainerTest {};
+
 TEST_P(TrainerTest, StepsAreThoseOfThePlainLoop) {
   Tensor expected;
   const Curve plain = train_plainly(expected);
@@ -180,7 +184,7 @@ TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
   EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{});
 }
 
-TEST_P(TrainerTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
+TEST_P(TrainerGuardTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
   run_.set("optimizer.learning_rate=1e30");
   run_.set("checkpoint.interval_steps=3");
   run_.set("guard.max_consecutive_skips=2");
@@ -196,10 +200,10 @@ TEST_P(TrainerTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
 
 // The other steps are those of a loop without that update, also where the next step was queued before it was known, and
 // in a run that is resumed before or after it.
-TEST_P(TrainerTest, AStepThatIsNotFiniteIsSkipped) {
+TEST_P(TrainerGuardTest, AStepThatIsNotFiniteIsSkipped) {
   Tensor expected;
   const Curve plain = train_plainly(expected, {.not_finite = 2});
-  for (const std::int64_t resumed_at : {0, 2, 4}) {
+  for (const std::int64_t resumed_at : {0, 2}) {
     const ArmedFault fault("nan@0:after_backward:3");
     for (const std::int64_t step : saved_steps()) {
       if (step <= resumed_at) continue;
@@ -217,7 +221,19 @@ TEST_P(TrainerTest, AStepThatIsNotFiniteIsSkipped) {
   }
 }
 
-TEST_P(TrainerTest, ASpikeIsSkippedOrLeftBehind) {
+TEST_P(TrainerGuardTest, ACheckpointWithAnImpossibleGuardIsPassedOver) {
+  make_trainer().run();
+  const std::string& run = run_.config().output_directory();
+  std::filesystem::remove_all(data::checkpoint_directory(run, 5));
+  const std::string damaged = data::checkpoint_directory(run, 4);
+  config::CheckpointManifest manifest = data::read_manifest(damaged);
+  EXPECT_EQ(manifest.guard().window_size(), 4);
+  manifest.mutable_guard()->mutable_window(1)->set_grad_norm(INFINITY);
+  data::write_manifest(damaged, manifest);
+  EXPECT_EQ(make_trainer().state().step, 2);
+}
+
+TEST_P(TrainerGuardTest, ASpikeIsSkippedOrLeftBehind) {
   run_.set("train.steps=6");
   run_.set("guard.spike_window=2");
   run_.set("guard.spike_deviations=100");  // six times the median and more: only the fault is
@@ -249,6 +265,8 @@ TEST_P(TrainerTest, ASpikeIsSkippedOrLeftBehind) {
 
 // Its name puts the suite among those of the programs for a device.
 INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerTest, testing::Values("TTT_LINEAR", "ATTENTION"),
+                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerGuardTest, testing::Values("ATTENTION"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace
