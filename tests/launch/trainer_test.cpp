@@ -203,7 +203,7 @@ TEST_P(TrainerGuardTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
 TEST_P(TrainerGuardTest, AStepThatIsNotFiniteIsSkipped) {
   Tensor expected;
   const Curve plain = train_plainly(expected, {.not_finite = 2});
-  for (const std::int64_t resumed_at : {0, 2}) {
+  for (const std::int64_t resumed_at : {0, 4}) {
     const ArmedFault fault("nan@0:after_backward:3");
     for (const std::int64_t step : saved_steps()) {
       if (step <= resumed_at) continue;
