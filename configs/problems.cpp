@@ -201,6 +201,15 @@ void check_optimizer(const RunConfig& config, Problems& problems) {
   problems.at_least("optimizer.inner_warmup_steps", optimizer.inner_warmup_steps(), 0);
 }
 
+void check_guard(const GuardConfig& guard, Problems& problems) {
+  problems.at_least("guard.max_consecutive_skips", guard.max_consecutive_skips(), 0);
+  problems.at_least("guard.spike_window", guard.spike_window(), 2);
+  problems.positive("guard.spike_deviations", guard.spike_deviations());
+  problems.at_least("guard.max_rollbacks", guard.max_rollbacks(), 0);
+  problems.at_least("guard.digest_interval_steps", guard.digest_interval_steps(), 0);
+  problems.below_one("guard.straggler_score", guard.straggler_score());
+}
+
 }  // namespace
 
 std::vector<std::string> find_model_problems(const ModelConfig& model) {
@@ -290,6 +299,7 @@ std::vector<std::string> find_problems(const RunConfig& config, int world_size) 
   problems.at_least_zero("watchdog.step_seconds", watchdog.step_seconds());
   problems.at_least_zero("watchdog.evaluation_seconds", watchdog.evaluation_seconds());
   problems.at_least_zero("watchdog.checkpoint_seconds", watchdog.checkpoint_seconds());
+  check_guard(config.guard(), problems);
   return problems.lines();
 }
 

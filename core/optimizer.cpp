@@ -5,7 +5,6 @@
 
 #include "core/base/memory.h"
 #include "core/schedule.h"
-#include "kernels/adamw.h"
 
 namespace ttt {
 namespace {
@@ -31,16 +30,17 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, std::int64_t total_s
   m_ = moment(count, dtype);
   v_ = moment(count, dtype);
   squares_ = {{1}, DType::kF64};
+  decision_ = Tensor::zeros({kernels::kDecisionSize}, DType::kF64);
 }
 
 void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gradients,
                        std::int64_t step, Stream& stream) {
   kernels::sum_of_squares(gradients, squares_, stream);
-  update(parameters, rounded, gradients, squares_, step, stream);
+  update(parameters, rounded, gradients, {squares_}, step, stream);
 }
 
 void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gradients,
-                       TensorView squares, std::int64_t step, Stream& stream) {
+                       const Evidence& evidence, std::int64_t step, Stream& stream) {
   kernels::AdamWStep update;
   update.learning_rate = learning_rate(config_, total_steps_, step);
   update.beta1 = config_.beta1();
@@ -48,7 +48,8 @@ void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gra
   update.epsilon = config_.epsilon();
   update.weight_decay = config_.weight_decay();
   update.clip_norm = config_.clip_norm();
-  update.step = step + 1;
+  kernels::decide_update(evidence.squares, evidence.losses, decision_, evidence.limits, update,
+                         stream);
   std::int64_t done = 0;
   for (const FlatRange& range : ranges_) {
     if (range.size() == 0) continue;
@@ -56,10 +57,14 @@ void Optimizer::update(TensorView parameters, TensorView rounded, TensorView gra
     const auto moments = [&](const Tensor& all) {
       return all.view().slice(done, done + range.size());
     };
-    kernels::adamw(part(parameters), part(gradients), moments(m_), moments(v_), squares,
+    kernels::adamw(part(parameters), part(gradients), moments(m_), moments(v_), decision_,
                    rounded.empty() ? rounded : part(rounded), update, stream);
     done += range.size();
   }
+}
+
+void Optimizer::set_num_updates(std::int64_t count) {
+  decision_.data<double>()[kernels::kNumUpdates] = static_cast<double>(count);
 }
 
 double gradient_norm(double squares, std::int64_t step) {

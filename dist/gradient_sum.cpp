@@ -3,13 +3,17 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/fault_point.h"
 #include "core/base/timer.h"
 #include "kernels/adamw.h"
 #include "kernels/copy.h"
+#include "kernels/non_finite.h"
 #include "kernels/threads.h"
 
 namespace ttt::dist {
 namespace {
+
+static_assert(kernels::kNonFiniteBlock == kernels::kSquaresBlock);
 
 std::int64_t num_blocks(const FlatRange& range) {
   return (range.size() + kernels::kSquaresBlock - 1) / kernels::kSquaresBlock;
@@ -36,8 +40,13 @@ GradientSum::GradientSum(std::vector<FlatRange> buckets, DType dtype, GradientSu
       num_unreduced_(buckets_.size()),
       num_gathered_(buckets_.size()) {
   std::int64_t blocks = 0;
-  for (const FlatRange& bucket : buckets_) blocks += num_blocks(bucket);
+  for (const FlatRange& bucket : buckets_) {
+    first_blocks_.push_back(blocks);
+    blocks += num_blocks(bucket);
+  }
   squares_ = {{blocks}, DType::kF64};
+  places_ = {{blocks}, DType::kF64};
+  first_place_ = {{1}, DType::kF64};
   sum_of_squares_ = {{1}, DType::kF64};
   std::vector<Communicator*> used = axes_;
   const bool overlaps = options_.overlap && !is_alone();
@@ -116,6 +125,14 @@ void GradientSum::reduce_from(std::int64_t begin, Stream& stream) {
   while (num_unreduced_ > 0 && buckets_[num_unreduced_ - 1].begin >= begin) {
     const FlatRange bucket = buckets_[--num_unreduced_];
     sum_ = accumulator_.merge(bucket, stream);
+    const TensorView mine = sum_.slice(bucket.begin, bucket.end);
+    fault_point("after_backward", {.begin = bucket.begin, .values = [&] {
+                                     stream.synchronize();
+                                     return mine;
+                                   }});
+    const std::int64_t first = first_blocks_[num_unreduced_];
+    kernels::find_non_finite(mine, bucket.begin,
+                             places_.view().slice(first, first + num_blocks(bucket)), stream);
     last_reduction_ = start(
         [this, bucket, sum = sum_](TreeCollectives& collectives, Stream& queue) {
           collectives.reduce_scatter(sum, bucket, queue);
@@ -137,18 +154,21 @@ TensorView GradientSum::finish(Stream& stream) {
   return sum_;
 }
 
+TensorView GradientSum::first_non_finite(Stream& stream) {
+  kernels::smallest(places_, first_place_, stream);
+  return first_place_;
+}
+
 TensorView GradientSum::sum_of_squares(Stream& stream) {
   kernels::fill(squares_, 0.0, stream);
-  std::int64_t first = 0;
   for (std::size_t i = 0; i < buckets_.size(); ++i) {
     if (owned_[i].size() > 0) {
       const std::int64_t begin =
-          first + (owned_[i].begin - buckets_[i].begin) / kernels::kSquaresBlock;
+          first_blocks_[i] + (owned_[i].begin - buckets_[i].begin) / kernels::kSquaresBlock;
       kernels::block_sums_of_squares(sum_.slice(owned_[i].begin, owned_[i].end),
                                      squares_.view().slice(begin, begin + num_blocks(owned_[i])),
                                      stream);
     }
-    first += num_blocks(buckets_[i]);
   }
   const Timer timer;
   // Each block's sum comes from one rank: exact.

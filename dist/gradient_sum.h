@@ -56,6 +56,9 @@ class GradientSum final : public PassObserver {
   /// Of the finished sum, over all elements.
   /// [1] F64, in the order of the stream.
   TensorView sum_of_squares(Stream& stream);
+  /// Of the finished sum, before other ranks' gradients were added to this one's: the place of the first element that is
+  /// not finite, else infinity. [1] F64, in the order of the stream.
+  TensorView first_non_finite(Stream& stream);
 
   /// `values` [n] are updated in updated(): makes them whole on every rank, by the time they are read. ZERO_NONE: nothing.
   void gather_parameters(TensorView values, Stream& stream);
@@ -71,6 +74,8 @@ class GradientSum final : public PassObserver {
   };
   /// Since the last call.
   Seconds take_seconds();
+  /// Those of `exposed` so far.
+  [[nodiscard]] double exposed_seconds() const { return exposed_seconds_; }
   /// Bytes that this rank has sent for sums and parameters so far.
   [[nodiscard]] std::int64_t bytes_sent() const;
 
@@ -96,8 +101,11 @@ class GradientSum final : public PassObserver {
   std::vector<FlatRange> owned_;
   TreeAccumulator accumulator_;
   TensorView sum_;
-  Tensor squares_;         // one a block
-  Tensor sum_of_squares_;  // [1]
+  std::vector<std::int64_t> first_blocks_;  // of each bucket
+  Tensor squares_;                          // one a block
+  Tensor sum_of_squares_;                   // [1]
+  Tensor places_;                           // one a block: kernels/non_finite.h
+  Tensor first_place_;                      // [1]
 
   bool is_final_ = false;
   std::size_t num_unreduced_ = 0;  // buckets [0, num_unreduced_)

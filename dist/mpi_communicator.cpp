@@ -9,6 +9,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/base/fault_point.h"
 #include "core/base/timer.h"
 #include "dist/communicator.h"
 #include "dist/contracts.h"
@@ -57,6 +58,7 @@ class MpiCommunicator final : public Communicator {
     const RecordedOperation operation(record_, Operation::kAllReduceSum, inout.num_bytes());
     check_summable(inout);
     stream.synchronize();
+    fault_point("in_all_reduce");
     const Traffic::Call call(traffic_, Traffic::kSum, inout.num_bytes(), inout.num_bytes());
     // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
     const bool is_root = rank_ == 0;

@@ -22,6 +22,7 @@
 #include "kernels/inner_learning_rate.h"
 #include "kernels/linear_attention.h"
 #include "kernels/matmul.h"
+#include "kernels/non_finite.h"
 #include "kernels/norm.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
@@ -35,9 +36,12 @@
   X(swiglu_forward) \
   X(swiglu_backward) \
   X(add) \
+  X(decide_update) \
   X(adamw) \
   X(block_sums_of_squares) \
   X(add_up) \
+  X(find_non_finite) \
+  X(smallest) \
   X(attention_forward) \
   X(attention_backward) \
   X(causal_conv_forward) \

@@ -99,9 +99,7 @@ void CheckpointSaver::begin(const config::CheckpointManifest& run, Stream& strea
   save_.copy_seconds = save_.clock.seconds();
   is_writing_ = true;
   num_jobs_ = thread_.add([this] { write(); });
-  if (options_.asynchronous) return;
-  wait_for_commit();
-  communicator_.barrier();
+  if (!options_.asynchronous) wait();
 }
 
 void CheckpointSaver::copy_state(Stream& stream) {
@@ -177,9 +175,13 @@ void CheckpointSaver::wait_for_commit() {
   }
 }
 
-void CheckpointSaver::finish() {
+void CheckpointSaver::wait() {
   wait_for_commit();
   communicator_.barrier();
+}
+
+void CheckpointSaver::finish() {
+  wait();
   if (!failure_.empty()) fail(ExitCode::kIo, "{}", failure_);
 }
 

@@ -46,7 +46,9 @@ class CheckpointSaver {
   void begin(const config::CheckpointManifest& run, Stream& stream);
   /// To be called after every step: moves on what is in flight, without waiting for any thread. Collective.
   void poll();
-  /// Returns when everything begun is committed; throws if the last save was given up. Collective.
+  /// Returns when everything begun is committed or given up. Collective.
+  void wait();
+  /// The same; throws if the last save was given up. Collective.
   void finish();
 
  private:

@@ -1,12 +1,14 @@
 #pragma once
 // metrics.jsonl: the numbers of a run, one JSON object a line, the source of every plot.
 //
-// Rows of training have kind "train", of validation "eval"; a row of kind "run" holds constants.
+// Rows of training have kind "train", of validation "eval", of rollbacks "rollback"; a row of kind "run" holds constants.
 // The names that the report and the progress line know:
 //   train: loss, learning_rate, grad_norm, tokens (so far), tokens_per_second, wall_seconds (so far),
 //          data_seconds (the computing thread waited for batches), tokens_SOURCE (so far, of a mixture),
 //          communication_seconds, exposed_communication_seconds (the computing thread waited)
+//          and of steps without an update: skipped ("not finite" or "spike")
 //   eval:  loss, perplexity, loss_SOURCE
+//   rollback: from_step; of the first step after the one rolled back to
 //   run:   parameters, num_ranks
 // Others are welcome. Non-finite numbers are written as null, which JSON has instead.
 

@@ -65,6 +65,7 @@ void RunOutput::train_step(const Step& step) {
   for (const auto& [source, tokens] : step.source_tokens) {
     row.values.emplace_back("tokens_" + source, tokens);
   }
+  if (step.skipped != nullptr) row.values.emplace_back("skipped", std::string(step.skipped));
   metrics_.write(row);
   const std::pair<std::string, double> scalars[] = {{"train/loss", step.loss},
                                                     {"train/learning_rate", step.learning_rate},
@@ -118,6 +119,11 @@ bool RunOutput::has_validation(std::int64_t step) const {
   return std::ranges::any_of(read_metrics(metrics_path(config_)), [&](const MetricsRow& row) {
     return row.kind == "eval" && row.step == step;
   });
+}
+
+// Of the step after, so that a run killed before its next checkpoint drops the row and repeats the rollback.
+void RunOutput::rolled_back(std::int64_t to, std::int64_t from) {
+  metrics_.write({to + 1, "rollback", {{"from_step", from}}});
 }
 
 void RunOutput::before_checkpoint() { metrics_.sync(); }

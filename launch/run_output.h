@@ -30,12 +30,15 @@ class RunOutput {
     double communication_seconds = 0;
     double exposed_seconds = 0;  // of communication: the computing thread waited
     std::vector<std::pair<std::string, std::int64_t>> source_tokens;  // so far, of a mixture
+    const char* skipped = nullptr;  // why there was no update; null: there was one
   };
   void train_step(const Step& step);
   /// `sources`: the losses on each source's own validation tokens.
   void validation(std::int64_t step, double loss, const BySource& sources);
   /// Whether the metrics have a validation loss of this step.
   [[nodiscard]] bool has_validation(std::int64_t step) const;
+  /// The run goes on from step `to`; rows of later steps were dropped when this was made.
+  void rolled_back(std::int64_t to, std::int64_t from);
   /// A checkpoint is about to be committed: every row so far must survive with it.
   void before_checkpoint();
   /// Ends the progress line and writes report.html.

@@ -7,6 +7,7 @@
 
 #include "configs/run_config.h"
 #include "core/base/log.h"
+#include "launch/guard.h"
 
 namespace ttt::launch {
 namespace {
@@ -28,6 +29,7 @@ config::RunConfig numbers_only(const config::RunConfig& config) {
   result.mutable_parallel()->clear_zero();
   result.mutable_parallel()->clear_overlap();
   result.clear_watchdog();
+  result.clear_guard();  // a run that ended with 81 goes on under another policy
   result.mutable_data()->clear_validation();
   for (config::DataSource& source : *result.mutable_data()->mutable_sources()) {
     source.clear_validation();
@@ -70,7 +72,9 @@ config::CheckpointManifest describe_run(const config::RunConfig& config, const R
   config::CheckpointManifest manifest;
   manifest.set_step(state.step);
   manifest.set_tokens(state.tokens);
-  manifest.set_next_window(state.step * config.train().batch_size());
+  manifest.set_next_window((state.step + state.guard.passed_over_steps()) *
+                           config.train().batch_size());
+  *manifest.mutable_guard() = state.guard;
   manifest.set_world_size(num_ranks);
   *manifest.mutable_config() = config;
   manifest.set_code_version(kCodeVersion);
@@ -107,9 +111,11 @@ bool resume_checkpoint(const std::string& resume, const config::RunConfig& confi
              "a new run from its weights):\n  {}",
              directory, fmt::join(conflicts, "\n  "));
       }
+      expect_valid(manifest.guard(), manifest.step(), directory);
       data::read_state(directory, manifest, flat_state(model, optimizer));
       state.step = manifest.step();
       state.tokens = manifest.tokens();
+      state.guard = manifest.guard();
       log::info("resumed checkpoint={} step={} tokens={} saved_by_ranks={}", directory, state.step,
                 state.tokens, manifest.world_size());
       return true;

@@ -10,8 +10,9 @@
 namespace ttt::launch {
 
 struct RunState {
-  std::int64_t step = 0;    // updates done
-  std::int64_t tokens = 0;  // tokens seen
+  std::int64_t step = 0;     // updates done
+  std::int64_t tokens = 0;   // tokens seen
+  config::GuardState guard;  // launch/guard.h
 };
 
 /// Whether checkpoints are written while training goes on. One that is saved at the end only has no steps to be written beside.

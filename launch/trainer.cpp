@@ -1,9 +1,11 @@
 #include "launch/trainer.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 
 #include "core/base/crash_report.h"
+#include "core/base/fault_point.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/schedule.h"
@@ -11,7 +13,6 @@
 #include "kernels/copy.h"
 #include "kernels/row_losses.h"
 #include "launch/device.h"
-#include "launch/evaluation.h"
 #include "launch/stop_signal.h"
 
 namespace ttt::launch {
@@ -81,7 +82,9 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       model_(make_model(config)),
       gradient_sum_(make_gradient_sum(config, *model_, stream_, grid_)),
       optimizer_(config.optimizer(), config.train().steps(), gradient_sum_->updated(),
-                 model_->parameters().dtype()) {
+                 model_->parameters().dtype()),
+      guard_(config.guard()),
+      stragglers_(communicator.size(), config.guard().straggler_score()) {
   for (const HeldOut& set : held_out_) {
     held_out_readers_.emplace_back(set.config, data::Split::kValidation, sequence_.get());
   }
@@ -93,20 +96,28 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       log::info("initialised weights={}", config.train().init_from());
     }
   }
+  take_up();
+  make_saver();
+}
+
+void Trainer::take_up() {
+  guard_.restore(state_.guard);
+  optimizer_.set_num_updates(state_.step - state_.guard.skipped_steps());
   last_saved_step_ = state_.step > 0 ? state_.step : -1;
+  const dist::Communicator& communicator = grid_.world();
   const bool rounds_on_device =
       stream_.device() == Device::kCuda &&
-      precision_of(config.train().precision()) == kernels::Precision::kBF16;
+      precision_of(config_.train().precision()) == kernels::Precision::kBF16;
   if (rounds_on_device) model_->parameters().keep_rounded(stream_);
   rounds_gathered_ = rounds_on_device && communicator.size() > 1 &&
-                     config.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
+                     config_.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   start_reading();
   if (communicator.rank() == 0) {
+    output_.reset();  // an earlier one writes the same files
     output_ = std::make_unique<RunOutput>(
         config_, state_.step, communicator.size(), model_->parameters().num_elements(),
-        3.0 * model_->flops_per_token(config.data().context_length()));
+        3.0 * model_->flops_per_token(config_.data().context_length()));
   }
-  make_saver();
 }
 
 void Trainer::make_saver() {
@@ -125,17 +136,17 @@ void Trainer::start_reading() {
   const std::int64_t rows = config_.train().micro_batch_size();
   const std::int64_t local_rows = batch / grid_.data().size();
   const std::int64_t per_step = local_rows / rows;
-  const std::int64_t first_step = state_.step;
+  const std::int64_t num_steps = config_.train().steps() - state_.step;
+  const std::int64_t first_step = state_.step + guard_.state().passed_over_steps();
   const std::int64_t first_row = grid_.data().rank() * local_rows;
-  results_ = Tensor({grid_.sequence().size(), batch + 1}, DType::kF64);
+  results_ = Tensor({grid_.sequence().size() * batch + grid_.world().size() * kRankReportSize},
+                    DType::kF64);
   const memory::Scope scope(kBatch, memory::Place::kDevice);
   batch_ = train_reader_.make_buffers(rows);
   nll_ = Tensor(batch_.ids.shape(), DType::kF64);
-  prefetcher_.emplace(train_reader_, rows, batch, (config_.train().steps() - first_step) * per_step,
-                      [=](std::int64_t i) {
-                        return (first_step + i / per_step) * batch + first_row +
-                               i % per_step * rows;
-                      });
+  prefetcher_.emplace(train_reader_, rows, batch, num_steps * per_step, [=](std::int64_t i) {
+    return (first_step + i / per_step) * batch + first_row + i % per_step * rows;
+  });
 }
 
 Context Trainer::context(double inner_multiplier) {
@@ -178,8 +189,14 @@ Trainer::QueuedStep Trainer::queue_step() {
   step.queued_at = clock_.seconds();
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
+  const Timer compute_timer;
+  const double waited_before =
+      gradient_sum_->exposed_seconds() + grid_.sequence().traffic().total().seconds;
+  fault_point("step_begin", {.step = state_.step + 1});
   const std::int64_t segment = grid_.sequence().rank();
-  const TensorView mine = results_.view().slice(segment, segment + 1).reshape({batch + 1});
+  const std::int64_t num_losses = grid_.sequence().size() * batch;
+  const TensorView losses = results_.view().slice(0, num_losses);
+  const TensorView mine = losses.slice(segment * batch, (segment + 1) * batch);
   kernels::fill(results_, 0, stream_);
   for (std::int64_t s = 0; s < local_shards; ++s) {
     const bool is_last = s + 1 == local_shards;
@@ -187,8 +204,24 @@ Trainer::QueuedStep Trainer::queue_step() {
     run_shard(grid_.data().rank() * local_shards + s, is_last, mine, step.row.data_seconds);
     if (!is_last) gradient_sum_->push(stream_);
   }
+  fault_point("after_loss", {.values = [&] {
+                stream_.synchronize();
+                const std::int64_t rows = batch / grid_.data().size();
+                return mine.slice(grid_.data().rank() * rows, (grid_.data().rank() + 1) * rows);
+              }});
+  const double waited =
+      gradient_sum_->exposed_seconds() + grid_.sequence().traffic().total().seconds - waited_before;
+  const double compute_seconds = compute_timer.seconds() - waited;
   const TensorView gradients = gradient_sum_->finish(stream_);
-  kernels::fill(mine.slice(batch, batch + 1), stop_requested() ? 1 : 0, stream_);
+  const std::int64_t report = num_losses + grid_.world().rank() * kRankReportSize;
+  const auto reported = [&](std::int64_t which) {
+    return results_.view().slice(report + which, report + which + 1);
+  };
+  kernels::fill(reported(kStops), stop_requested() ? 1 : 0, stream_);
+  kernels::copy(gradient_sum_->first_non_finite(stream_), reported(kNonFinite), stream_);
+  kernels::fill(reported(kComputeSeconds), compute_seconds_, stream_);
+  // The host of a device queues kernels and knows nothing of how long they take.
+  if (stream_.device() == Device::kCpu) compute_seconds_ = compute_seconds;
 
   const Timer communication_timer;
   grid_.world().all_reduce_sum(results_, stream_);  // each value comes from one rank: exact
@@ -197,22 +230,30 @@ Trainer::QueuedStep Trainer::queue_step() {
   step.row.learning_rate = learning_rate(config_.optimizer(), config_.train().steps(), state_.step);
   const TensorView values = model_->parameters().values();
   const TensorView squares = gradient_sum_->sum_of_squares(stream_);
-  optimizer_.update(values, model_->parameters().rounded(), gradients, squares, state_.step,
-                    stream_);
+  step.limits = guard_.limits(state_.step + 1);
+  optimizer_.update(values, model_->parameters().rounded(), gradients,
+                    {squares, losses, step.limits}, state_.step, stream_);
   gradient_sum_->gather_parameters(values, stream_);
   if (rounds_gathered_) {  // other ranks' parts come in fp32 only
     gradient_sum_->wait_for_parameters(stream_);
     model_->parameters().keep_rounded(stream_);
   }
+  fault_point("after_update", {.values = [&] {
+                gradient_sum_->wait_for_parameters(stream_);
+                stream_.synchronize();
+                return values;
+              }});
   const auto communication = gradient_sum_->take_seconds();
   step.row.communication_seconds = communication.total + seconds;
   step.row.exposed_seconds = communication.exposed + seconds;
 
   const memory::Scope scope(kResults, memory::Place::kPinned);
   const std::int64_t count = results_.numel();
-  step.results = Tensor({count + 1}, DType::kF64);
-  kernels::copy(results_.view().reshape({count}), step.results.view().slice(0, count), stream_);
+  step.results = Tensor({count + 2}, DType::kF64);
+  kernels::copy(results_, step.results.view().slice(0, count), stream_);
   kernels::copy(squares, step.results.view().slice(count, count + 1), stream_);
+  kernels::copy(optimizer_.decision().slice(kernels::kIsMade, kernels::kIsMade + 1),
+                step.results.view().slice(count + 1, count + 2), stream_);
   step.is_done = stream_.record();
   state_.step += 1;
   state_.tokens += batch * config_.data().context_length();
@@ -226,67 +267,48 @@ Trainer::QueuedStep Trainer::queue_step() {
   return step;
 }
 
-bool Trainer::finish_step(QueuedStep& step) {
+Trainer::Outcome Trainer::finish_step(QueuedStep& step) {
   step.is_done.wait();
   const double* const results = step.results.data<double>();
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t segments = grid_.sequence().size();
   for (std::int64_t row = 0; row < batch; ++row) {
     double loss = 0;
-    for (std::int64_t s = 0; s < segments; ++s) loss += results[s * (batch + 1) + row];
+    for (std::int64_t s = 0; s < segments; ++s) loss += results[s * batch + row];
     step.row.loss += loss;
   }
-  bool is_stopping = false;
-  for (std::int64_t s = 1; s <= segments; ++s) is_stopping |= results[s * (batch + 1) - 1] > 0;
-  step.row.grad_norm = gradient_norm(results[segments * (batch + 1)], step.row.step - 1);
+  Outcome outcome;
+  for (std::int64_t r = 0; r < grid_.world().size(); ++r) {
+    outcome.is_stopping |= results[segments * batch + r * kRankReportSize + kStops] > 0;
+  }
+  const std::int64_t count = results_.numel();
+  step.row.grad_norm = std::sqrt(results[count]);
+  const Guard::Verdict verdict =
+      guard_.observe(step.row.step, step.row.loss, step.row.grad_norm, results[count + 1] != 0);
+  if (verdict != Guard::Verdict::kUpdated) {
+    judge_skipped(step, verdict);
+    step.row.skipped = verdict == Guard::Verdict::kSpike ? "spike" : "not finite";
+    outcome.rolls_back = verdict == Guard::Verdict::kSpike && guard_.rolls_back();
+    if (outcome.rolls_back) return outcome;
+  }
+  report_stragglers(step);
   // Steps are queued while the one before runs; none begins before that has ended.
   const double now = clock_.seconds();
   step.row.seconds = now - std::max(step.queued_at, finished_at_);
   finished_at_ = now;
   if (output_) output_->train_step(step.row);
-  return is_stopping;
+  return outcome;
 }
 
 bool Trainer::is_due(std::int64_t interval) const {
   return state_.step == config_.train().steps() || (interval > 0 && state_.step % interval == 0);
 }
 
-bool Trainer::evaluate() {
-  if (held_out_.empty() || config_.eval().num_windows() == 0) return true;
-  const dist::PhaseScope scope(record_, dist::Phase::kEvaluation);
-  gradient_sum_->wait_for_parameters(stream_);
-  Context ctx = context(1.0);
-  // Without a set of its own the run's loss is that of the mixture.
-  const bool has_own = held_out_.front().source.empty();
-  double loss = 0;
-  double weights = 0;
-  RunOutput::BySource losses;
-  for (std::size_t i = 0; i < held_out_.size(); ++i) {
-    const BatchReader& reader = held_out_readers_[i];
-    const std::int64_t windows = std::min(config_.eval().num_windows(), reader.num_windows());
-    const std::optional<double> of_set =
-        validation_loss(*model_, reader, windows, config_.eval().micro_batch_size(), grid_, ctx);
-    if (!of_set) return false;
-    const bool is_source = !held_out_[i].source.empty();
-    if (is_source) losses.emplace_back(held_out_[i].source, *of_set);
-    if (is_source && has_own) continue;
-    loss += held_out_[i].weight * *of_set;
-    weights += held_out_[i].weight;
-  }
-  if (output_) output_->validation(state_.step, loss / weights, losses);
-  return true;
-}
-
-bool Trainer::lacks_evaluation() {
-  if (state_.step == 0 || !is_due(config_.eval().interval_steps())) return false;
-  const bool is_known = output_ && output_->has_validation(state_.step);
-  return grid_.world().gather_strings(is_known ? "+" : "").front().empty();
-}
-
 void Trainer::checkpoint() {
   if (last_saved_step_ == state_.step) return;
   const dist::PhaseScope scope(record_, dist::Phase::kCheckpoint);
-  gradient_sum_->wait_for_parameters(stream_);
+  compare_replicas();
+  state_.guard = guard_.state();
   saver_->begin(describe_run(config_, state_, grid_.world().size()), stream_);
   last_saved_step_ = state_.step;
 }
@@ -316,17 +338,31 @@ ExitCode Trainer::run_steps() {
   bool is_stopping = !is_evaluated;
   while (state_.step < steps && !is_stopping) {
     QueuedStep step = queue_step();
-    if (unfinished) is_stopping = finish_step(*unfinished);
+    Outcome outcome;
+    if (unfinished) outcome = finish_step(*unfinished);
+    std::int64_t last = step.row.step - 1;  // that was finished
     unfinished = std::move(step);
     saver_->poll();
     const bool evaluates = is_due(config_.eval().interval_steps());
     const bool saves = is_due(config_.checkpoint().interval_steps());
-    if (reads_late && !evaluates && !saves && !is_stopping) continue;
-    is_stopping =
-        finish_step(*unfinished) || is_stopping;  // before anything is made of its numbers
-    unfinished.reset();
+    const bool compares = is_due(config_.guard().digest_interval_steps());
+    const bool reads_now = !reads_late || evaluates || saves || compares || outcome.is_stopping;
+    if (reads_now && !outcome.rolls_back) {  // before anything is made of its numbers
+      const bool was_stopping = outcome.is_stopping;
+      outcome = finish_step(*unfinished);
+      outcome.is_stopping |= was_stopping;
+      unfinished.reset();
+      last += 1;
+    }
+    is_stopping = outcome.is_stopping;
+    if (outcome.rolls_back) {
+      unfinished.reset();
+      roll_back(last);
+    }
+    if (unfinished || outcome.rolls_back) continue;
     if (evaluates) is_evaluated = evaluate();
     is_stopping |= !is_evaluated;
+    if (compares && !saves && !is_stopping) compare_replicas();
     if (saves || is_stopping) checkpoint();
   }
   finish_checkpoint();

@@ -15,8 +15,10 @@
 #include "launch/batch_prefetcher.h"
 #include "launch/batch_reader.h"
 #include "launch/checkpoint_saver.h"
+#include "launch/guard.h"
 #include "launch/run_output.h"
 #include "launch/run_state.h"
+#include "launch/straggler.h"
 
 namespace ttt::launch {
 
@@ -35,16 +37,26 @@ class Trainer {
   [[nodiscard]] const LanguageModel& model() const { return *model_; }
 
  private:
+  /// What every rank tells the others in a step.
+  enum RankReport : std::int8_t {
+    kStops,      // 1: was asked to stop
+    kNonFinite,  // place of the first element of its own gradient that is not finite, else infinity
+    kComputeSeconds,  // of the step before, without waiting; 0: not measured
+    kRankReportSize
+  };
+
   /// A step whose work is queued.
   struct QueuedStep {
     RunOutput::Step row;  // what the host knows before the work is done
-    // F64: for every segment of the sequences B row losses and the number of ranks that were asked to stop; then the sum of
-    // the gradient's squares.
+    kernels::UpdateLimits limits;
+    // F64: results_, then the sum of the gradient's squares and whether the update was made.
     Tensor results;
     Stream::Event is_done;
     double queued_at = 0;
   };
 
+  /// Everything that follows from `state_`, which was resumed or is the start.
+  void take_up();
   /// Buffers, and the thread that reads the micro-batches from the run's place on.
   void start_reading();
   void make_saver();
@@ -54,8 +66,20 @@ class Trainer {
   /// Forward and backward of the shard's sequences; `row_losses` [B] F64 gets this segment's part of each one's masked
   /// mean.
   void run_shard(std::int64_t shard, bool is_last, TensorView row_losses, double& data_seconds);
-  /// Waits for the step and writes its row; true when some rank was asked to stop. Throws kNumerical.
-  bool finish_step(QueuedStep& step);
+  struct Outcome {
+    bool is_stopping = false;  // some rank was asked to stop
+    bool rolls_back = false;   // for a spike; nothing was written of the step
+  };
+  /// Waits for the step and writes its row. Throws kNumerical.
+  Outcome finish_step(QueuedStep& step);
+  /// Logs why the step made no update; throws kNumerical when the run cannot go on.
+  void judge_skipped(const QueuedStep& step, Guard::Verdict verdict);
+  /// "rank 1, gradient of NAME": what was not finite, of the ranks' own numbers.
+  [[nodiscard]] std::string find_non_finite(const QueuedStep& step) const;
+  void report_stragglers(const QueuedStep& step);
+  /// Goes on from the last checkpoint with the data after step `from`.
+  void roll_back(std::int64_t from);
+  void compare_replicas();
   [[nodiscard]] bool is_due(std::int64_t interval) const;
   /// False when the run is asked to stop before all is evaluated.
   bool evaluate();
@@ -80,10 +104,14 @@ class Trainer {
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<dist::GradientSum> gradient_sum_;
   Optimizer optimizer_;
-  Tensor nll_;                    // [micro-batch, T] F64
-  Tensor results_;                // [segments, B + 1] F64, as in QueuedStep
+  Tensor nll_;  // [micro-batch, T] F64
+  // F64: B row losses for every segment of the sequences, then the RankReport of every rank.
+  Tensor results_;
   bool rounds_gathered_ = false;  // ZeRO-1 with a bf16 copy of the weights
   RunState state_;
+  Guard guard_;
+  StragglerReport stragglers_;
+  double compute_seconds_ = 0;  // of the last step that was queued
   std::int64_t last_saved_step_ = -1;
   Timer clock_;
   double finished_at_ = 0;             // the step before

@@ -19,7 +19,7 @@
 
 namespace ttt::data {
 
-inline constexpr std::uint32_t kCheckpointFormatVersion = 2;
+inline constexpr std::uint32_t kCheckpointFormatVersion = 3;
 
 struct NamedShape {
   std::string name;  // as in ttt-lm-pytorch's state_dict

@@ -8,38 +8,60 @@
 
 namespace ttt::kernels {
 
+void decide_update(TensorView squares, TensorView losses, TensorView decision,
+                   const UpdateLimits& limits, const AdamWStep& step, Stream& stream) {
+  expect_shape("squares", squares, {1});
+  if (!losses.empty()) expect_shape("losses", losses, {losses.numel()});
+  expect_shape("decision", decision, {kDecisionSize});
+  if (const DeviceOps* ops = device_ops(stream)) {
+    return ops->decide_update(squares, losses, decision, limits, step, stream);
+  }
+  const double norm = std::sqrt(*squares.data<double>());
+  double loss = 0;
+  if (!losses.empty()) {
+    for (const double value : losses.span<double>()) loss += value;
+  }
+  double* const shared = decision.data<double>();
+  const bool is_made =
+      std::isfinite(norm) && std::isfinite(loss) && norm <= limits.norm && loss <= limits.loss;
+  shared[kIsMade] = is_made ? 1 : 0;
+  if (!is_made) return;
+  const double t = shared[kNumUpdates] += 1;
+  shared[kClipScale] = clip_scale(norm, step.clip_norm);
+  shared[kUnbias1] = 1.0 / (1.0 - std::pow(step.beta1, t));
+  shared[kUnbias2] = 1.0 / (1.0 - std::pow(step.beta2, t));
+}
+
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           TensorView squares, TensorView rounded, const AdamWStep& step, Stream& stream) {
+           TensorView decision, TensorView rounded, const AdamWStep& step, Stream& stream) {
   const auto count = parameters.size(0);
   expect_shape("parameters", parameters, {count});
   expect_shape("gradients", gradients, {count});
   expect_shape("m", m, {count});
   expect_shape("v", v, {count});
-  expect_shape("squares", squares, {1});
+  expect_shape("decision", decision, {kDecisionSize});
   if (!rounded.empty()) expect_shape("rounded", rounded, {count});
-  TTT_CHECK(step.step >= 1, "AdamW steps count from 1, not {}", step.step);
   if (const DeviceOps* ops = device_ops(stream)) {
-    return ops->adamw(parameters, gradients, m, v, squares, rounded, step, stream);
+    return ops->adamw(parameters, gradients, m, v, decision, rounded, step, stream);
   }
-  const double norm = std::sqrt(*squares.data<double>());
-  if (!std::isfinite(norm)) return;
+  const double* const shared = decision.data<double>();
+  if (shared[kIsMade] == 0) return;
   visit_real(parameters.dtype(), [&](auto zero) {
     using T = decltype(zero);
     T* const p_data = parameters.data<T>();
     const T* const g_data = gradients.data<T>();
     T* const m_data = m.data<T>();
     T* const v_data = v.data<T>();
-    const auto t = static_cast<double>(step.step);
     const T beta1 = static_cast<T>(step.beta1);
     const T beta2 = static_cast<T>(step.beta2);
     const T rest1 = static_cast<T>(1.0 - step.beta1);
     const T rest2 = static_cast<T>(1.0 - step.beta2);
-    const T unbias1 = static_cast<T>(1.0 / (1.0 - std::pow(step.beta1, t)));
-    const T unbias2 = static_cast<T>(1.0 / (1.0 - std::pow(step.beta2, t)));
+    const T unbias1 = static_cast<T>(shared[kUnbias1]);
+    const T unbias2 = static_cast<T>(shared[kUnbias2]);
     const T epsilon = static_cast<T>(step.epsilon);
     const T rate = static_cast<T>(step.learning_rate);
     const T decay = static_cast<T>(step.weight_decay);
-    const T grad_scale = static_cast<T>(clip_scale(norm, step.clip_norm));
+    const T grad_scale = static_cast<T>(shared[kClipScale]);
     for_each_block(count, 2, [=](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) {

@@ -24,52 +24,73 @@ bool are_aligned(std::initializer_list<const void*> pointers) {
 }
 
 struct Scalars {
-  float rate, beta1, rest1, unbias1, beta2, rest2, unbias2, epsilon, decay;
-  double clip_norm;
+  float rate, beta1, rest1, beta2, rest2, epsilon, decay;
 };
 
 Scalars scalars_of(const AdamWStep& step) {
-  const auto t = static_cast<double>(step.step);
   return {.rate = static_cast<float>(step.learning_rate),
           .beta1 = static_cast<float>(step.beta1),
           .rest1 = static_cast<float>(1.0 - step.beta1),
-          .unbias1 = static_cast<float>(1.0 / (1.0 - std::pow(step.beta1, t))),
           .beta2 = static_cast<float>(step.beta2),
           .rest2 = static_cast<float>(1.0 - step.beta2),
-          .unbias2 = static_cast<float>(1.0 / (1.0 - std::pow(step.beta2, t))),
           .epsilon = static_cast<float>(step.epsilon),
-          .decay = static_cast<float>(step.weight_decay),
-          .clip_norm = step.clip_norm};
+          .decay = static_cast<float>(step.weight_decay)};
 }
+
+// One block.
+__global__ void __launch_bounds__(kThreads)
+    decide_kernel(const double* __restrict__ squares, const double* __restrict__ losses,
+                  std::int64_t num_losses, double* __restrict__ decision, UpdateLimits limits,
+                  double beta1, double beta2, double clip_norm) {
+  double loss = 0;
+  for (std::int64_t i = threadIdx.x; i < num_losses; i += kThreads) loss += losses[i];
+  loss = block_sum(loss);
+  if (threadIdx.x != 0) return;
+  const double norm = ::sqrt(*squares);
+  const bool is_finite = norm <= DBL_MAX && loss <= DBL_MAX && loss >= -DBL_MAX;  // NaN is neither
+  const bool is_made = is_finite && norm <= limits.norm && loss <= limits.loss;
+  decision[kIsMade] = is_made ? 1 : 0;
+  if (!is_made) return;
+  const double t = decision[kNumUpdates] + 1;
+  decision[kNumUpdates] = t;
+  decision[kClipScale] = clip_norm > 0 && norm >= clip_norm ? clip_norm / norm : 1.0;
+  decision[kUnbias1] = 1.0 / (1.0 - ::pow(beta1, t));
+  decision[kUnbias2] = 1.0 / (1.0 - ::pow(beta2, t));
+}
+
+// The decision as the elements need it.
+struct Shared {
+  float scale, unbias1, unbias2;
+};
 
 // The fused products are written out: the compiler may not choose others for packets than for single elements, since
 // any split into spans gives the same bits.
-__device__ __forceinline__ void update(float& p, float gradient, float& m, float& v, float scale,
-                                       const Scalars& s) {
-  const float g = gradient * scale;
+__device__ __forceinline__ void update(float& p, float gradient, float& m, float& v,
+                                       const Shared& shared, const Scalars& s) {
+  const float g = gradient * shared.scale;
   m = fmaf(s.beta1, m, s.rest1 * g);
   v = fmaf(s.beta2, v, s.rest2 * (g * g));
-  const float direction = m * s.unbias1 / (sqrtf(v * s.unbias2) + s.epsilon);
+  const float direction = m * shared.unbias1 / (sqrtf(v * shared.unbias2) + s.epsilon);
   p = fmaf(-s.rate, fmaf(s.decay, p, direction), p);
 }
 
 // The first `packets` packets, and single elements from there on.
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,
-                 float* __restrict__ v, const double* __restrict__ squares,
+                 float* __restrict__ v, const double* __restrict__ decision,
                  BFloat16* __restrict__ rounded, Scalars scalars, std::int64_t packets,
                  std::int64_t count) {
-  const double norm = ::sqrt(*squares);
-  if (!(norm <= DBL_MAX)) return;  // infinite or NaN
-  const bool is_clipped = scalars.clip_norm > 0 && norm >= scalars.clip_norm;
-  const float scale = is_clipped ? static_cast<float>(scalars.clip_norm / norm) : 1.0F;
+  if (decision[kIsMade] == 0) return;
+  const Shared shared{static_cast<float>(decision[kClipScale]),
+                      static_cast<float>(decision[kUnbias1]),
+                      static_cast<float>(decision[kUnbias2])};
   for_each_element(packets, [&](std::int64_t i) {
     Packet p_packet = reinterpret_cast<Packet*>(p)[i];
     Packet m_packet = reinterpret_cast<Packet*>(m)[i];
     Packet v_packet = reinterpret_cast<Packet*>(v)[i];
     const Packet g_packet = reinterpret_cast<const Packet*>(g)[i];
     for (int j = 0; j < 4; ++j) {
-      update(p_packet.values[j], g_packet.values[j], m_packet.values[j], v_packet.values[j], scale,
+      update(p_packet.values[j], g_packet.values[j], m_packet.values[j], v_packet.values[j], shared,
              scalars);
     }
     reinterpret_cast<Packet*>(p)[i] = p_packet;
@@ -79,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
   });
   const std::int64_t first = packets * 4;
   for_each_element(count - first, [&](std::int64_t i) {
-    update(p[first + i], g[first + i], m[first + i], v[first + i], scale, scalars);
+    update(p[first + i], g[first + i], m[first + i], v[first + i], shared, scalars);
     if (rounded != nullptr) store_float(&rounded[first + i], p[first + i]);
   });
 }
@@ -119,8 +140,15 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
+void decide_update(TensorView squares, TensorView losses, TensorView decision,
+                   const UpdateLimits& limits, const AdamWStep& step, Stream& stream) {
+  launch(decide_kernel, {dim3(1), dim3(kThreads)}, stream, squares.data<double>(),
+         losses.empty() ? nullptr : losses.data<double>(), losses.empty() ? 0 : losses.numel(),
+         decision.data<double>(), limits, step.beta1, step.beta2, step.clip_norm);
+}
+
 void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView v,
-           TensorView squares, TensorView rounded, const AdamWStep& step, Stream& stream) {
+           TensorView decision, TensorView rounded, const AdamWStep& step, Stream& stream) {
   const std::int64_t count = parameters.numel();
   BFloat16* const to = rounded.empty() ? nullptr : rounded.data<BFloat16>();
   const bool has_packets = are_aligned({parameters.raw(), gradients.raw(), m.raw(), v.raw()}) &&
@@ -128,7 +156,7 @@ void adamw(TensorView parameters, TensorView gradients, TensorView m, TensorView
   const std::int64_t packets = has_packets ? count / 4 : 0;
   launch(adamw_kernel, elementwise_shape(std::max(packets, count - packets * 4)), stream,
          parameters.data<float>(), gradients.data<float>(), m.data<float>(), v.data<float>(),
-         squares.data<double>(), to, scalars_of(step), packets, count);
+         decision.data<double>(), to, scalars_of(step), packets, count);
 }
 
 void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {

@@ -15,12 +15,13 @@ void adamw(std::span<T> parameters,       // [n] in-out
            std::span<T> m,                // [n] in-out
            std::span<T> v,                // [n] in-out
            double squares,                // of all gradients
+           double t,                      // counted from 1
            const AdamWStep& step) {
   const double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) return;
   const double scale = clip_scale(norm, step.clip_norm);
-  const double correction_1 = 1.0 - std::pow(step.beta1, static_cast<double>(step.step));
-  const double correction_2 = 1.0 - std::pow(step.beta2, static_cast<double>(step.step));
+  const double correction_1 = 1.0 - std::pow(step.beta1, t);
+  const double correction_2 = 1.0 - std::pow(step.beta2, t);
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const T g = gradients[i] * scale;
     m[i] = step.beta1 * m[i] + (1.0 - step.beta1) * g;

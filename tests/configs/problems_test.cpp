@@ -116,7 +116,13 @@ TEST(Problems, OfTheRunAreFound) {
       {{"optimizer.clip_norm=nan"}, "optimizer.clip_norm = nan"},
       {{"checkpoint.keep_last=0"}, "checkpoint.keep_last = 0: must be at least 1"},
       {{"eval.micro_batch_size=0"}, "eval.micro_batch_size = 0: must be at least 1"},
-      {{"log.interval_steps=0"}, "log.interval_steps = 0: must be at least 1"}};
+      {{"log.interval_steps=0"}, "log.interval_steps = 0: must be at least 1"},
+      {{"guard.max_consecutive_skips=-1"}, "max_consecutive_skips = -1: must be at least 0"},
+      {{"guard.spike_window=1"}, "guard.spike_window = 1: must be at least 2"},
+      {{"guard.spike_deviations=0"}, "guard.spike_deviations = 0: must be a number > 0"},
+      {{"guard.max_rollbacks=-1"}, "guard.max_rollbacks = -1: must be at least 0"},
+      {{"guard.digest_interval_steps=-1"}, "digest_interval_steps = -1: must be at least 0"},
+      {{"guard.straggler_score=1"}, "guard.straggler_score = 1: must be in [0, 1)"}};
   for (const auto& [assignments, expected] : cases) {
     EXPECT_THAT(problems_of(assignments), ElementsAre(HasSubstr(expected))) << assignments.front();
   }

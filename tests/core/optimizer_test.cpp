@@ -124,6 +124,25 @@ TEST_P(OptimizerTest, AGradientThatIsNotFiniteChangesNothing) {
   }
 }
 
+// The bias is that of the updates made: a step without one is as if it had never been, but for the learning rate.
+TEST_P(OptimizerTest, OnlyUpdatesThatAreMadeCount) {
+  config_.set_end_learning_rate(config_.learning_rate());  // constant
+  const auto run = [&](bool with_bad_steps, std::int64_t resumed_at) {
+    Optimizer optimizer(config_, 100, 2, GetParam());
+    const Tensor parameters = tensor({1, -1});
+    const Tensor bad = tensor({1, std::numeric_limits<double>::quiet_NaN()});
+    for (std::int64_t step = 0; step < 4; ++step) {
+      if (with_bad_steps && step != 2) optimizer.update(parameters, {}, bad, step, stream_);
+      if (step == resumed_at) optimizer.set_num_updates(step);
+      update(optimizer, parameters, tensor({0.5, 0.25 * static_cast<double>(step)}), step);
+    }
+    return values_of(parameters);
+  };
+  const std::vector<double> expected = run(false, -1);
+  EXPECT_EQ(run(true, -1), expected);
+  EXPECT_EQ(run(true, 3), expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, OptimizerTest, testing::Values(DType::kF32, DType::kF64),
                          [](const auto& test) { return name_of(test.param); });
 

@@ -126,8 +126,8 @@ TEST_F(DamagedCheckpoint, ManifestThatIsWrongIsRefused) {
     edit_manifest(from, to);
     expect(ExitCode::kCorruptInput, part);
   };
-  expect_after("format_version: 2", "format_version: 3\nnew_field: 3", "use a newer one");
-  expect_after("format_version: 2\n", "", "no format version");
+  expect_after("format_version: 3", "format_version: 4\nnew_field: 3", "use a newer one");
+  expect_after("format_version: 3\n", "", "no format version");
   expect_after("step: 9", "stepp: 9", "stepp");
   expect_after("step: 9", "step: 9\nstep: 10", "step");
   expect_after("world_size: 2", "world_size: 3", "rank-00002.h5 is not listed");

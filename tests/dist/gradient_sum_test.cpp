@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <tuple>
 
@@ -152,6 +153,34 @@ TEST(GradientSum, AddsDataRanksThenSequenceRanks) {
   const int size = test::world().size();
   if (size % 2 == 0) expect_sums<float>(2, 2);
   expect_sums<float>(size, 2);
+}
+
+// Each rank learns of its own gradient only, whose first bad element lies elsewhere on each; rank 0 has none.
+TEST(GradientSum, EveryRankFindsItsOwnElementThatIsNotFinite) {
+  Stream stream = test::make_backend_stream();
+  const Axes axes(1);
+  const int rank = test::world().rank();
+  const std::vector<Tensor> good = local_gradients<float>(axes, 2);
+  const std::vector<Tensor> bad = local_gradients<float>(axes, 2);
+  const std::int64_t place =
+      30'000 - 7'000 * (rank % 4);  // in the first bucket or the one of a single element
+  if (rank > 0) {
+    bad[static_cast<std::size_t>(rank % 2)].data<float>()[place] = INFINITY;
+    bad[0].data<float>()[70'000] = NAN;
+  }
+  const auto find = [&](GradientSum& sum, const std::vector<Tensor>& gradients) {
+    run_step(sum, gradients, stream);
+    const TensorView first = sum.first_non_finite(stream);
+    const TensorView squares = sum.sum_of_squares(stream);
+    stream.synchronize();
+    return std::pair(*first.data<double>(), std::isfinite(*squares.data<double>()));
+  };
+  const double expected = rank > 0 ? static_cast<double>(place) : INFINITY;
+  for (const Variant& variant : kVariants) {
+    GradientSum sum(kBuckets, DType::kF32, options_of(variant), axes.list());
+    EXPECT_EQ(find(sum, bad), std::pair(expected, test::world().size() == 1));
+    EXPECT_EQ(find(sum, good), std::pair(double{INFINITY}, true));
+  }
 }
 
 TEST(GradientSum, OwnersCoverTheBufferOnce) {

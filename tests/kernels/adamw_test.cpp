@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/non_finite.h"
 #include "kernels/reference/adamw.h"
 #include "tests/support/complex_step.h"
 #include "tests/support/kernel_check.h"
@@ -21,8 +22,12 @@ using Values = std::vector<double>;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Where updates find the gradient's norm.
-Tensor squares_of_norm(double norm) { return tensor_of<double>({1}, {norm * norm}); }
+// What updates need to know of a gradient of this norm, after so many updates.
+Tensor decision_of(double norm, const AdamWStep& step, Stream& stream, double updates = 0) {
+  const Tensor decision = tensor_of<double>({kDecisionSize}, {updates, kNan, kNan, kNan, kNan});
+  decide_update(tensor_of<double>({1}, {norm * norm}), {}, decision, {}, step, stream);
+  return decision;
+}
 
 double squares_of(TensorView x, Stream& stream) {
   const Tensor sum = tensor_of<double>({1}, {kNan});
@@ -38,22 +43,24 @@ TEST(AdamW, FollowsTheRecurrenceByHand) {
   Tensor vt = tensor_of<double>({1}, {v});
   Values p_ref{p}, m_ref{m}, v_ref{v};
   Stream stream;
-  AdamWStep step{.learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.2, .clip_norm = 1.5};
+  const AdamWStep step{
+      .learning_rate = 0.1, .epsilon = 1e-3, .weight_decay = 0.2, .clip_norm = 1.5};
+  double t = 0;
   const double norm = 3;  // of a larger gradient, of which this is an element
   for (const double gradient : {2.0, -1.0, 0.5}) {
     const double g = gradient / 2;
     m = 0.9 * m + 0.1 * g;
     v = 0.95 * v + 0.05 * g * g;
-    const double t = static_cast<double>(step.step);
+    t += 1;
     const double m_hat = m / (1 - std::pow(0.9, t));
     const double v_hat = v / (1 - std::pow(0.95, t));
     p = p - 0.1 * m_hat / (std::sqrt(v_hat) + 1e-3) - 0.1 * 0.2 * p;
-    adamw(pt, tensor_of<double>({1}, {gradient}), mt, vt, squares_of_norm(norm), {}, step, stream);
-    reference::adamw<double>(p_ref, Values{gradient}, m_ref, v_ref, norm * norm, step);
+    adamw(pt, tensor_of<double>({1}, {gradient}), mt, vt, decision_of(norm, step, stream, t - 1),
+          {}, step, stream);
+    reference::adamw<double>(p_ref, Values{gradient}, m_ref, v_ref, norm * norm, t, step);
     for (const Values& got : {values_of<double>(pt), p_ref}) EXPECT_NEAR(got[0], p, 1e-15);
     for (const Values& got : {values_of<double>(mt), m_ref}) EXPECT_NEAR(got[0], m, 1e-15);
     for (const Values& got : {values_of<double>(vt), v_ref}) EXPECT_NEAR(got[0], v, 1e-15);
-    ++step.step;
   }
 }
 
@@ -61,8 +68,9 @@ TEST(AdamW, FirstStepMovesByTheLearningRate) {
   Tensor p = tensor_of<double>({2}, {1, 1}), m = tensor_of<double>({2}, {0, 0});
   Tensor v = tensor_of<double>({2}, {0, 0});
   Stream stream;
-  adamw(p, tensor_of<double>({2}, {30, -0.01}), m, v, squares_of_norm(30), {},
-        {.learning_rate = 0.25, .epsilon = 0, .weight_decay = 0}, stream);
+  const AdamWStep step{.learning_rate = 0.25, .epsilon = 0, .weight_decay = 0};
+  adamw(p, tensor_of<double>({2}, {30, -0.01}), m, v, decision_of(30, step, stream), {}, step,
+        stream);
   expect_close("p", p.span<double>(), Values{0.75, 1.25}, 1e-14);
 }
 
@@ -72,8 +80,9 @@ TEST(AdamW, LearningRateZeroMovesOnlyTheMoments) {
   Tensor v = Tensor::zeros({9}, DType::kF32);
   const Values before = values_of<float>(p);
   Stream stream;
-  adamw(p, tensor_of<float>({9}, random_values("g", 9)), m, v, squares_of_norm(1), {},
-        {.learning_rate = 0}, stream);
+  const AdamWStep step{.learning_rate = 0};
+  adamw(p, tensor_of<float>({9}, random_values("g", 9)), m, v, decision_of(1, step, stream), {},
+        step, stream);
   EXPECT_EQ(values_of<float>(p), before);
   for (const double value : values_of<float>(m)) EXPECT_NE(value, 0.0);
   for (const double value : values_of<float>(v)) EXPECT_GT(value, 0.0);
@@ -86,12 +95,15 @@ void compare_with_reference(std::int64_t count, double tolerance) {
   Tensor p = tensor_of<T>(shape, random_values("p", count)), m = Tensor::zeros(shape, kDType<T>);
   Tensor v = Tensor::zeros(shape, kDType<T>);
   Values p_ref = values_of<T>(p), m_ref(p_ref.size()), v_ref(p_ref.size());
-  for (std::int64_t t = 1; t <= 5; ++t) {
-    const AdamWStep step{.learning_rate = 0.01, .clip_norm = 0.6, .step = t};
+  const AdamWStep step{.learning_rate = 0.01, .clip_norm = 0.6};
+  const Tensor squares = tensor_of<double>({1}, {4});
+  const Tensor decision = Tensor::zeros({kDecisionSize}, DType::kF64);
+  for (int t = 1; t <= 5; ++t) {
     const Tensor g = tensor_of<T>(shape, random_values("g" + std::to_string(t), count));
-    adamw(p, g, m, v, squares_of_norm(2), {}, step, stream);
+    decide_update(squares, {}, decision, {}, step, stream);
+    adamw(p, g, m, v, decision, {}, step, stream);
     stream.synchronize();
-    reference::adamw<double>(p_ref, values_of<T>(g), m_ref, v_ref, 4, step);
+    reference::adamw<double>(p_ref, values_of<T>(g), m_ref, v_ref, 4, t, step);
   }
   expect_close("p", p.span<T>(), p_ref, tolerance);
   expect_close("m", m.span<T>(), m_ref, tolerance);
@@ -114,10 +126,11 @@ TEST(AdamW, AnySplitIntoFloatSpansGivesTheSameBits) {
     Tensor m = tensor_of<float>({1009}, random_values("m", 1009));
     Tensor v = tensor_of<float>({1009}, Values(1009, 0.5));
     const Tensor g = tensor_of<float>({1009}, random_values("g", 1009));
+    const AdamWStep step{.learning_rate = 0.1};
+    const Tensor decision = decision_of(1, step, stream, 2);
     for (std::size_t i = 0; i + 1 < cuts.size(); ++i) {
       const auto part = [&](const Tensor& x) { return x.view().slice(cuts[i], cuts[i + 1]); };
-      adamw(part(p), part(g), part(m), part(v), squares_of_norm(1), {},
-            {.learning_rate = 0.1, .step = 3}, stream);
+      adamw(part(p), part(g), part(m), part(v), decision, {}, step, stream);
     }
     stream.synchronize();
     return values_of<float>(p);
@@ -133,7 +146,10 @@ TEST(AdamW, BitsDoNotDependOnTheNumberOfThreads) {
     Tensor m = Tensor::zeros({50001}, DType::kF32), v = Tensor::zeros({50001}, DType::kF32);
     const Tensor squares({1}, DType::kF64);
     sum_of_squares(g, squares, stream);
-    adamw(p, g, m, v, squares, {}, {.learning_rate = 0.1, .clip_norm = 0.5}, stream);
+    const AdamWStep step{.learning_rate = 0.1, .clip_norm = 0.5};
+    const Tensor decision = Tensor::zeros({kDecisionSize}, DType::kF64);
+    decide_update(squares, {}, decision, {}, step, stream);
+    adamw(p, g, m, v, decision, {}, step, stream);
     return std::vector<Tensor>{p, m, v, squares};
   });
 }
@@ -149,8 +165,9 @@ TEST(AdamW, FloatRoundsWhatItWrites) {
     const Tensor g = tensor_of<float>({1040}, random_values("g", 1040));
     const Tensor rounded = tensor_of<BFloat16>({1040}, Values(1040, 7));
     const auto part = [&](const Tensor& x) { return x.view().slice(begin, end); };
-    adamw(part(p), part(g), part(m), part(v), squares_of_norm(1), part(rounded),
-          {.learning_rate = 0.1}, stream);
+    const AdamWStep step{.learning_rate = 0.1};
+    adamw(part(p), part(g), part(m), part(v), decision_of(1, step, stream), part(rounded), step,
+          stream);
     stream.synchronize();
     for (std::int64_t i = 0; i < 1040; ++i) {
       const bool is_inside = i >= begin && i < end;
@@ -171,8 +188,9 @@ void expect_clipping() {
   for (const auto& c : cases) {
     Tensor p = tensor_of<T>({5}, Values(5, 1.0)), m = tensor_of<T>({5}, Values(5, 0.0));
     Tensor v = tensor_of<T>({5}, Values(5, 0.0));
-    adamw(p, tensor_of<T>({5}, Values(5, 1.0)), m, v, squares_of_norm(c.norm), {},
-          {.learning_rate = 0.1, .clip_norm = c.clip_norm}, stream);
+    const AdamWStep step{.learning_rate = 0.1, .clip_norm = c.clip_norm};
+    adamw(p, tensor_of<T>({5}, Values(5, 1.0)), m, v, decision_of(c.norm, step, stream), {}, step,
+          stream);
     stream.synchronize();
     for (const T value : m.span<T>()) EXPECT_NEAR(value, 0.1 * c.scale, 1e-7) << c.norm;
   }
@@ -180,9 +198,25 @@ void expect_clipping() {
 TEST(AdamW, DoubleClipsToTheLimit) { expect_clipping<double>(); }
 TEST(AdamW, FloatClipsToTheLimit) { expect_clipping<float>(); }
 
+// Numbers that are not finite, or beyond a limit; the limits themselves are within.
+struct Refusal {
+  double squares;
+  std::vector<double> losses;
+  UpdateLimits limits = {};
+};
+const Refusal kRefusals[] = {{kNan, {}},
+                             {kInfinity, {1}},
+                             {4, {1, kNan}},
+                             {4, {kInfinity, 1}},
+                             {4, {-kInfinity, 1}},
+                             {4, {1, 2}, {.norm = 1.999}},
+                             {4, {1, 2}, {.loss = 2.999}},
+                             {4, {}, {.loss = -1}}};
+
 template <typename T>
-void expect_nothing_changes_without_a_norm() {
+void expect_refused_updates_change_nothing() {
   Stream stream = test::stream();
+  const AdamWStep step{.learning_rate = 0.1, .clip_norm = 1};
   // Packets of four and what is left of them.
   for (const std::int64_t count : {3, 4, 1030}) {
     Tensor p = tensor_of<T>({count}, random_values("p", count));
@@ -191,38 +225,44 @@ void expect_nothing_changes_without_a_norm() {
     const Values before[] = {values_of<T>(p), values_of<T>(m), values_of<T>(v)};
     const Tensor g = tensor_of<T>({count}, random_values("g", count));
     const Tensor rounded = tensor_of<BFloat16>({count}, Values(static_cast<std::size_t>(count), 7));
-    for (const double squares : {kNan, kInfinity}) {
-      for (const double clip_norm : {0.0, 1.0}) {
-        adamw(p, g, m, v, tensor_of<double>({1}, {squares}), rounded,
-              {.learning_rate = 0.1, .clip_norm = clip_norm}, stream);
-        stream.synchronize();
-        EXPECT_EQ(values_of<T>(p), before[0]) << count;
-        EXPECT_EQ(values_of<T>(m), before[1]) << count;
-        EXPECT_EQ(values_of<T>(v), before[2]) << count;
-        for (const BFloat16 value : rounded.span<BFloat16>()) EXPECT_EQ(test::as_double(value), 7);
-      }
+    const Tensor decision = decision_of(1, step, stream, 4);
+    for (const Refusal& refusal : kRefusals) {
+      const auto num_losses = static_cast<std::int64_t>(refusal.losses.size());
+      const Tensor losses = tensor_of<double>({num_losses}, refusal.losses);
+      decide_update(tensor_of<double>({1}, {refusal.squares}), losses, decision, refusal.limits,
+                    step, stream);
+      adamw(p, g, m, v, decision, rounded, step, stream);
+      stream.synchronize();
+      EXPECT_EQ(decision.data<double>()[kIsMade], 0);
+      EXPECT_EQ(decision.data<double>()[kNumUpdates], 5);  // not counted
+      EXPECT_EQ(values_of<T>(p), before[0]) << count;
+      EXPECT_EQ(values_of<T>(m), before[1]) << count;
+      EXPECT_EQ(values_of<T>(v), before[2]) << count;
+      for (const BFloat16 value : rounded.span<BFloat16>()) EXPECT_EQ(test::as_double(value), 7);
     }
+    decide_update(tensor_of<double>({1}, {4}), tensor_of<double>({2}, {1, 2}), decision,
+                  {.norm = 2, .loss = 3}, step, stream);
+    adamw(p, g, m, v, decision, rounded, step, stream);
+    stream.synchronize();
+    EXPECT_EQ(decision.data<double>()[kNumUpdates], 6);
+    EXPECT_NE(values_of<T>(p), before[0]);
   }
 }
-TEST(AdamW, DoubleNormThatIsNotFiniteChangesNothing) {
-  expect_nothing_changes_without_a_norm<double>();
-}
-TEST(AdamW, FloatNormThatIsNotFiniteChangesNothing) {
-  expect_nothing_changes_without_a_norm<float>();
-}
+TEST(AdamW, DoubleRefusedUpdatesChangeNothing) { expect_refused_updates_change_nothing<double>(); }
+TEST(AdamW, FloatRefusedUpdatesChangeNothing) { expect_refused_updates_change_nothing<float>(); }
 
 TEST(AdamWErrors, ShapesAndStep) {
   Stream stream;
   Tensor a({4}, DType::kF32), b({5}, DType::kF32);
-  const Tensor squares = squares_of_norm(1);
+  const Tensor decision = decision_of(1, {}, stream);
   test::expect_error(ExitCode::kInternal, "gradients has shape [5], expected [4]",
-                     [&] { adamw(a, b, a, a, squares, {}, {}, stream); });
-  test::expect_error(ExitCode::kInternal, "steps count from 1, not 0",
-                     [&] { adamw(a, a, a, a, squares, {}, {.step = 0}, stream); });
-  test::expect_error(ExitCode::kInternal, "squares has shape [4], expected [1]",
+                     [&] { adamw(a, b, a, a, decision, {}, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "decision has shape [4], expected [5]",
                      [&] { adamw(a, a, a, a, a, {}, {}, stream); });
   test::expect_error(ExitCode::kInternal, "rounded has shape [5], expected [4]",
-                     [&] { adamw(a, a, a, a, squares, b, {}, stream); });
+                     [&] { adamw(a, a, a, a, decision, b, {}, stream); });
+  test::expect_error(ExitCode::kInternal, "squares has shape [4], expected [1]",
+                     [&] { decide_update(a, {}, decision, {}, {}, stream); });
   test::expect_error(ExitCode::kInternal, "sum has shape [4], expected [1]",
                      [&] { sum_of_squares(a, a, stream); });
 }
@@ -270,6 +310,33 @@ TEST(SumOfSquares, FloatNanAndInfinityAreReportedAnywhere) {
 TEST(SumOfSquares, DoubleNanAndInfinityAreReportedAnywhere) {
   expect_nan_and_infinity_reported<double>();
 }
+
+template <typename T>
+void expect_first_place_found() {
+  Stream stream = test::stream();
+  const auto find = [&](const Values& values) {
+    const auto count = static_cast<std::int64_t>(values.size());
+    const Tensor partial({(count + kNonFiniteBlock - 1) / kNonFiniteBlock}, DType::kF64);
+    const Tensor place = tensor_of<double>({1}, {kNan});
+    find_non_finite(tensor_of<T>({count}, values), 100, partial, stream);
+    smallest(partial, place, stream);
+    stream.synchronize();
+    return *place.data<double>();
+  };
+  EXPECT_EQ(find(Values(20001, 3e38)), kInfinity);
+  for (const std::size_t at : {0, 255, 8191, 8192, 20000}) {
+    for (const double bad : {kNan, kInfinity, -kInfinity}) {
+      Values values(20001, -1.0);
+      values[at] = bad;
+      values.back() = kNan;
+      EXPECT_EQ(find(values), 100.0 + static_cast<double>(at));
+      values.resize(at + 1);
+      EXPECT_EQ(find(values), 100.0 + static_cast<double>(at));
+    }
+  }
+}
+TEST(NonFinite, FloatFirstPlaceIsFound) { expect_first_place_found<float>(); }
+TEST(NonFinite, DoubleFirstPlaceIsFound) { expect_first_place_found<double>(); }
 
 }  // namespace
 }  // namespace ttt::kernels

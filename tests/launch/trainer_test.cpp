@@ -5,10 +5,14 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdlib>
 #include <filesystem>
 
+#include "core/base/fault_point.h"
 #include "core/token_range.h"
 #include "data/checkpoint/checkpoint.h"
+#include "data/checkpoint/manifest.h"
 #include "kernels/row_losses.h"
 #include "launch/metrics_log.h"
 #include "tests/launch/token_run.h"
@@ -18,9 +22,28 @@
 namespace ttt::launch {
 namespace {
 
+// Steps from 0; -1: none.
+struct Disturbance {
+  std::int64_t not_finite = -1;   // its gradient
+  std::int64_t passed_over = -1;  // its data, for that of the step after, and so on
+};
+
+// tests/faults/fault_points.cpp
+class ArmedFault {
+ public:
+  explicit ArmedFault(const char* fault) { setenv("FAULT", fault, 1); }
+  ArmedFault(const ArmedFault&) = delete;
+  ArmedFault& operator=(const ArmedFault&) = delete;
+  ~ArmedFault() {
+    unsetenv("FAULT");
+    fault_point("disarmed");  // what was disturbed is forgotten
+  }
+};
+
 struct Curve {
   std::vector<std::int64_t> steps;
   std::vector<double> losses, norms;
+  std::vector<std::pair<std::int64_t, std::string>> skipped;
 };
 
 class TrainerTest : public testing::TestWithParam<const char*> {
@@ -38,7 +61,7 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   }
 
   // As simple as it can be; parameters end up in `values`.
-  Curve train_plainly(Tensor& values) const {
+  Curve train_plainly(Tensor& values, const Disturbance& disturbance = {}) const {
     const config::RunConfig& config = run_.config();
     Stream stream = ttt::test::stream();
     LanguageModel model(config.model(), config.data().context_length());
@@ -61,7 +84,8 @@ class TrainerTest : public testing::TestWithParam<const char*> {
           store.bind_gradients(shards.back());
         }
         const BatchReader::Buffers buffers = reader.make_buffers(rows);
-        reader.read(step * batch + row, batch, buffers);
+        const bool is_late = disturbance.passed_over >= 0 && step >= disturbance.passed_over;
+        reader.read((step + (is_late ? 1 : 0)) * batch + row, batch, buffers);
         const Tensor nll(buffers.ids.shape(), DType::kF64);
         const Tensor losses({rows}, DType::kF64);
         for (std::int64_t r = 0; r < rows; ++r) run_documents(model, buffers, r, nll, context);
@@ -74,11 +98,12 @@ class TrainerTest : public testing::TestWithParam<const char*> {
       for (std::int64_t i = 0; i < gradients.numel(); ++i) {
         gradients.data<float>()[i] += shards[1].data<float>()[i];
       }
+      if (step == disturbance.not_finite) gradients.data<float>()[0] = std::nanf("");
       optimizer.update(store.values(), {}, gradients, step, stream);
       stream.synchronize();
       curve.steps.push_back(step + 1);
       curve.losses.push_back(loss);
-      curve.norms.push_back(gradient_norm(*optimizer.squares().data<double>(), step));
+      curve.norms.push_back(std::sqrt(*optimizer.squares().data<double>()));
     }
     values = to_dtype(store.values(), DType::kF32);
     return curve;
@@ -109,6 +134,9 @@ class TrainerTest : public testing::TestWithParam<const char*> {
       curve.steps.push_back(row.step);
       curve.losses.push_back(row.number("loss"));
       curve.norms.push_back(row.number("grad_norm"));
+      for (const auto& [key, value] : row.values) {
+        if (key == "skipped") curve.skipped.push_back({row.step, std::get<std::string>(value)});
+      }
     }
     return curve;
   }
@@ -125,6 +153,9 @@ class TrainerTest : public testing::TestWithParam<const char*> {
   dist::FlightRecord record_;
   std::unique_ptr<dist::Communicator> communicator_;
 };
+
+// What is the same whatever the mixer.
+class TrainerGuardTest : public TrainerTest {};
 
 TEST_P(TrainerTest, StepsAreThoseOfThePlainLoop) {
   Tensor expected;
@@ -177,11 +208,12 @@ TEST_P(TrainerTest, ResumedRunsGoOnBitForBit) {
 TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
   run_.set("optimizer.learning_rate=1e30");
   run_.set("checkpoint.interval_steps=3");
+  run_.set("guard.max_consecutive_skips=0");
   Trainer trainer = make_trainer();
   ExitCode code = ExitCode::kOk;
   const std::string error = ttt::test::error_of([&] { trainer.run(); }, &code);
   EXPECT_EQ(code, ExitCode::kNumerical);
-  EXPECT_THAT(error, testing::HasSubstr("at step 1:"));
+  EXPECT_THAT(error, testing::HasSubstr("not finite at step 2: rank 0, gradient of model."));
   EXPECT_EQ(written_curve().steps, (std::vector<std::int64_t>{1}));
   EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{});
 }
@@ -197,8 +229,89 @@ TEST_P(TrainerTest, ASaveInFlightOutlivesAGradientThatIsNotFinite) {
   EXPECT_EQ(saved_steps(), std::vector<std::int64_t>{1});
 }
 
+TEST_P(TrainerGuardTest, TooManyStepsInARowThatAreNotFiniteEndTheRun) {
+  run_.set("optimizer.learning_rate=1e30");
+  run_.set("checkpoint.interval_steps=3");
+  run_.set("guard.max_consecutive_skips=2");
+  Trainer trainer = make_trainer();
+  ExitCode code = ExitCode::kOk;
+  const std::string error = ttt::test::error_of([&] { trainer.run(); }, &code);
+  EXPECT_EQ(code, ExitCode::kNumerical);
+  EXPECT_THAT(error, testing::HasSubstr("not finite at step 4"));
+  EXPECT_EQ(written_curve().steps, (std::vector<std::int64_t>{1, 2, 3}));
+  EXPECT_EQ(saved_steps(), (std::vector<std::int64_t>{3}));
+  for (const double value : values_of(trainer.model())) ASSERT_TRUE(std::isfinite(value));
+}
+
+// The other steps are those of a loop without that update, also where the next step was queued before it was known, and
+// in a run that is resumed before or after it.
+TEST_P(TrainerGuardTest, AStepThatIsNotFiniteIsSkipped) {
+  Tensor expected;
+  const Curve plain = train_plainly(expected, {.not_finite = 2});
+  for (const std::int64_t resumed_at : {0, 4}) {
+    const ArmedFault fault("nan@0:after_backward:3");
+    for (const std::int64_t step : saved_steps()) {
+      if (step <= resumed_at) continue;
+      std::filesystem::remove_all(
+          data::checkpoint_directory(run_.config().output_directory(), step));
+    }
+    Trainer trainer = make_trainer();
+    EXPECT_EQ(trainer.state().step, resumed_at);
+    EXPECT_EQ(trainer.run(), ExitCode::kOk);
+    EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+    const Curve curve = written_curve();
+    EXPECT_EQ(curve.steps, plain.steps);
+    EXPECT_EQ(curve.losses, plain.losses);
+    EXPECT_EQ(curve.skipped, (decltype(curve.skipped){{3, "not finite"}}));
+  }
+}
+
+TEST_P(TrainerGuardTest, ACheckpointWithAnImpossibleGuardIsPassedOver) {
+  make_trainer().run();
+  const std::string& run = run_.config().output_directory();
+  std::filesystem::remove_all(data::checkpoint_directory(run, 5));
+  const std::string damaged = data::checkpoint_directory(run, 4);
+  config::CheckpointManifest manifest = data::read_manifest(damaged);
+  EXPECT_EQ(manifest.guard().window_size(), 4);
+  manifest.mutable_guard()->mutable_window(1)->set_grad_norm(INFINITY);
+  data::write_manifest(damaged, manifest);
+  EXPECT_EQ(make_trainer().state().step, 2);
+}
+
+TEST_P(TrainerGuardTest, ASpikeIsSkippedOrLeftBehind) {
+  run_.set("train.steps=6");
+  run_.set("guard.spike_window=2");
+  run_.set("guard.spike_deviations=100");  // six times the median and more: only the fault is
+  Tensor expected;
+  {
+    const ArmedFault fault("scale@0:after_backward:5:1e6");
+    run_.set("guard.spike_policy=SKIP");
+    train_plainly(expected, {.not_finite = 4});
+    Trainer trainer = make_trainer();
+    EXPECT_EQ(trainer.run(), ExitCode::kOk);
+    EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+    EXPECT_EQ(written_curve().skipped, (decltype(Curve::skipped){{5, "spike"}}));
+  }
+  for (const std::int64_t step : saved_steps()) {
+    std::filesystem::remove_all(data::checkpoint_directory(run_.config().output_directory(), step));
+  }
+  run_.set("guard.spike_policy=ROLLBACK");
+  const Curve plain = train_plainly(expected, {.passed_over = 4});
+  const ArmedFault fault("scale@0:after_backward:5:1e6");
+  Trainer trainer = make_trainer();
+  EXPECT_EQ(trainer.run(), ExitCode::kOk);
+  EXPECT_EQ(values_of(trainer.model()), ttt::test::values_of(expected));
+  EXPECT_EQ(written_curve().steps, plain.steps);
+  EXPECT_EQ(written_curve().losses, plain.losses);
+  EXPECT_EQ(written_curve().skipped, decltype(Curve::skipped){});
+  EXPECT_EQ(trainer.state().guard.rollbacks(), 1);
+  EXPECT_EQ(trainer.state().guard.passed_over_steps(), 1);
+}
+
 // Its name puts the suite among those of the programs for a device.
 INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerTest, testing::Values("TTT_LINEAR", "ATTENTION"),
+                         [](const auto& test) { return std::string(test.param); });
+INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerGuardTest, testing::Values("ATTENTION"),
                          [](const auto& test) { return std::string(test.param); });
 
 }  // namespace

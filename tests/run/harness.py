@@ -18,6 +18,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("TTT_BINARY", str(SOURCE / "build/bin/ttt"))
+FAULTY = os.environ.get("TTT_FAULTY", str(SOURCE / "build/bin/ttt_faulty"))
 TINY = str(SOURCE / "configs/tiny.textproto")
 MPIRUN = (os.environ.get("TTT_MPIRUN", "mpirun"), "--oversubscribe", "--bind-to", "none",
           "--mca", "mpi_yield_when_idle", "1")
@@ -40,10 +41,12 @@ class Result:
     err: str
 
 
-def start(*arguments, ranks: int = 0, launcher=(), **options) -> subprocess.Popen:
-    """A running `ttt`, under mpirun when `ranks` is positive. Whoever starts it finishes it."""
+def start(*arguments, ranks: int = 0, launcher=(), fault: str = "", **options) -> subprocess.Popen:
+    """A running `ttt`, under mpirun when `ranks` is positive; with a `fault`, the program that has fault points. Whoever
+    starts it finishes it."""
     mpirun = [*MPIRUN, *launcher, "-np", str(ranks)] if ranks else []
-    return subprocess.Popen([*mpirun, BINARY, *map(str, arguments)], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+    binary, environment = (FAULTY, {**ENVIRONMENT, "FAULT": fault}) if fault else (BINARY, ENVIRONMENT)
+    return subprocess.Popen([*mpirun, binary, *map(str, arguments)], env=environment, stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -41,6 +41,13 @@ void block_sums_of_squares(TensorView x, TensorView partial, Stream& stream) {
   queue_on_cpu(stream, [=](Stream& cpu) { kernels::block_sums_of_squares(x, partial, cpu); });
 }
 
+void find_non_finite(TensorView x, std::int64_t begin, TensorView partial, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::find_non_finite(x, begin, partial, cpu); });
+}
+void smallest(TensorView partial, TensorView result, Stream& stream) {
+  queue_on_cpu(stream, [=](Stream& cpu) { kernels::smallest(partial, result, cpu); });
+}
+
 const kernels::DeviceOps kOps = [] {
   kernels::DeviceOps ops;
   ops.add = &add;
@@ -48,6 +55,8 @@ const kernels::DeviceOps kOps = [] {
   ops.fill = &fill;
   ops.block_sums_of_squares = &block_sums_of_squares;
   ops.add_up = &add_up;
+  ops.find_non_finite = &find_non_finite;
+  ops.smallest = &smallest;
   return ops;
 }();
 
