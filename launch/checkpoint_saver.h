@@ -79,8 +79,8 @@ class CheckpointSaver {
   Save save_;
   bool is_writing_ = false;  // from `begin` to the agreement; the same on every rank
   std::int64_t num_jobs_ = 0;
-  std::string failure_;  // of the last save; the same on every rank
-  int num_failures_ = 0;  // in a row
+  std::string failure_;     // of the last save; the same on every rank
+  int num_failures_ = 0;    // in a row
   dist::JobThread thread_;  // last: it uses the others
 };
 

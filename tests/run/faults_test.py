@@ -55,6 +55,14 @@ class Processes(ResumeTest):
                 self.assertEqual(result.code, 128 + number)
                 self.assertRegex(result.err, rf"event=crash rank 1 \(host \S+\) in step \d+: ended by {number.name}\n")
 
+    def test_a_rank_that_leaves_early(self):
+        """As a library does that calls exit(0)."""
+        run = self.directory / "leaves-early"
+        result = finish(self.begin(run, ranks=2, fault="exit@1:step_begin:8:0"))
+        self.assertNotEqual(result.code, OK)
+        self.assertLess(last_step(run), 8)
+        self.assert_continues(run, ranks=2)
+
     def test_a_killed_launcher_leaves_no_rank_behind(self):
         run = self.directory / "launcher-killed"
         process = self.running(run, "train.steps=40", "log.interval_steps=1", ranks=4)
