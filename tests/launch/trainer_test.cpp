@@ -221,6 +221,7 @@ TEST_P(TrainerTest, AGradientThatIsNotFiniteEndsTheRun) {
 // What all ranks saved before is committed before the run ends.
 TEST_P(TrainerTest, ASaveInFlightOutlivesAGradientThatIsNotFinite) {
   run_.set("optimizer.learning_rate=1e30");
+  run_.set("guard.max_consecutive_skips=0");
   run_.set("checkpoint.interval_steps=1");
   Trainer trainer = make_trainer();
   ExitCode code = ExitCode::kOk;

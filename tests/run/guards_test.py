@@ -58,7 +58,8 @@ class NonFinite(GuardsTest):
         four = self.expect(OK, "four", "inf@2:after_backward:7:5", words=["rank 2, gradient of"], ranks=4)
         self.assert_same(four, one)
         killed = self.expect(KILLED, "killed", "nan@1:after_backward:7,kill@0:step_begin:10",
-                             "parallel.zero=ZERO_NONE", words=["rank 1, gradient of"], ranks=2)
+                             "parallel.zero=ZERO_NONE", "checkpoint.asynchronous=false",
+                             words=["rank 1, gradient of"], ranks=2)
         self.assertEqual(step_of(checkpoints(killed)[-1]), 8)
         self.expect(OK, "killed", "nan@1:after_backward:7", "parallel.zero=ZERO_NONE", ranks=2)
         self.assert_same(killed, one)
