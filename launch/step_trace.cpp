@@ -73,6 +73,9 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
 
   LanguageModel model(config.model(), config.data().context_length());
   model.parameters().allocate(dtype);
+  const bool rounds = keeps_rounded(config, device.device);
+  if (rounds) model.parameters().keep_rounded(stream);
+  trace.calls.clear();  // that was once
   result.num_parameters = model.parameters().num_elements();
   result.flops_per_token = model.flops_per_token(config.data().context_length());
   result.memory.parameters = memory::live_bytes();
@@ -110,8 +113,10 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   }
   const TensorView gradients = accumulator.merge({0, result.num_parameters}, stream);
   result.memory.gradients = memory::live_bytes() - result.memory.parameters - result.memory.moments;
-  const TensorView own = model.parameters().values().slice(0, owned);
-  optimizer.update(own, {}, gradients.slice(0, owned), 0, stream);
+  const auto own = [&](TensorView all) { return all.empty() ? all : all.slice(0, owned); };
+  optimizer.update(own(model.parameters().values()), own(model.parameters().rounded()),
+                   own(gradients), 0, stream);
+  if (rounds && world > 1 && has_zero(config)) model.parameters().keep_rounded(stream);
   result.update = counted(std::move(trace.calls));
 
   result.memory.peak = memory::peak_bytes();

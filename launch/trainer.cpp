@@ -69,6 +69,10 @@ kernels::Precision precision_of(config::PrecisionPreset precision) {
   return precision == config::BF16 ? kernels::Precision::kBF16 : kernels::Precision::kNative;
 }
 
+bool keeps_rounded(const config::RunConfig& config, Device device) {
+  return device == Device::kCuda && config.train().precision() == config::BF16;
+}
+
 Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Stream stream,
                  dist::Communicator& communicator, dist::FlightRecord& record)
     : config_(config),
@@ -105,11 +109,9 @@ void Trainer::take_up() {
   optimizer_.set_num_updates(state_.step - state_.guard.skipped_steps());
   last_saved_step_ = state_.step > 0 ? state_.step : -1;
   const dist::Communicator& communicator = grid_.world();
-  const bool rounds_on_device =
-      stream_.device() == Device::kCuda &&
-      precision_of(config_.train().precision()) == kernels::Precision::kBF16;
-  if (rounds_on_device) model_->parameters().keep_rounded(stream_);
-  rounds_gathered_ = rounds_on_device && communicator.size() > 1 &&
+  const bool rounds = keeps_rounded(config_, stream_.device());
+  if (rounds) model_->parameters().keep_rounded(stream_);
+  rounds_gathered_ = rounds && communicator.size() > 1 &&
                      config_.parallel().zero() == config::ParallelConfig::ZERO_OPTIMIZER;
   start_reading();
   if (communicator.rank() == 0) {

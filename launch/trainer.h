@@ -122,5 +122,7 @@ class Trainer {
 /// The element type and GEMM precision of a preset.
 DType dtype_of(config::PrecisionPreset precision);
 kernels::Precision precision_of(config::PrecisionPreset precision);
+/// Whether a run keeps its weights in BF16 too, for products, beside the fp32 ones that AdamW changes.
+bool keeps_rounded(const config::RunConfig& config, Device device);
 
 }  // namespace ttt::launch

@@ -69,7 +69,9 @@ void planned_head_cross_entropy(TensorView x, TensorView w, TensorView targets,
   const bool is_bf16 = precision == Precision::kBF16;
   const bool is_cuda = stream.device() == Device::kCuda;
   Tensor x_copy, w_copy;
-  if (is_cuda && is_bf16 && x.dtype() == DType::kBF16) w_copy = to_dtype(w, DType::kBF16, stream);
+  if (is_cuda && is_bf16 && x.dtype() == DType::kBF16 && w.dtype() != DType::kBF16) {
+    w_copy = to_dtype(w, DType::kBF16, stream);
+  }
   if (!is_cuda && is_bf16) {
     x_copy = operand_copy(x, precision, stream);
     w_copy = operand_copy(w, precision, stream);

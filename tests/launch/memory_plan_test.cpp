@@ -103,5 +103,21 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"LargeVocabulary", {"model.vocab_size=20000", "train.precision=BF16"}}),
     [](const auto& test) { return test.param.name; });
 
+TEST(MemoryPlan, OnCudaBFloat16WeightsLieBesideTheOthers) {
+  const auto trace = [](const std::string& precision, std::int64_t world) {
+    return trace_step(config_of({"train.precision=" + precision}), world, {Device::kCuda});
+  };
+  const StepTrace bf16 = trace("BF16", 1);
+  const std::int64_t more = bf16.memory.parameters - trace("FP32", 1).memory.parameters;
+  EXPECT_GE(more, bf16.num_parameters * size_of(DType::kBF16));
+  EXPECT_LE(more, bf16.num_parameters * size_of(DType::kBF16) + 4096);  // blocks are rounded up
+  const auto rounded_in = [](const std::vector<CountedCall>& calls) {
+    return std::ranges::count_if(calls, [](const CountedCall& counted) {
+      return std::string_view(counted.call.op) == "copy";
+    });
+  };
+  EXPECT_EQ(rounded_in(trace("BF16", 2).update), rounded_in(bf16.update) + 1);
+}
+
 }  // namespace
 }  // namespace ttt::launch
