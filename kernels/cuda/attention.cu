@@ -59,11 +59,13 @@ void visit_head_dim(std::int64_t dim, F&& f) {
   }
 }
 
+std::int64_t shared_bytes() { return tiles::for_tiles(block_limits().shared_bytes); }
+
 [[noreturn]] void fail_head_dim(std::int64_t dim, std::int64_t bytes) {
   fail(ExitCode::kUsage,
        "attention with head dim {} needs {} bytes of shared memory, {} can be had: use more heads "
        "of a smaller dim",
-       dim, bytes, tiles::kSharedBytes);
+       dim, bytes, shared_bytes());
 }
 
 template <typename T, int kRows, int kColumns>
@@ -80,14 +82,14 @@ void launch_plain_forward(const AttentionForward<T>& call, Stream& stream) {
 template <typename T>
 void plain_forward(const AttentionForward<T>& call, Stream& stream) {
   const std::int64_t dim = call.n.dim;
-  if (call.n.queries > 16 && PlainForwardTile<4, 4>::shared_bytes(dim) <= tiles::kSharedBytes) {
+  if (call.n.queries > 16 && PlainForwardTile<4, 4>::shared_bytes(dim) <= shared_bytes()) {
     return launch_plain_forward<T, 4, 4>(call, stream);
   }
-  if (PlainForwardTile<1, 4>::shared_bytes(dim) <= tiles::kSharedBytes) {
+  if (PlainForwardTile<1, 4>::shared_bytes(dim) <= shared_bytes()) {
     return launch_plain_forward<T, 1, 4>(call, stream);
   }
   const std::int64_t least = PlainForwardTile<1, 1>::shared_bytes(dim);
-  if (least > tiles::kSharedBytes) fail_head_dim(dim, least);
+  if (least > shared_bytes()) fail_head_dim(dim, least);
   launch_plain_forward<T, 1, 1>(call, stream);
 }
 
@@ -118,15 +120,27 @@ void launch_plain_backward(const AttentionBackward<T>& call, Stream& stream) {
 template <typename T>
 void plain_backward(const AttentionBackward<T>& call, Stream& stream) {
   const std::int64_t dim = call.n.dim;
-  if (PlainBackwardTile<4>::shared_bytes(dim) <= tiles::kSharedBytes) {
+  if (PlainBackwardTile<4>::shared_bytes(dim) <= shared_bytes()) {
     return launch_plain_backward<T, 4>(call, stream);
   }
-  if (PlainBackwardTile<2>::shared_bytes(dim) <= tiles::kSharedBytes) {
+  if (PlainBackwardTile<2>::shared_bytes(dim) <= shared_bytes()) {
     return launch_plain_backward<T, 2>(call, stream);
   }
   const std::int64_t least = PlainBackwardTile<1>::shared_bytes(dim);
-  if (least > tiles::kSharedBytes) fail_head_dim(dim, least);
+  if (least > shared_bytes()) fail_head_dim(dim, least);
   launch_plain_backward<T, 1>(call, stream);
+}
+
+// 12.x and 8.6 give a block too little for head dim 128.
+bool has_mma_backward(std::int64_t dim) {
+  bool fits = false;
+  visit_head_dim(dim, [&](auto head_dim) {
+    constexpr int kDim = decltype(head_dim)::value;
+    constexpr std::size_t kBytes = std::max(attention_mma::BackwardKeysTile<kDim>::kSharedBytes,
+                                            attention_mma::BackwardQueriesTile<kDim>::kSharedBytes);
+    fits = static_cast<std::int64_t>(kBytes) <= block_limits().shared_bytes;
+  });
+  return fits;
 }
 
 void mma_backward(const AttentionBackward<BFloat16>& call, Stream& stream) {
@@ -178,7 +192,8 @@ void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out
   visit_activation_type(q.dtype(), [&](auto zero) {
     using T = decltype(zero);
     const AttentionSizes n = sizes_of(q, k);
-    const bool is_mma = serve_tensor_cores(n.dim, {q, k, v, d_out, d_q, d_k, d_v});
+    const bool is_mma =
+        serve_tensor_cores(n.dim, {q, k, v, d_out, d_q, d_k, d_v}) && has_mma_backward(n.dim);
     const Tensor terms({n.batch, n.heads, n.queries, 2}, DType::kF32);
     launch(attention_row_terms_kernel<T>,
            blocks_of(1, n.batch * n.queries * n.heads, kRowTermsWarps, 32 * kRowTermsWarps, 0),

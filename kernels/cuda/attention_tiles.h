@@ -2,6 +2,7 @@
 // Products of fp32 matrices in shared memory by a block of 256 threads: what the attention kernels without tensor
 // cores are made of. Any sizes; each sum runs in the order of k.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/cuda/simt.h"
@@ -11,9 +12,11 @@ namespace ttt::kernels::cuda::tiles {
 constexpr int kSide = 16;  // threads along a side of a product
 constexpr int kThreads = kSide * kSide;
 constexpr int kWarps = kThreads / 32;
-// Of one block on compute capability 8.0, less what the runtime may keep; and on 9.0.
-constexpr std::int64_t kSharedBytes = std::int64_t{160} << 10;
-constexpr std::int64_t kMostSharedBytes = std::int64_t{227} << 10;
+/// What tiles may take of a block, of `available` bytes: more than compute capability 8.0 has, less what the runtime may keep,
+/// would not make them faster.
+constexpr std::int64_t for_tiles(std::int64_t available) {
+  return std::min(available, std::int64_t{160} << 10);
+}
 
 /// Elements between rows of a tile: odd, so that a row's and a column's elements lie in different banks.
 __host__ __device__ constexpr int stride_of(std::int64_t columns) {

@@ -325,8 +325,9 @@ __global__ void __launch_bounds__(tiles::kThreads) backward_keys_kernel(Backward
 Sizes sizes_of(const TensorView& q, const LinearAttentionOptions& options, int num_tiles,
                int num_pairs) {
   const std::int64_t dim = q.size(3);
+  const std::int64_t available = block_limits().shared_bytes;
   for (const int chunk : {64, 32, 16}) {
-    const std::int64_t limit = chunk > 16 ? tiles::kSharedBytes : tiles::kMostSharedBytes;
+    const std::int64_t limit = chunk > 16 ? tiles::for_tiles(available) : available;
     if (Chunk::shared_bytes(dim, chunk, num_tiles, num_pairs) <= limit) {
       return {q.size(0), q.size(1), q.size(2), dim, chunk, options};
     }
@@ -334,7 +335,7 @@ Sizes sizes_of(const TensorView& q, const LinearAttentionOptions& options, int n
   fail(ExitCode::kUsage,
        "linear attention with head dim {} keeps {} bytes in shared memory, {} can be had: use more "
        "heads of a smaller dim",
-       dim, Chunk::shared_bytes(dim, 16, num_tiles, num_pairs), tiles::kMostSharedBytes);
+       dim, Chunk::shared_bytes(dim, 16, num_tiles, num_pairs), available);
 }
 
 LaunchShape shape_of(const Sizes& n, int num_tiles, int num_pairs) {

@@ -3,10 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <string>
+#include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/cuda/ttt_paths.h"
+#include "kernels/linear_attention.h"
 #include "tests/kernels/ttt_call.h"
+#include "tests/support/complex_step.h"
+#include "tests/support/kernel_check.h"
+#include "tests/support/tensors.h"
 
 namespace ttt::test {
 namespace {
@@ -113,7 +120,64 @@ TEST(CudaTttPath, BlocksOf99KibHoldTheFusedKernelsOfTttLinear64) {
   call_backward<BFloat16>(c, x, make_loss(c));
 }
 
-// Else the test above could not fail.
+using Values = std::vector<double>;
+
+// Gradients of attention with these heads, one row of 70 tokens.
+std::vector<Values> attention_gradients(std::int64_t dim, DType dtype) {
+  Stream queue = stream();
+  const Shape shape{1, 70, 1, dim};
+  const auto input = [&](const char* name) {
+    return tensor_of(random_values(name, shape.numel()), shape, dtype);
+  };
+  const Tensor q = input("q"), k = input("k"), v = input("v"), d_out = input("d_out");
+  const Tensor out(shape, dtype), d_q(shape, dtype), d_k(shape, dtype), d_v(shape, dtype);
+  const Tensor lse({1, 1, 70}, DType::kF32);
+  const double scale = 1 / std::sqrt(static_cast<double>(dim));
+  kernels::attention_forward(q, k, v, out, lse, scale, queue);
+  kernels::attention_backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, queue);
+  queue.synchronize();
+  return {values_of(out), values_of(d_q), values_of(d_k), values_of(d_v)};
+}
+
+std::vector<Values> linear_attention_gradients(std::int64_t dim, DType dtype) {
+  Stream queue = stream();
+  const Shape shape{1, 70, 1, dim};
+  const auto input = [&](const char* name) {
+    return tensor_of(random_values(name, shape.numel()), shape, dtype);
+  };
+  const Tensor q = input("q"), k = input("k"), v = input("v"), d_out = input("d_out");
+  const Tensor out(shape, dtype), d_q(shape, dtype), d_k(shape, dtype), d_v(shape, dtype);
+  kernels::linear_attention_forward(q, k, v, out, {}, {}, {}, queue);
+  kernels::linear_attention_backward(q, k, v, {}, d_out, {}, d_q, d_k, d_v, {}, {}, queue);
+  queue.synchronize();
+  return {values_of(out), values_of(d_q), values_of(d_k), values_of(d_v)};
+}
+
+// The emulator stops a launch that asks for more, so what comes back was computed within the limit.
+TEST(CudaAttentionTiles, FitTheBlocksOfTheDevice) {
+  for (const auto& [gradients, dim] :
+       {std::pair{&attention_gradients, 128}, std::pair{&linear_attention_gradients, 96}}) {
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      const std::vector<Values> expected = gradients(dim, dtype);
+      const EmulatedLimits limits(block_limits_of(120));
+      const std::vector<Values> fitted = gradients(dim, dtype);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        // Other tiles sum in another order; the tensor cores' path rounds probabilities to bf16 besides.
+        expect_close(std::to_string(i), fitted[i], expected[i],
+                     dtype == DType::kBF16 ? 2e-2 : 1e-5);
+      }
+    }
+  }
+}
+
+TEST(CudaAttentionTiles, HeadsThatDoNotFitAreRefused) {
+  const EmulatedLimits limits(block_limits_of(120));
+  EXPECT_THAT(error_of([] { attention_gradients(1024, DType::kF32); }), HasSubstr("more heads"));
+  EXPECT_THAT(error_of([] { linear_attention_gradients(512, DType::kF32); }),
+              HasSubstr("more heads"));
+}
+
+// Else the tests above could not fail.
 TEST(CudaTttPathDeathTest, ALaunchBeyondTheLimitsStops) {
   const EmulatedLimits limits({99 << 10, false});
   EXPECT_DEATH(simt::run({{1, 1, 1}, {32, 1, 1}, 100 << 10}, [] {}), "at most 99 KiB");
