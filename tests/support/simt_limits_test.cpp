@@ -122,35 +122,46 @@ TEST(CudaTttPath, BlocksOf99KibHoldTheFusedKernelsOfTttLinear64) {
 
 using Values = std::vector<double>;
 
-// Gradients of attention with these heads, one row of 70 tokens.
+// What attention of either kind is given and gives, one row of 70 tokens and one head.
+struct AttentionTensors {
+  Shape shape;
+  Tensor q, k, v, d_out, out, d_q, d_k, d_v;
+
+  AttentionTensors(std::int64_t dim, DType dtype) : shape{1, 70, 1, dim} {
+    const auto input = [&](const char* name) {
+      return tensor_of(random_values(name, shape.numel()), shape, dtype);
+    };
+    q = input("q");
+    k = input("k");
+    v = input("v");
+    d_out = input("d_out");
+    for (Tensor* result : {&out, &d_q, &d_k, &d_v}) *result = Tensor(shape, dtype);
+  }
+  [[nodiscard]] std::vector<Values> results() const {
+    return {values_of(out), values_of(d_q), values_of(d_k), values_of(d_v)};
+  }
+};
+
 std::vector<Values> attention_gradients(std::int64_t dim, DType dtype) {
   Stream queue = stream();
-  const Shape shape{1, 70, 1, dim};
-  const auto input = [&](const char* name) {
-    return tensor_of(random_values(name, shape.numel()), shape, dtype);
-  };
-  const Tensor q = input("q"), k = input("k"), v = input("v"), d_out = input("d_out");
-  const Tensor out(shape, dtype), d_q(shape, dtype), d_k(shape, dtype), d_v(shape, dtype);
+  const AttentionTensors t(dim, dtype);
   const Tensor lse({1, 1, 70}, DType::kF32);
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
-  kernels::attention_forward(q, k, v, out, lse, scale, queue);
-  kernels::attention_backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, queue);
+  kernels::attention_forward(t.q, t.k, t.v, t.out, lse, scale, queue);
+  kernels::attention_backward(t.q, t.k, t.v, t.out, lse, t.d_out, t.d_q, t.d_k, t.d_v, scale,
+                              queue);
   queue.synchronize();
-  return {values_of(out), values_of(d_q), values_of(d_k), values_of(d_v)};
+  return t.results();
 }
 
 std::vector<Values> linear_attention_gradients(std::int64_t dim, DType dtype) {
   Stream queue = stream();
-  const Shape shape{1, 70, 1, dim};
-  const auto input = [&](const char* name) {
-    return tensor_of(random_values(name, shape.numel()), shape, dtype);
-  };
-  const Tensor q = input("q"), k = input("k"), v = input("v"), d_out = input("d_out");
-  const Tensor out(shape, dtype), d_q(shape, dtype), d_k(shape, dtype), d_v(shape, dtype);
-  kernels::linear_attention_forward(q, k, v, out, {}, {}, {}, queue);
-  kernels::linear_attention_backward(q, k, v, {}, d_out, {}, d_q, d_k, d_v, {}, {}, queue);
+  const AttentionTensors t(dim, dtype);
+  kernels::linear_attention_forward(t.q, t.k, t.v, t.out, {}, {}, {}, queue);
+  kernels::linear_attention_backward(t.q, t.k, t.v, {}, t.d_out, {}, t.d_q, t.d_k, t.d_v, {}, {},
+                                     queue);
   queue.synchronize();
-  return {values_of(out), values_of(d_q), values_of(d_k), values_of(d_v)};
+  return t.results();
 }
 
 // The emulator stops a launch that asks for more, so what comes back was computed within the limit.
