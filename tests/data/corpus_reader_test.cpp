@@ -1,5 +1,6 @@
 #include <zstd.h>
 
+#include "data/corpus/parquet_reader.h"
 #include "data/corpus/reader.h"
 #include "tests/data/temporary_directory.h"
 
@@ -167,9 +168,29 @@ TEST(CorpusReader, MissingAndUnknownFiles) {
   expect_error(ExitCode::kMissingInput, {directory.path("d"), ".jsonl"},
                [&] { read_all({directory.path("d")}); });
   expect_error(ExitCode::kUsage, {"a.md", ".txt"}, [&] { read_all({directory.path("d/a.md")}); });
-  const auto parquet = directory.write("p/a.parquet", "");
-  expect_error(ExitCode::kUsage, {"a.parquet", "converts it"}, [&] { read_all({parquet}); });
-  expect_error(ExitCode::kMissingInput, {"converts it"}, [&] { read_all({directory.path("p")}); });
+}
+
+TEST(CorpusReader, ParquetIsReadOrTheMessageSaysHowToConvertIt) {
+  const TemporaryDirectory directory;
+  const auto path = directory.write("p/a.parquet",
+                                    contents_of(TTT_SOURCE_DIR "/tests/data/parquet/rows.parquet"));
+  if (!reads_parquet()) {
+    for (const std::string& input : {path, directory.path("p")}) {
+      expect_error(ExitCode::kUsage, {path, "COPY"}, [&] { read_all({input}); });
+    }
+    return;
+  }
+  const auto documents = read_all({directory.path("p")});
+  EXPECT_THAT(texts_of(documents),
+              ElementsAre(testing::StartsWith("a first text a first"), "",
+                          std::string("na\xc3\xafve </s>\0", 12), "again and again", "a last one"));
+  EXPECT_EQ(documents[4].line, 5);
+  EXPECT_EQ(documents[4].subset, "A");
+  EXPECT_EQ(documents[3].subset, "B");
+  std::atomic<std::int64_t> bytes = 0;
+  read_file_documents(
+      path, {}, [](Document&&) {}, [](const Rejection&) { FAIL(); }, &bytes);
+  EXPECT_EQ(bytes, std::filesystem::file_size(path));
 }
 
 TEST(CorpusReader, EmptyTextFileIsCorruptInput) {
