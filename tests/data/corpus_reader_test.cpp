@@ -235,8 +235,8 @@ TEST_P(CorpusReaderBadLine, IsCorruptInputWithFileAndLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, CorpusReaderBadLine,
-    testing::Values(BadLine{"{\"text\": \"a\"", "parse error"}, BadLine{"", "parse error"},
-                    BadLine{"{\"text\": \"a\"} x", "parse error"},
+    testing::Values(BadLine{"{\"text\": \"a\"", "syntax error"}, BadLine{"", "syntax error"},
+                    BadLine{"{\"text\": \"a\"} x", "syntax error"},
                     BadLine{"{\"text\": \"\\ud800\"}", "surrogate"},
                     BadLine{"{\"text\": \"a\tb\"}", "control character"},
                     BadLine{"{\"other\": \"a\"}", "no member \"text\""},
