@@ -11,7 +11,9 @@ namespace ttt::data {
 void prepare_hdf5_library() {
   static std::once_flag once;
   std::call_once(once, [] {
-    H5dont_atexit();  // after a full disk the exit handler of HDF5 1.10 crashes
+    // The exit handler of HDF5 1.10 crashes after a full disk, and prints "infinite loop closing library" where a file that
+    // could not be written is still open. It is not installed if this comes before HDF5's first call.
+    H5dont_atexit();
     H5open();
     H5PLset_loading_state(0);
   });

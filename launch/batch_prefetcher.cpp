@@ -1,5 +1,6 @@
 #include "launch/batch_prefetcher.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/base/memory.h"
@@ -19,7 +20,9 @@ BatchPrefetcher::BatchPrefetcher(const BatchReader& reader, std::int64_t rows,
       count_(count),
       position_of_(std::move(position_of)) {
   const memory::Scope scope(kBatches, memory::Place::kPinned);
-  for (Slot& slot : slots_) slot.buffers = reader.make_buffers(rows);
+  for (std::int64_t i = 0; i < std::min(kDepth, count); ++i) {
+    slot_of(i).buffers = reader.make_buffers(rows);
+  }
   thread_ = std::thread([this] { read_all(); });
 }
 

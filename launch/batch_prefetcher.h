@@ -1,5 +1,5 @@
 #pragma once
-// A run's micro-batches, read by a thread of its own while the one before computes.
+// A run's micro-batches, read by a thread of its own while those before compute.
 
 #include <array>
 #include <condition_variable>
@@ -15,6 +15,10 @@ namespace ttt::launch {
 
 class BatchPrefetcher {
  public:
+  /// Micro-batches that are read ahead. Small models need some milliseconds for one, and on a busy machine the thread can
+  /// be without a processor for tens; a token takes 32 bytes.
+  static constexpr std::int64_t kDepth = 16;
+
   /// Micro-batch i in [0, count) is samples [position_of(i), position_of(i) + rows) of global batches of `global_rows`.
   /// `reader` must outlive this; what it reads does not depend on when.
   BatchPrefetcher(const BatchReader& reader, std::int64_t rows, std::int64_t global_rows,
@@ -37,13 +41,13 @@ class BatchPrefetcher {
   };
 
   void read_all();
-  Slot& slot_of(std::int64_t i) { return slots_[static_cast<std::size_t>(i) % slots_.size()]; }
+  Slot& slot_of(std::int64_t i) { return slots_[static_cast<std::size_t>(i % kDepth)]; }
 
   const BatchReader& reader_;
   std::int64_t global_rows_;
   std::int64_t count_;
   std::function<std::int64_t(std::int64_t)> position_of_;
-  std::array<Slot, 2> slots_;
+  std::array<Slot, kDepth> slots_;
   std::int64_t taken_ = 0;  // by the caller
 
   std::mutex mutex_;  // guards is_full, is_ending_ and error_

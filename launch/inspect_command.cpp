@@ -78,7 +78,10 @@ bool is_corpus(const std::string& path) {
 }
 
 bool inspect_corpus(const DataInspection& inspection, bool verify) {
-  std::cout << data::read_corpus_manifest(inspection.path).DebugString();
+  const bool shows_part =
+      inspection.window >= 0 || inspection.shows_lengths || !inspection.other.empty();
+  const auto manifest = data::read_corpus_manifest(inspection.path);
+  if (!shows_part) std::cout << manifest.DebugString();
   const bool is_equal = inspect_data(inspection);
   if (verify) {
     data::verify_corpus(inspection.path);

@@ -130,10 +130,14 @@ bool is_token_data(const std::string& path) {
     const auto suffixes = {".h5", ".npy", ".bin", ":u16", ":u32"};
     return std::ranges::any_of(suffixes, [&](const char* end) { return path.ends_with(end); });
   }
-  for (const data::Split split : {data::Split::kTrain, data::Split::kValidation}) {
-    if (fs::exists(fs::path(path) / (name_of(split) + ".npy"))) return true;
-  }
-  return false;
+  if (fs::exists(path + "/manifest.textproto")) return false;
+  // ttt-lm-jax's arrays may lie deeper, as where they are opened.
+  const fs::recursive_directory_iterator entries(path,
+                                                 fs::directory_options::skip_permission_denied);
+  return std::any_of(begin(entries), end(entries), [](const fs::directory_entry& entry) {
+    const fs::path name = entry.path().filename();
+    return name == "train.npy" || name == "validation.npy";
+  });
 }
 
 void inspect_samples(const config::RunConfig& config, std::int64_t count) {

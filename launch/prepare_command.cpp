@@ -140,7 +140,7 @@ void take_subset_share(const std::string& argument, data::PrepareOptions& option
 void add_document_options(CLI::App& command, data::PrepareOptions& options) {
   command
       .add_option("--text-field", options.fields.text,
-                  "Field of the JSON objects, a.b for a nested one")
+                  "Field of the JSON objects, or column; a.b for a nested one")
       ->capture_default_str();
   command
       .add_option("--subset-field", options.fields.subset,
@@ -175,7 +175,8 @@ void add_prepare_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<data::PrepareOptions>();
   CLI::App* command = app.add_subcommand(
       "prepare",
-      "Text to token shards: .txt, .jsonl and .tar, also .zst and .gz, or directories of them");
+      "Text to token shards: .txt, .jsonl and .tar, also .zst and .gz, .parquet, or directories of "
+      "them");
   command->add_option("inputs", options->inputs, "Files or directories")->required();
   command->add_option("-o,--output", options->output_directory, "Directory to make")->required();
   command->add_option("--validation", options->validation_inputs,

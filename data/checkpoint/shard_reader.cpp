@@ -159,6 +159,7 @@ void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
 
 std::string digest_of_shard(const std::string& path, const std::vector<FlatRange>& ranges,
                             const FlatState& expected) {
+  prepare_hdf5_library();
   ShardReader reader(path, ShardReader::Use::kLocate);
   reader.read(expected, slices_of(expected.tensors, ranges));
   std::vector<Place> places = reader.places();

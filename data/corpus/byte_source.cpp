@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <zlib.h>
+#define ZSTD_STATIC_LINKING_ONLY  // for a decoder with memory of ours; the shared library exports it
 #include <zstd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "core/base/error.h"
+#include "data/corpus/window_memory.h"
 #include "data/files.h"
 
 namespace ttt::data {
@@ -39,7 +41,7 @@ class ZstdSource final : public ByteSource {
   ZstdSource(const std::string& path, std::atomic<std::int64_t>* bytes_read)
       : path_(path),
         file_(path, bytes_read),
-        context_(ZSTD_createDCtx()),
+        context_(ZSTD_createDCtx_advanced({allocate, release, &memory_})),
         block_(ZSTD_DStreamInSize()) {
     if (context_ == nullptr) fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
     // The Pile's shards use windows above the library's default limit of 2^27.
@@ -67,6 +69,7 @@ class ZstdSource final : public ByteSource {
       in_frame_ = check(ZSTD_decompressStream(context_.get(), &output, &input_)) != 0;
       output_was_full_ = in_frame_ && output.pos == output.size;
     }
+    memory_.decoded(output.pos);
     return output.pos;
   }
 
@@ -79,12 +82,19 @@ class ZstdSource final : public ByteSource {
     return result;
   }
 
+  static void* allocate(void* memory, std::size_t num_bytes) {
+    return static_cast<WindowMemory*>(memory)->allocate(num_bytes);
+  }
+  static void release(void* memory, void* block) {
+    static_cast<WindowMemory*>(memory)->release(block);
+  }
   struct Free {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
   };
 
   std::string path_;
   FileSource file_;
+  WindowMemory memory_;
   std::unique_ptr<ZSTD_DCtx, Free> context_;
   std::vector<char> block_;
   ZSTD_inBuffer input_{nullptr, 0, 0};

@@ -56,7 +56,12 @@ class RecordParser final : public nlohmann::json_sax<nlohmann::json> {
   bool parse_error(std::size_t position, const std::string&,
                    const nlohmann::detail::exception& exception) override {
     record_.at = position > 0 ? position - 1 : 0;
-    return reject("broken JSON", exception.what());
+    // The parser's words begin with its own line and column, which are not the file's.
+    std::string words = exception.what();
+    if (const std::size_t at = words.find("syntax error"); at != std::string::npos) {
+      words.erase(0, at);
+    }
+    return reject("broken JSON", std::move(words));
   }
 
  private:

@@ -9,6 +9,7 @@
 
 #include "core/base/error.h"
 #include "data/corpus/line_reader.h"
+#include "data/corpus/parquet_reader.h"
 #include "data/corpus/tar_reader.h"
 #include "data/files.h"
 
@@ -18,15 +19,17 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kSuffixes =
-    ".txt, .jsonl, .json or .tar file, as it is or compressed (.zst, .gz, .tgz)";
+    ".txt, .jsonl, .json or .tar file, as it is or compressed (.zst, .gz, .tgz), or .parquet file";
 constexpr const char* kConvertParquet =
-    "Parquet is not read; `duckdb -c \"COPY 'in.parquet' TO 'out.jsonl' (FORMAT json)\"` converts "
+    "this program was built without Arrow, which reads Parquet; `duckdb -c \"COPY 'in.parquet' TO "
+    "'out.jsonl' (FORMAT json)\"` converts "
     "it";
 
-enum class Kind { kNone, kText, kLines, kTar };
+enum class Kind { kNone, kText, kLines, kTar, kParquet };
 
 Kind kind_of(std::string_view path) {
   if (path.ends_with(".tgz")) return Kind::kTar;
+  if (path.ends_with(".parquet")) return Kind::kParquet;
   path = without_compression_suffix(path);
   if (path.ends_with(".txt")) return Kind::kText;
   if (path.ends_with(".jsonl") || path.ends_with(".json")) return Kind::kLines;
@@ -109,19 +112,16 @@ void read_lines(const std::string& file, std::unique_ptr<ByteSource> source,
 
 void append_directory(const std::string& path, std::vector<std::string>& files) {
   std::vector<std::string> found;
-  bool has_parquet = false;
   try {
     for (const auto& entry : fs::recursive_directory_iterator(path)) {
       const std::string& name = entry.path().native();
       if (entry.is_regular_file() && kind_of(name) != Kind::kNone) found.push_back(name);
-      has_parquet |= name.ends_with(".parquet");
     }
   } catch (const fs::filesystem_error& error) {
     fail_with_errno("search", error.path1().string(), error.code().value());
   }
   if (found.empty()) {
-    fail(ExitCode::kMissingInput, "{} has no {}{}{}", path, kSuffixes, has_parquet ? "; " : "",
-         has_parquet ? kConvertParquet : "");
+    fail(ExitCode::kMissingInput, "{} has no {}", path, kSuffixes);
   }
   std::sort(found.begin(), found.end());
   files.insert(files.end(), found.begin(), found.end());
@@ -145,9 +145,12 @@ std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths
     } else if (kind_of(path) != Kind::kNone) {
       files.push_back(path);
     } else {
-      const bool is_parquet = path.ends_with(".parquet");
-      fail(ExitCode::kUsage, "{} is not a {}{}{}", path, kSuffixes, is_parquet ? "; " : "",
-           is_parquet ? kConvertParquet : "");
+      fail(ExitCode::kUsage, "{} is not a {}", path, kSuffixes);
+    }
+  }
+  for (const std::string& file : files) {
+    if (kind_of(file) == Kind::kParquet && !reads_parquet()) {
+      fail(ExitCode::kUsage, "{} is a Parquet file, and {}", file, kConvertParquet);
     }
   }
   return files;
@@ -158,6 +161,7 @@ void read_file_documents(const std::string& file, const RecordFields& fields,
                          const std::function<void(const Rejection&)>& reject,
                          std::atomic<std::int64_t>* bytes_read) {
   const Kind kind = kind_of(file);
+  if (kind == Kind::kParquet) return read_parquet(file, fields, visit, reject, bytes_read);
   const WholeText whole(visit, reject);
   auto source = open_byte_source(file, bytes_read);
   if (kind == Kind::kLines) return read_lines(file, std::move(source), fields, visit, reject);

@@ -5,7 +5,11 @@
 //   .jsonl, .json   one JSON object a line
 //   .tar            every regular file NAME.txt in it is a document; nothing is extracted
 //
-// each also compressed (.zst, .gz; .tgz). Text is passed on as it is: CRLF, NUL and spaces are kept.
+// each also compressed (.zst, .gz; .tgz), and
+//
+//   .parquet        one document a row, where the program was built with Arrow
+//
+// Text is passed on as it is: CRLF, NUL and spaces are kept.
 
 #include <atomic>
 #include <cstdint>
@@ -23,7 +27,7 @@ inline constexpr std::int64_t kMaxDocumentBytes = std::int64_t{64} << 20;
 struct Document {
   std::string text;       // UTF-8
   std::string file;       // ARCHIVE:MEMBER in an archive
-  std::int64_t line = 0;  // from 1; 0 if the document is no line
+  std::int64_t line = 0;  // or row; from 1; 0 if the document is neither
   std::string subset;
 };
 
@@ -31,8 +35,9 @@ struct Document {
 struct Rejection {
   std::string file;
   std::int64_t line = 0;
-  std::int64_t offset = 0;  // of what is wrong, in bytes of the decompressed file (or member)
-  std::string reason;       // a few words, the same for every case of a kind
+  std::int64_t offset =
+      0;               // of what is wrong, in bytes of the decompressed file, member or row's text
+  std::string reason;  // a few words, the same for every case of a kind
   std::string detail;
 
   /// "FILE:LINE: byte OFFSET: DETAIL".
@@ -41,11 +46,11 @@ struct Rejection {
 
 /// The files `paths` stand for: files as given, directories searched recursively in the byte order
 /// of the paths for the suffixes above. 66 if a path is missing or a directory has no such file; 64
-/// for a file of another suffix.
+/// for a file of another suffix, and for a Parquet file where none can be read.
 std::vector<std::string> list_corpus_files(const std::vector<std::string>& paths);
 
 /// Visits every document of one file in order, and what is rejected in its place among them. An empty
-/// text is a document in a line, rejected as a file.
+/// text is a document in a line or row, rejected as a file.
 /// Errors: 66 for a missing file; 65 for a damaged or truncated container, of which no rest can be read.
 /// `bytes_read` as for open_byte_source.
 void read_file_documents(const std::string& file, const RecordFields& fields,

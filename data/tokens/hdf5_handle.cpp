@@ -5,6 +5,7 @@
 namespace ttt::data {
 
 std::string hdf5_version() {
+  prepare_hdf5_library();
   unsigned major = 0;
   unsigned minor = 0;
   unsigned release = 0;

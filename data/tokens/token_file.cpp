@@ -91,7 +91,10 @@ std::vector<TokenFileInfo> files_of_directory(const std::string& directory, Spli
          directory, name_of(split), num_tokens, expected);
   }
   if (files.empty()) {
-    fail(ExitCode::kMissingInput, "{} has no {} shards", directory, name_of(split));
+    fail(ExitCode::kMissingInput, "{} has no {} shards{}", directory, name_of(split),
+         split == Split::kTrain ? ""
+                                : ": prepare it with --validation FILE, --validation-every N or a "
+                                  "larger --validation-fraction, or name other data");
   }
   return files;
 }

@@ -1,8 +1,13 @@
 // Archives and gzip streams as corpora are published in.
 
+#include <unistd.h>
 #include <zlib.h>
 
+#include <cstdlib>
+#include <fstream>
+
 #include "data/corpus/reader.h"
+#include "data/corpus/window_memory.h"
 #include "tests/data/temporary_directory.h"
 
 namespace ttt::data {
@@ -47,6 +52,40 @@ std::string tar_member(const std::string& name, const std::string& contents, cha
   for (const char c : header) sum += static_cast<unsigned char>(c);
   put(148, fmt::format("{:06o}", sum) + '\0');
   return header + contents + std::string((512 - contents.size() % 512) % 512, '\0');
+}
+
+std::int64_t resident_bytes() {
+  std::int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages >> pages;
+  return pages * ::getpagesize();
+}
+
+TEST(WindowMemory, LargeBlocksKeepTheirContentsAndTakeNoMemory) {
+  constexpr std::size_t kUsed = std::size_t{100} << 20;
+  WindowMemory memory;
+  auto* const bytes = static_cast<unsigned char*>(memory.allocate(WindowMemory::kMaxResident + 1));
+  ASSERT_NE(bytes, nullptr);
+  for (std::size_t i = 0; i < kUsed; ++i) bytes[i] = static_cast<unsigned char>(i % 251);
+  const std::int64_t before = resident_bytes();
+  memory.decoded(kUsed);
+  EXPECT_LT(resident_bytes(), before - std::int64_t{90} * 1024 * 1024);
+  for (std::size_t i = 0; i < kUsed; i += 997) ASSERT_EQ(bytes[i], i % 251);
+  memory.release(bytes);
+  memory.release(memory.allocate(1000));
+}
+
+TEST(WindowMemory, WithoutATemporaryDirectoryItIsPlainMemory) {
+  const char* const old = std::getenv("TMPDIR");
+  const std::string kept = old != nullptr ? old : "";
+  ::setenv("TMPDIR", "/nowhere", 1);
+  WindowMemory memory;
+  auto* const bytes = static_cast<char*>(memory.allocate(WindowMemory::kMaxResident + 1));
+  kept.empty() ? ::unsetenv("TMPDIR") : ::setenv("TMPDIR", kept.c_str(), 1);
+  ASSERT_NE(bytes, nullptr);
+  bytes[WindowMemory::kMaxResident] = 'x';
+  memory.decoded(std::size_t{1} << 30);
+  EXPECT_EQ(bytes[WindowMemory::kMaxResident], 'x');
+  memory.release(bytes);
 }
 
 const std::string kTarEnd(1024, '\0');

@@ -1,5 +1,6 @@
 #include <zstd.h>
 
+#include "data/corpus/parquet_reader.h"
 #include "data/corpus/reader.h"
 #include "tests/data/temporary_directory.h"
 
@@ -28,6 +29,8 @@ std::string compress(std::string_view bytes, int window_log = 0) {
   if (window_log > 0) {
     ZSTD_CCtx_setParameter(context.get(), ZSTD_c_windowLog, window_log);
     ZSTD_CCtx_setParameter(context.get(), ZSTD_c_contentSizeFlag, 0);
+    ZSTD_CCtx_setParameter(context.get(), ZSTD_c_enableLongDistanceMatching, 1);
+    ZSTD_CCtx_setParameter(context.get(), ZSTD_c_compressionLevel, 1);
   }
   std::string out(ZSTD_compressBound(bytes.size()) + 64, '\0');
   // Streamed, because the one-call interface shrinks the window to the content.
@@ -141,6 +144,23 @@ TEST(CorpusReader, LongWindowsAreAccepted) {
   EXPECT_THAT(texts_of(read_all({directory.write("a.jsonl.zst", frame)})), ElementsAre("a"));
 }
 
+// Their memory is given back to the system every so often, and what lies there is still asked for.
+TEST(CorpusReader, VeryLongWindowsKeepWhatWasDecoded) {
+  const TemporaryDirectory directory;
+  std::string text(1 << 20, ' ');
+  std::uint32_t state = 7;
+  for (char& c : text)
+    c = static_cast<char>('a' + ((state = state * 1664525U + 1013904223U) >> 28U));
+  std::string lines = "{\"text\": \"" + text + "\"}\n";
+  for (int i = 0; i < 70; ++i) lines += "{\"text\": \"" + std::string(1 << 20, 'q') + "\"}\n";
+  lines += "{\"text\": \"" + text + "\"}\n";
+  const auto path = directory.write("a.jsonl.zst", compress(lines, 30));
+  ASSERT_LT(std::filesystem::file_size(path), text.size());  // the second is a match
+  std::size_t found = 0;
+  read_documents({path}, {}, [&](Document&& document) { found += document.text == text ? 1 : 0; });
+  EXPECT_EQ(found, 2U);
+}
+
 TEST(CorpusReader, DamagedZstdIsCorruptInput) {
   const TemporaryDirectory directory;
   std::string frame;
@@ -167,9 +187,29 @@ TEST(CorpusReader, MissingAndUnknownFiles) {
   expect_error(ExitCode::kMissingInput, {directory.path("d"), ".jsonl"},
                [&] { read_all({directory.path("d")}); });
   expect_error(ExitCode::kUsage, {"a.md", ".txt"}, [&] { read_all({directory.path("d/a.md")}); });
-  const auto parquet = directory.write("p/a.parquet", "");
-  expect_error(ExitCode::kUsage, {"a.parquet", "converts it"}, [&] { read_all({parquet}); });
-  expect_error(ExitCode::kMissingInput, {"converts it"}, [&] { read_all({directory.path("p")}); });
+}
+
+TEST(CorpusReader, ParquetIsReadOrTheMessageSaysHowToConvertIt) {
+  const TemporaryDirectory directory;
+  const auto path = directory.write("p/a.parquet",
+                                    contents_of(TTT_SOURCE_DIR "/tests/data/parquet/rows.parquet"));
+  if (!reads_parquet()) {
+    for (const std::string& input : {path, directory.path("p")}) {
+      expect_error(ExitCode::kUsage, {path, "COPY"}, [&] { read_all({input}); });
+    }
+    return;
+  }
+  const auto documents = read_all({directory.path("p")});
+  EXPECT_THAT(texts_of(documents),
+              ElementsAre(testing::StartsWith("a first text a first"), "",
+                          std::string("na\xc3\xafve </s>\0", 12), "again and again", "a last one"));
+  EXPECT_EQ(documents[4].line, 5);
+  EXPECT_EQ(documents[4].subset, "A");
+  EXPECT_EQ(documents[3].subset, "B");
+  std::atomic<std::int64_t> bytes = 0;
+  read_file_documents(
+      path, {}, [](Document&&) {}, [](const Rejection&) { FAIL(); }, &bytes);
+  EXPECT_EQ(bytes, std::filesystem::file_size(path));
 }
 
 TEST(CorpusReader, EmptyTextFileIsCorruptInput) {
@@ -195,8 +235,8 @@ TEST_P(CorpusReaderBadLine, IsCorruptInputWithFileAndLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, CorpusReaderBadLine,
-    testing::Values(BadLine{"{\"text\": \"a\"", "parse error"}, BadLine{"", "parse error"},
-                    BadLine{"{\"text\": \"a\"} x", "parse error"},
+    testing::Values(BadLine{"{\"text\": \"a\"", "syntax error"}, BadLine{"", "syntax error"},
+                    BadLine{"{\"text\": \"a\"} x", "syntax error"},
                     BadLine{"{\"text\": \"\\ud800\"}", "surrogate"},
                     BadLine{"{\"text\": \"a\tb\"}", "control character"},
                     BadLine{"{\"other\": \"a\"}", "no member \"text\""},

@@ -157,6 +157,33 @@ TEST_F(SentencePiece, RunsOfSpacesAreNotCut) {
   }
 }
 
+// Where a piece goes on behind a space, a cut at that space changes the tokens: such models get every text whole.
+TEST_F(SentencePiece, TextsAreNotCutWherePiecesSpanSpaces) {
+  const TemporaryDirectory directory;
+  std::string sample;
+  for (int i = 0; i < 300; ++i) sample += "katomi rensolu lube sodor\nlube sodor katomi rensolu\n";
+  const auto input = directory.write("sample.txt", sample);
+  std::string text;
+  while (text.size() < 70'000) text += "katomi rensolu lube sodor ";
+  for (const char* type : {"unigram", "bpe"}) {
+    const std::string arguments =
+        "--input=" + input + " --model_prefix=" + directory.path(type) + " --model_type=" + type +
+        " --vocab_size=330 --hard_vocab_limit=false --byte_fallback=true "
+        "--split_by_whitespace=false"
+        " --normalization_rule_name=identity --remove_extra_whitespaces=false --minloglevel=2";
+    ASSERT_TRUE(sentencepiece::SentencePieceTrainer::Train(arguments).ok());
+    sentencepiece::SentencePieceProcessor processor;
+    ASSERT_TRUE(processor.Load(directory.path(type) + ".model").ok());
+    std::vector<std::string> pieces;
+    std::vector<int> expected;
+    ASSERT_TRUE(processor.Encode(text, &pieces).ok());
+    ASSERT_TRUE(processor.Encode(text, &expected).ok());
+    ASSERT_THAT(pieces, testing::Contains(testing::ContainsRegex("[a-z]\xe2\x96\x81[a-z]")))
+        << type;
+    EXPECT_EQ(open_tokenizer(directory.path(type) + ".model")->encode(text), expected) << type;
+  }
+}
+
 TEST_F(SentencePiece, TrainingIsDeterministic) {
   const std::string again = directory_->path("again.model");
   train_sentencepiece({350, training_texts()}, again);

@@ -7,6 +7,7 @@
 
 #include "configs/run_config.h"
 #include "data/checkpoint/shard.h"
+#include "data/corpus/parquet_reader.h"
 #include "data/corpus/reader.h"
 #include "data/files.h"
 #include "data/interchange/huggingface.h"
@@ -241,6 +242,19 @@ void read_zstd(const std::string& directory, const std::string& input) {
   read_corpus(put(directory, "a.jsonl.zst", input));
 }
 
+std::vector<std::string> parquet_files(const std::string& /*directory*/) {
+  return {contents_of(fmt::format("{}/tests/data/parquet/rows.parquet", TTT_SOURCE_DIR))};
+}
+
+void read_parquet(const std::string& directory, const std::string& input) {
+  read_corpus(put(directory, "a.parquet", input));
+}
+
+std::vector<Target> with_parquet_if_built(std::vector<Target> targets) {
+  if (data::reads_parquet()) targets.push_back({"parquet", parquet_files, read_parquet});
+  return targets;
+}
+
 }  // namespace
 
 const std::vector<Target>& targets() {
@@ -263,7 +277,8 @@ const std::vector<Target>& targets() {
       {"tokenizer_json", tokenizer_jsons, read_tokenizer_json},
       {"jsonl", json_lines, read_json_lines},
       {"zstd", zstd_streams, read_zstd}};
-  return all;
+  static const std::vector<Target> built = with_parquet_if_built(all);
+  return built;
 }
 
 bool accepts(const Target& target, const std::string& directory, const std::string& input) {

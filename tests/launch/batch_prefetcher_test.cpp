@@ -34,9 +34,9 @@ class BatchPrefetcherTest : public testing::Test {
 };
 
 TEST_F(BatchPrefetcherTest, GivesTheMicroBatchesInTheirOrder) {
-  BatchPrefetcher prefetcher(reader_, 2, 8, 9, [](std::int64_t i) { return 3 * i; });
+  BatchPrefetcher prefetcher(reader_, 2, 8, 40, [](std::int64_t i) { return 3 * i; });
   const BatchReader::Buffers expected = reader_.make_buffers(2);
-  for (std::int64_t i = 0; i < 9; ++i) {
+  for (std::int64_t i = 0; i < 40; ++i) {
     const BatchReader::Buffers got = prefetcher.next();
     reader_.read(3 * i, 8, expected);
     EXPECT_EQ(test::values_of(to_dtype(got.weight, DType::kF64)),
@@ -60,17 +60,20 @@ class WaitsForPromise final : public QueueEvent {
 };
 
 TEST_F(BatchPrefetcherTest, LeavesBuffersAloneUntilTheDeviceHasReadThem) {
-  BatchPrefetcher prefetcher(reader_, 1, 8, 4, [](std::int64_t i) { return i; });
+  constexpr std::int64_t kDepth = BatchPrefetcher::kDepth;
+  BatchPrefetcher prefetcher(reader_, 1, 8, kDepth + 2, [](std::int64_t i) { return i; });
   std::promise<void> reached;
   const BatchReader::Buffers first = prefetcher.next();
   prefetcher.give_back(
       Stream::Event(std::make_unique<WaitsForPromise>(reached.get_future().share())));
-  EXPECT_EQ(first_tokens(prefetcher.next()), first_tokens(1, 1));  // the other buffers
-  prefetcher.give_back({});
+  for (std::int64_t i = 1; i < kDepth; ++i) {  // the other buffers
+    EXPECT_EQ(first_tokens(prefetcher.next()), first_tokens(i, 1));
+    prefetcher.give_back({});
+  }
   EXPECT_EQ(first_tokens(first), first_tokens(0, 1));
   reached.set_value();
-  EXPECT_EQ(first_tokens(prefetcher.next()), first_tokens(2, 1));
-  EXPECT_EQ(first_tokens(first), first_tokens(2, 1));  // now they are used again
+  EXPECT_EQ(first_tokens(prefetcher.next()), first_tokens(kDepth, 1));
+  EXPECT_EQ(first_tokens(first), first_tokens(kDepth, 1));  // now they are used again
 }
 
 TEST_F(BatchPrefetcherTest, WhatReadingThrowsReachesTheCaller) {

@@ -38,6 +38,7 @@ LIBRARIES = (
     ("HDF5", r"hdf5(_hl)?\.h|H5\w*\.h", r"data/.*"),
     ("zstd", r"zstd\w*\.h|zdict\.h", r"data/.*"),
     ("libarchive", r"archive(_entry)?\.h", r"data/.*"),
+    ("Arrow", r"(arrow|parquet)/", r"data/corpus/parquet_module\.cpp"),
     ("zlib", r"zlib\.h", r"data/.*"),
     ("PCRE2 or utf8proc", r"pcre2\.h|utf8proc\.h", r"data/.*"),
     ("SentencePiece", r"sentencepiece\w*\.h", r"data/.*"),

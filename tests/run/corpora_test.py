@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import struct
 import subprocess
 import tarfile
 import time
@@ -244,6 +245,14 @@ class Inspect(CorporaTest):
         self.assertIn("window 3", ttt("inspect", output, "--window", 3, "--context-length", 8).err)
         lengths = self.succeed("inspect", output, "--lengths").out
         self.assertRegex(lengths, r" 4 to 7 +2 #{50}\n")
+
+    def test_arrays_are_found_below_the_directory_that_is_named(self):
+        folder = self.directory / "jax/tokenizer_name-a/b"
+        folder.mkdir(parents=True)
+        header = "{'descr': '<u2', 'fortran_order': False, 'shape': (4,), }".ljust(117) + "\n"
+        (folder / "train.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", 118) + header.encode() + b"\1\0\5\0\6\0\2\0")
+        out = self.succeed("inspect", self.directory / "jax", "--window", 0, "--context-length", 3, "--ids").out
+        self.assertEqual(out.splitlines()[-1], "1 5 6 2")
 
     def test_sets_are_compared_token_by_token(self):
         raw = self.directory / "a.bin"
