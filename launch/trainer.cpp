@@ -96,7 +96,11 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
     if (config.train().init_from().empty()) {
       model_->parameters().initialize(config.seed());
     } else {
-      load_weights(open_model_source(config.train().init_from()), *model_);
+      const ModelSource source = open_model_source(config.train().init_from());
+      for (const std::string& difference : differences_from(source, config_, tokenizer_)) {
+        log::warning("event=init_from {}: {}", config.train().init_from(), difference);
+      }
+      load_weights(source, *model_);
       log::info("initialised weights={}", config.train().init_from());
     }
   }
