@@ -10,6 +10,7 @@
 #include <regex>
 #include <sstream>
 
+#include "configs/fault.h"
 #include "core/base/error.h"
 
 namespace ttt::config {
@@ -50,21 +51,22 @@ class Collector final : public google::protobuf::io::ErrorCollector {
  public:
   struct Entry {
     int line;
+    int column;
     std::string text;
-    std::string value;  // the enumeration value at fault, or ""
+    std::string value;  // what is at fault where the parser reports it at the token after it, or ""
   };
-  void AddError(int line, google::protobuf::io::ColumnNumber /*column*/,
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
                 const std::string& message) override {
-    errors.push_back(explain(line, message));
+    errors.push_back(explain(line, column, message));
   }
-  void AddWarning(int line, google::protobuf::io::ColumnNumber /*column*/,
+  void AddWarning(int line, google::protobuf::io::ColumnNumber column,
                   const std::string& message) override {
-    warnings.push_back(explain(line, message));
+    warnings.push_back(explain(line, column, message));
   }
   std::vector<Entry> errors, warnings;
 
  private:
-  static Entry explain(int line, const std::string& message) {
+  static Entry explain(int line, int column, const std::string& message) {
     std::smatch match;
     static const std::regex no_field(R"re(Message type "([^"]+)" has no field named "([^"]+)")re");
     if (std::regex_search(message, match, no_field)) {
@@ -72,19 +74,27 @@ class Collector final : public google::protobuf::io::ErrorCollector {
           google::protobuf::DescriptorPool::generated_pool()->FindMessageTypeByName(match[1]);
       const std::string hint =
           type == nullptr ? std::string() : did_you_mean(match[2], field_names(*type));
-      return {line,
+      return {line, column,
               fmt::format("unknown field \"{}\" in {}{}", match[2].str(), match[1].str(), hint),
               ""};
     }
     static const std::regex no_value(
         R"re(Unknown enumeration value of "([^"]+)" for field "([^"]+)")re");
     if (std::regex_search(message, match, no_value)) {
-      return {line,
+      return {line, column,
               fmt::format("unknown value \"{}\" of field \"{}\"{}", match[1].str(), match[2].str(),
                           values_of(match[2], match[1])),
               match[1]};
     }
-    return {line, message, ""};
+    static const std::regex no_bool(
+        R"re(Invalid value for boolean field "([^"]+)"\. Value: "([^"]+)")re");
+    if (std::regex_search(message, match, no_bool)) {
+      return {line, column,
+              fmt::format("unknown value \"{}\" of field \"{}\"; allowed: true, false",
+                          match[2].str(), match[1].str()),
+              match[2]};
+    }
+    return {line, column, message, ""};
   }
   // The field's enumeration is not in the message; any of that name in the schema will do.
   static std::string values_of(const std::string& field, const std::string& value) {
@@ -103,33 +113,6 @@ class Collector final : public google::protobuf::io::ErrorCollector {
     return {};
   }
 };
-
-// Where line `line` begins, and where it ends.
-std::pair<std::size_t, std::size_t> line_range(const std::string& text, int line) {
-  std::size_t begin = 0;
-  for (int i = 0; i < line; ++i) {
-    begin = text.find('\n', begin);
-    if (begin == std::string::npos) return {text.size(), text.size()};
-    ++begin;
-  }
-  return {begin, std::min(text.find('\n', begin), text.size())};
-}
-
-// The parser reports an unknown enumeration value at the token after it, which may be lines below.
-void find_value(const std::string& text, Collector::Entry& entry) {
-  for (int line = entry.line; !entry.value.empty() && line >= 0; --line) {
-    const auto [begin, end] = line_range(text, line);
-    if (text.substr(begin, end - begin).find(entry.value) == std::string::npos) continue;
-    entry.line = line;
-    return;
-  }
-}
-
-void blank_line(std::string& text, int line) {
-  const auto [begin, end] = line_range(text, line);
-  std::fill(text.begin() + static_cast<std::ptrdiff_t>(begin),
-            text.begin() + static_cast<std::ptrdiff_t>(end), ' ');
-}
 
 // Position of the first byte that is not UTF-8 (RFC 3629), or npos. Names end up in JSON, which must be.
 std::size_t find_invalid_utf8(const std::string& text) {
@@ -280,8 +263,8 @@ std::string nearest_name(const std::string& word, const std::vector<std::string>
   return best;
 }
 
-// The parser stops at the first error; the offending line is blanked and the rest is read again, so
-// that one run shows everything that is wrong.
+// The parser stops at the first error; what is at fault is blanked and the rest is read again, so that one run shows
+// everything that is wrong.
 RunConfig parse_run_config(const std::string& text, const std::string& source,
                            std::vector<std::string>& problems) {
   std::string remaining = text;
@@ -302,16 +285,18 @@ RunConfig parse_run_config(const std::string& text, const std::string& source,
     config.Clear();
     const bool parsed = parser.ParseFromString(remaining, &config);
     std::vector<Collector::Entry>& found = parsed ? collector.warnings : collector.errors;
-    for (Collector::Entry& entry : found) {
-      find_value(remaining, entry);
-      problems.push_back(fmt::format("{}:{}: {}", source, entry.line + 1, entry.text));
+    Fault fault;
+    for (const Collector::Entry& entry : found) {
+      fault = find_fault(remaining, entry.line, entry.column, entry.value);
+      problems.push_back(fmt::format("{}:{}: {}", source, fault.line + 1, entry.text));
       if (problems.size() < kMaxProblems) continue;
       problems.push_back(source + ": there may be more problems; these are the first");
       return config;
     }
     if (parsed || collector.errors.empty()) break;
     const std::string before = remaining;
-    blank_line(remaining, collector.errors.front().line);
+    std::fill_n(remaining.begin() + static_cast<std::ptrdiff_t>(fault.begin),
+                fault.end - fault.begin, ' ');
     if (remaining == before) break;
   }
   return config;

@@ -111,14 +111,16 @@ void GradientSum::count_exposed(double seconds) {
 }
 
 void GradientSum::wait(const Job& job, Stream& stream) {
+  if (timer_ != nullptr) timer_->mark(stream);
   if (thread_ == nullptr) {
     stream.wait_for(job.done);
-    return;
+  } else {
+    const Timer timer;
+    thread_->wait(job.number);
+    stream.wait_for(overlap_stream_.record());
+    exposed_seconds_ += timer.seconds();
   }
-  const Timer timer;
-  thread_->wait(job.number);
-  stream.wait_for(overlap_stream_.record());
-  exposed_seconds_ += timer.seconds();
+  if (timer_ != nullptr) timer_->mark(stream);
 }
 
 void GradientSum::reduce_from(std::int64_t begin, Stream& stream) {

@@ -20,6 +20,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/base/work_timer.h"
 #include "core/context.h"
 #include "dist/job_thread.h"
 #include "dist/tree_collectives.h"
@@ -49,6 +50,8 @@ class GradientSum final : public PassObserver {
 
   TensorView slot(Stream& stream) { return accumulator_.slot(stream); }
   void push(Stream& stream) { accumulator_.push(stream); }
+  /// Marks in `timer`, until it is another one or null, what the stream waits for other ranks.
+  void time_waits(WorkTimer* timer) { timer_ = timer; }
   /// The pass that follows is the last shard's last: what the model reports from here on is final.
   void expect_final() { is_final_ = true; }
   /// The whole sum, in place of push for the last shard: [n], complete in updated(). Valid until the next slot.
@@ -74,8 +77,6 @@ class GradientSum final : public PassObserver {
   };
   /// Since the last call.
   Seconds take_seconds();
-  /// Those of `exposed` so far.
-  [[nodiscard]] double exposed_seconds() const { return exposed_seconds_; }
   /// Bytes that this rank has sent for sums and parameters so far.
   [[nodiscard]] std::int64_t bytes_sent() const;
 
@@ -112,6 +113,7 @@ class GradientSum final : public PassObserver {
   Job last_reduction_;
   std::vector<Job> gathers_;      // of each bucket
   std::size_t num_gathered_ = 0;  // buckets known to be whole
+  WorkTimer* timer_ = nullptr;
   double exposed_seconds_ = 0;
   std::atomic<double> total_seconds_ = 0;
   Stream overlap_stream_;

@@ -7,6 +7,7 @@
 
 #include "configs/run_config.h"
 #include "core/base/log.h"
+#include "data/files.h"
 #include "launch/guard.h"
 
 namespace ttt::launch {
@@ -55,6 +56,32 @@ std::vector<std::string> resume_conflicts(const config::RunConfig& saved,
   std::stringstream lines(report);
   for (std::string line; std::getline(lines, line);) conflicts.push_back(line);
   return conflicts;
+}
+
+std::vector<std::string> differences_from(const ModelSource& source,
+                                          const config::RunConfig& config,
+                                          const std::string& tokenizer) {
+  config::RunConfig theirs;
+  config::RunConfig ours;
+  *theirs.mutable_model() = source.config.model();
+  *ours.mutable_model() = config.model();
+  for (config::RunConfig* side : {&theirs, &ours}) {
+    config::ModelConfig& model = *side->mutable_model();
+    config::AttentionConfig& attention = *model.mutable_attention();
+    model.clear_initializer_range();
+    if (attention.num_kv_heads() == model.num_heads()) attention.clear_num_kv_heads();
+    // These files have one pairing for all.
+    if (source.kind == SourceKind::kHuggingFace) attention.clear_rope_pairing();
+  }
+  std::vector<std::string> differences = resume_conflicts(theirs, ours);
+  if (source.tokenizer.empty() || tokenizer.empty()) return differences;
+  const std::string their_digest = data::xxh3_128_hex_of_file(source.tokenizer);
+  const std::string digest = data::xxh3_128_hex_of_file(tokenizer);
+  if (their_digest != digest) {
+    differences.push_back(fmt::format("tokenizer: {} ({}) -> {} ({})", source.tokenizer,
+                                      their_digest, tokenizer, digest));
+  }
+  return differences;
 }
 
 bool is_saved_asynchronously(const config::RunConfig& config) {

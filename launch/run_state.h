@@ -32,6 +32,12 @@ config::CheckpointManifest describe_run(const config::RunConfig& config, const R
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
                        LanguageModel& model, Optimizer& optimizer, RunState& state);
 
+/// What a run that starts from the weights of `source` has otherwise, as far as the shapes of tensors do not tell: fields of
+/// the model, and the digest of the tokenizer, where both are known. `tokenizer` is the training data's; may be empty.
+std::vector<std::string> differences_from(const ModelSource& source,
+                                          const config::RunConfig& config,
+                                          const std::string& tokenizer);
+
 /// The fields in which a resumed run may not differ, "field: checkpoint value, run value" each.
 std::vector<std::string> resume_conflicts(const config::RunConfig& saved,
                                           const config::RunConfig& current);

@@ -96,7 +96,11 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
     if (config.train().init_from().empty()) {
       model_->parameters().initialize(config.seed());
     } else {
-      load_weights(open_model_source(config.train().init_from()), *model_);
+      const ModelSource source = open_model_source(config.train().init_from());
+      for (const std::string& difference : differences_from(source, config_, tokenizer_)) {
+        log::warning("event=init_from {}: {}", config.train().init_from(), difference);
+      }
+      load_weights(source, *model_);
       log::info("initialised weights={}", config.train().init_from());
     }
   }
@@ -191,9 +195,9 @@ Trainer::QueuedStep Trainer::queue_step() {
   step.queued_at = clock_.seconds();
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
-  const Timer compute_timer;
-  const double waited_before =
-      gradient_sum_->exposed_seconds() + grid_.sequence().traffic().total().seconds;
+  const double exchanged_before = grid_.sequence().traffic().total().seconds;
+  step.work.mark(stream_);
+  gradient_sum_->time_waits(&step.work);
   fault_point("step_begin", {.step = state_.step + 1});
   const std::int64_t segment = grid_.sequence().rank();
   const std::int64_t num_losses = grid_.sequence().size() * batch;
@@ -211,9 +215,9 @@ Trainer::QueuedStep Trainer::queue_step() {
                 const std::int64_t rows = batch / grid_.data().size();
                 return mine.slice(grid_.data().rank() * rows, (grid_.data().rank() + 1) * rows);
               }});
-  const double waited =
-      gradient_sum_->exposed_seconds() + grid_.sequence().traffic().total().seconds - waited_before;
-  const double compute_seconds = compute_timer.seconds() - waited;
+  gradient_sum_->time_waits(nullptr);
+  step.work.mark(stream_);
+  step.exchange_seconds = grid_.sequence().traffic().total().seconds - exchanged_before;
   const TensorView gradients = gradient_sum_->finish(stream_);
   const std::int64_t report = num_losses + grid_.world().rank() * kRankReportSize;
   const auto reported = [&](std::int64_t which) {
@@ -222,8 +226,6 @@ Trainer::QueuedStep Trainer::queue_step() {
   kernels::fill(reported(kStops), stop_requested() ? 1 : 0, stream_);
   kernels::copy(gradient_sum_->first_non_finite(stream_), reported(kNonFinite), stream_);
   kernels::fill(reported(kComputeSeconds), compute_seconds_, stream_);
-  // The host of a device queues kernels and knows nothing of how long they take.
-  if (stream_.device() == Device::kCpu) compute_seconds_ = compute_seconds;
 
   const Timer communication_timer;
   grid_.world().all_reduce_sum(results_, stream_);  // each value comes from one rank: exact
@@ -271,6 +273,9 @@ Trainer::QueuedStep Trainer::queue_step() {
 
 Trainer::Outcome Trainer::finish_step(QueuedStep& step) {
   step.is_done.wait();
+  // What a device waits in its own queue for other ranks' parts of a sequence, nobody can tell from work.
+  const bool waits_unseen = grid_.sequence().size() > 1 && grid_.sequence().is_asynchronous();
+  compute_seconds_ = waits_unseen ? 0 : step.work.seconds() - step.exchange_seconds;
   const double* const results = step.results.data<double>();
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t segments = grid_.sequence().size();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/timer.h"
+#include "core/base/work_timer.h"
 #include "core/optimizer.h"
 #include "dist/flight_record.h"
 #include "dist/gradient_sum.h"
@@ -41,7 +42,7 @@ class Trainer {
   enum RankReport : std::int8_t {
     kStops,      // 1: was asked to stop
     kNonFinite,  // place of the first element of its own gradient that is not finite, else infinity
-    kComputeSeconds,  // of the step before, without waiting; 0: not measured
+    kComputeSeconds,  // of the last finished step, without waiting; 0: not measured
     kRankReportSize
   };
 
@@ -52,6 +53,8 @@ class Trainer {
     // F64: results_, then the sum of the gradient's squares and whether the update was made.
     Tensor results;
     Stream::Event is_done;
+    WorkTimer work;               // the rank's own, without waits for gradients and parameters
+    double exchange_seconds = 0;  // of it: the host waited for other parts of the sequences
     double queued_at = 0;
   };
 
@@ -111,7 +114,7 @@ class Trainer {
   RunState state_;
   Guard guard_;
   StragglerReport stragglers_;
-  double compute_seconds_ = 0;  // of the last step that was queued
+  double compute_seconds_ = 0;  // of the last finished step
   std::int64_t last_saved_step_ = -1;
   Timer clock_;
   double finished_at_ = 0;             // the step before

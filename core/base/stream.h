@@ -6,6 +6,8 @@
 #include <memory>
 #include <utility>
 
+#include "core/base/timer.h"
+
 namespace ttt {
 
 enum class Device : std::uint8_t { kCpu, kCuda };
@@ -16,6 +18,25 @@ class QueueEvent {
   virtual ~QueueEvent() = default;
   /// Returns when everything queued before it is done; throws when any of it failed. On any thread.
   virtual void wait() = 0;
+};
+
+/// When a queue reached a place.
+class QueueTime {
+ public:
+  virtual ~QueueTime() = default;
+  /// Since the same queue reached `earlier`; both are reached.
+  [[nodiscard]] virtual double seconds_since(const QueueTime& earlier) const = 0;
+};
+
+/// Of a queue whose work is done when a call returns.
+class TimeOfCall final : public QueueTime {
+ public:
+  [[nodiscard]] double seconds_since(const QueueTime& earlier) const override {
+    return static_cast<const TimeOfCall&>(earlier).timer_.seconds() - timer_.seconds();
+  }
+
+ private:
+  Timer timer_;
 };
 
 /// What a device does for streams: the CUDA runtime, or the emulator of the tests.
@@ -33,6 +54,8 @@ class DeviceQueue {
   /// Where its kernels run. A planning queue (kernels/planning.h) stands for a device, the CPU too, and runs nothing.
   [[nodiscard]] virtual Device device() const { return Device::kCuda; }
   [[nodiscard]] virtual bool is_planning() const { return false; }
+  /// When the place that follows is reached.
+  virtual std::unique_ptr<QueueTime> record_time() { return std::make_unique<TimeOfCall>(); }
 };
 
 class Stream {
@@ -64,6 +87,9 @@ class Stream {
     if (queue_) queue_->synchronize();
   }
   [[nodiscard]] Event record() const { return Event(queue_ ? queue_->record() : nullptr); }
+  [[nodiscard]] std::unique_ptr<QueueTime> record_time() const {
+    return queue_ ? queue_->record_time() : std::make_unique<TimeOfCall>();
+  }
   /// What is queued here from now on starts after `event` of a stream of the same device. Does not block.
   void wait_for(const Event& event) const {
     if (queue_ && event.event_) queue_->wait_for(*event.event_);

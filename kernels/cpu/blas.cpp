@@ -2,12 +2,16 @@
 
 #include <cblas.h>
 #include <fmt/format.h>
+#include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <string>
+#include <vector>
 
+#include "core/base/error.h"
 #include "kernels/versions.h"
 
 // Exported by OpenBLAS when it is built for many CPUs (Debian's is); absent otherwise, hence weak.
@@ -16,6 +20,8 @@ __attribute__((weak)) void gotoblas_dynamic_init();
 __attribute__((weak)) void gotoblas_dynamic_quit();
 // NOLINTNEXTLINE(readability-redundant-declaration): again, to make it weak
 __attribute__((weak)) char* openblas_get_corename();
+__attribute__((weak)) void* blas_memory_alloc(int position);
+__attribute__((weak)) void blas_memory_free(void* buffer);
 }
 
 namespace ttt::kernels::cpu {
@@ -41,6 +47,30 @@ void choose_kernels() {
   unsetenv("OPENBLAS_CORETYPE");
 }
 
+// Every thread inside a product has a buffer of this size, which OpenBLAS keeps.
+constexpr std::size_t kBufferBytes = std::size_t{128} << 20;
+
+bool has_room_for_buffer() {
+  void* const room =
+      mmap(nullptr, kBufferBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return room != MAP_FAILED && munmap(room, kBufferBytes) == 0;
+}
+
+// OpenBLAS asks for ever when the system refuses it a buffer. So it takes them here, where a refusal can be told.
+void take_buffers(int count) {
+  if (blas_memory_alloc == nullptr || blas_memory_free == nullptr) return;
+  std::vector<void*> buffers;
+  while (std::ssize(buffers) < count && has_room_for_buffer()) {
+    buffers.push_back(blas_memory_alloc(0));
+  }
+  for (void* const buffer : buffers) blas_memory_free(buffer);
+  if (std::ssize(buffers) == count) return;
+  fail(ExitCode::kOutOfMemory,
+       "out of memory: 128 MiB asked for (matrix products, for each of {} threads). Lower "
+       "train.num_threads or raise the process's limit (ulimit -d, -v)",
+       count);
+}
+
 CBLAS_TRANSPOSE cblas_op(Op op) { return op == Op::kNone ? CblasNoTrans : CblasTrans; }
 
 }  // namespace
@@ -53,6 +83,11 @@ void prepare_blas() {
     openblas_set_num_threads(1);
     omp_set_num_threads(num_threads);  // OpenBLAS sets OpenMP's number as well
   });
+  static std::atomic<int> num_buffers = 0;
+  const int num_threads = omp_get_max_threads();
+  if (num_threads <= num_buffers) return;
+  take_buffers(num_threads);
+  num_buffers = num_threads;
 }
 
 void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,

@@ -22,7 +22,8 @@ void gemm(Op op_a, Op op_b, std::int64_t m, std::int64_t n, std::int64_t k, doub
           const double* a, std::int64_t ld_a, const double* b, std::int64_t ld_b, double beta,
           double* c, std::int64_t ld_c);
 
-/// Makes OpenBLAS use the kernels of this CPU; called by `for_each_block`.
+/// Makes OpenBLAS use the kernels of this CPU and take memory for all threads; called by `for_each_block`.
+/// Errors: kOutOfMemory.
 void prepare_blas();
 
 /// body(i) for i in [0, count) on all threads, in any order; rethrows the first exception of any body.

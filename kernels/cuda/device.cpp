@@ -34,6 +34,28 @@ class CudaEvent final : public QueueEvent {
   cudaEvent_t event_ = nullptr;
 };
 
+class CudaTime final : public QueueTime {
+ public:
+  explicit CudaTime(cudaStream_t stream) {
+    check_cuda(cudaEventCreate(&event_), "an event");
+    check_cuda(cudaEventRecord(event_, stream), "an event");
+  }
+  CudaTime(const CudaTime&) = delete;
+  CudaTime& operator=(const CudaTime&) = delete;
+  ~CudaTime() override { cudaEventDestroy(event_); }
+
+  [[nodiscard]] double seconds_since(const QueueTime& earlier) const override {
+    float milliseconds = 0;
+    check_cuda(
+        cudaEventElapsedTime(&milliseconds, static_cast<const CudaTime&>(earlier).event_, event_),
+        "the time between events");
+    return milliseconds * 1e-3;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class CudaQueue final : public DeviceQueue {
  public:
   CudaQueue() {
@@ -45,6 +67,7 @@ class CudaQueue final : public DeviceQueue {
 
   void synchronize() override { check_cuda(cudaStreamSynchronize(stream_), "a kernel"); }
   std::unique_ptr<QueueEvent> record() override { return std::make_unique<CudaEvent>(stream_); }
+  std::unique_ptr<QueueTime> record_time() override { return std::make_unique<CudaTime>(stream_); }
   void wait_for(QueueEvent& event) override {
     check_cuda(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).native()), "an event");
   }

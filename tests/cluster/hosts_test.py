@@ -113,6 +113,14 @@ class Hosts(RunTest):
         os.kill(self.hosts[1].rank_processes(run)[2], signal.SIGKILL)
         self.assert_lost(process, 137, r"rank 2 .* on node node2 exited on signal 9", 20)
 
+    def test_a_killed_daemon_of_another_host(self):
+        """mpirun's, which starts the ranks there and passes on what they say."""
+        _, process = self.begin_endless("daemon", "watchdog.silence_seconds=20")
+        daemons = [number for number, command in self.hosts[1].processes().items() if command.startswith("orted ")]
+        self.assertEqual(len(daemons), 1, self.hosts[1].processes())
+        os.kill(daemons[0], signal.SIGKILL)
+        self.assert_lost(process, PEER_LOST, r"lost communication with a remote daemon(.|\n)*on node node2", 10)
+
     def test_a_host_with_another_program_or_configuration_is_named(self):
         program = self.scratch()
         program.write_bytes(Path(BINARY).read_bytes() + b"another build")

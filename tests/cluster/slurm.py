@@ -37,15 +37,18 @@ SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0,default_q
 KillWait=5
 MinJobAge=300
 SlurmdTimeout=20
-{nodes}PartitionName=test Nodes=ALL Default=YES MaxTime=60 State=UP
-"""
+{nodes}"""
 
 
 class Slurm:
-    def __init__(self, hosts: list[Host], directory: Path, cpus: int):
+    def __init__(self, hosts: list[Host], directory: Path, cpus: int, partitions: dict[str, list[Host]]):
+        """Jobs that name no partition run in the first."""
         self.hosts, self.directory = hosts, directory
         (directory / "state").mkdir(parents=True)
         nodes = "".join(f"NodeName={host.name} NodeAddr={host.address} CPUs={cpus} RealMemory=1000\n" for host in hosts)
+        for number, (name, members) in enumerate(partitions.items()):
+            nodes += (f"PartitionName={name} Nodes={','.join(host.name for host in members)} "
+                      f"Default={'NO' if number else 'YES'} MaxTime=60 State=UP\n")
         self.configuration = directory / "slurm.conf"
         self.configuration.write_text(CONFIGURATION.format(controller=hosts[0].name, directory=directory, nodes=nodes))
         # Each host has a /dev/shm of its own, as different machines have.
@@ -54,8 +57,8 @@ class Slurm:
         self.daemon(hosts[0], "slurmctld", "-c")
         for host in hosts:
             (directory / f"spool.{host.name}").mkdir()
-            self.daemon(host, "slurmd", "-N", host.name)
-        wait_for(lambda: self("sinfo", "-h", "-N", "-o", "%T").stdout.split().count("idle") == len(hosts),
+            self.start_daemon(host)
+        wait_for(lambda: len(set(self("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").stdout.split())) == len(hosts),
                  f"idle nodes; logs in {directory}")
 
     def environment(self) -> list[str]:
@@ -63,6 +66,9 @@ class Slurm:
 
     def daemon(self, host: Host, *command) -> None:
         host.run(*self.environment(), *command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def start_daemon(self, host: Host) -> None:
+        self.daemon(host, "slurmd", "-N", host.name)
 
     def command(self, *arguments) -> list[str]:
         return self.hosts[0].command(*self.environment(), *arguments)

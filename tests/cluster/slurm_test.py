@@ -25,9 +25,11 @@ class SlurmTest(RunTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.hosts = sandbox.make_hosts(cls.directory / "network", 2)
+        cls.hosts = sandbox.make_hosts(cls.directory / "network", 3)
         cls.addClassCleanup(sandbox.stop_hosts, cls.hosts)
-        cls.slurm = Slurm(cls.hosts, cls.directory / "slurm", cpus=16)
+        first, second, third = cls.hosts
+        cls.slurm = Slurm(cls.hosts, cls.directory / "slurm", cpus=16,
+                          partitions={"test": [first, second], "lost": [first, third]})
         cls.addClassCleanup(cls.slurm.stop)
 
     def template(self, name: str, resources: str, run: str) -> Path:
@@ -52,6 +54,11 @@ class SlurmTest(RunTest):
     def srun(self, *arguments) -> subprocess.CompletedProcess:
         return self.slurm("srun", "--nodes=2", "--ntasks-per-node=2", *arguments, env=TTT)
 
+    def kill_daemon(self, host):
+        daemons = [number for number, command in host.processes().items() if command.startswith("slurmd ")]
+        self.assertEqual(len(daemons), 1, host.processes())
+        os.kill(daemons[0], signal.SIGKILL)
+
     def test_srun(self):
         run = self.directory / "srun"
         result = self.srun("--mpi=pmix", BINARY, *self.train_arguments(run, *RUN, "train.steps=20"))
@@ -68,14 +75,15 @@ class SlurmTest(RunTest):
         self.assertFalse(run.exists(), "it made something")
 
     def test_jobs_go_on_where_they_stopped(self):
-        """Four jobs at once: the time limit, a rank that hangs, and a signal by hand under mpirun end them early."""
+        """Five jobs at once: the time limit, a rank that hangs, a signal by hand under mpirun, and a host whose daemon is
+        killed end them early."""
         endless = "train.steps=1000000"
-        runs = {name: self.directory / name for name in ("limit", "hang", "mpirun")}
+        runs = {name: self.directory / name for name in ("limit", "hang", "mpirun", "lost")}
         jobs, logs = {}, {}
         for name, run in runs.items():
             template = "train_mpirun.sbatch" if name == "mpirun" else "train.sbatch"
             resources = FOUR_RANKS.replace("--time=10", "--time=1") if name == "limit" else FOUR_RANKS
-            options = ["--signal=B:USR1@30"] if name == "limit" else []
+            options = {"limit": ["--signal=B:USR1@30"], "lost": ["--partition=lost"]}.get(name, [])
             arguments = self.train_arguments(run, *RUN, endless)
             jobs[name], logs[name] = self.submit(template, resources, arguments, *options)
         array, array_log = self.submit(
@@ -83,16 +91,22 @@ class SlurmTest(RunTest):
             self.train_arguments(self.directory / "array-$SLURM_ARRAY_TASK_ID", *RUN, "train.steps=20",
                                  "seed=$SLURM_ARRAY_TASK_ID"))
         text = lambda name: logs[name].read_text() if logs[name].exists() else ""
-        for name in ("hang", "mpirun"):
+        for name in ("hang", "mpirun", "lost"):
             wait_until(lambda: last_step(runs[name]) >= 25, f"{name} to train: {text(name)}")
         os.kill(self.hosts[1].rank_processes(runs["hang"])[3], signal.SIGSTOP)
         self.slurm("scancel", "--batch", "--signal=USR1", jobs["mpirun"])
+        self.kill_daemon(self.hosts[2])
         stopped_at = {}
         for name, code in (("mpirun", 80), ("hang", 75), ("limit", 80)):
             requeued = f"code {code} after 0 restarts: back to the queue"
             wait_until(lambda: requeued in text(name), f"{name}: {text(name)}")
             # The job comes back some seconds later.
             stopped_at[name] = last_step(runs[name]) if name != "hang" else step_of(checkpoints(runs[name])[-1])
+        # Slurm takes the host for lost; what is left of the job there ends by its watchdog.
+        wait_until(lambda: self.slurm.state(jobs["lost"]) == "PENDING", f"lost: {text('lost')}")
+        wait_until(lambda: not self.hosts[2].rank_processes(runs["lost"]), "the lost host's ranks to end", timeout=15)
+        stopped_at["lost"] = step_of(checkpoints(runs["lost"])[-1])
+        self.slurm.start_daemon(self.hosts[2])
         for name, run in runs.items():
             stopped = stopped_at[name]
             wait_until(lambda: "resumed checkpoint=" in text(name), f"{name}: {text(name)}")

@@ -73,11 +73,30 @@ TEST(Problems, OfAnEnumerationValueAreAtItsLine) {
       "\n"
       "}\n"
       "model { mixer: RNN }\n"
-      "model { num_heads: 5 }\n");
+      "optimizer { beta1: 5 }\n");
   EXPECT_THAT(message, HasSubstr("has 3 problems:"));
-  EXPECT_THAT(message, HasSubstr("model.num_heads = 5: must divide"));
+  EXPECT_THAT(message, HasSubstr("optimizer.beta1 = 5: must be in [0, 1)"));
   EXPECT_THAT(message, HasSubstr(":2: unknown value \"FP8\" of field \"precision\""));
   EXPECT_THAT(message, HasSubstr(":5: unknown value \"RNN\" of field \"mixer\""));
+}
+
+TEST(Problems, OfOneLineAreAllFound) {
+  const std::string message = error_of_file(
+      "model { num_layers: \"twel\\\"ve\" mixer: RNN num_heads : 1.5 sise: 3 }\n"
+      "\ttrain {\tsteps: ten, precision: FP8 shuffle_order: maybe }\n"
+      "checkpoint { keep_last: 0 asynchronous: maybe\n"
+      "} optimizer { beta1: 2 beta2: 3 }\n");
+  EXPECT_THAT(message, HasSubstr("has 11 problems:")) << message;
+  for (const char* const problem :
+       {":1: Expected integer, got: \"twel", ":1: unknown value \"RNN\" of field \"mixer\"",
+        ":1: Expected integer, got: 1.5", ":1: unknown field \"sise\"",
+        ":2: Expected integer, got: ten", ":2: unknown value \"FP8\"",
+        ":2: unknown field \"shuffle_order\"",
+        ":3: unknown value \"maybe\" of field \"asynchronous\"; allowed: true, false",
+        "checkpoint.keep_last = 0: must be", "optimizer.beta1 = 2: must be in [0, 1)",
+        "optimizer.beta2 = 3: must be in [0, 1)"}) {
+    EXPECT_THAT(message, HasSubstr(problem)) << message;
+  }
 }
 
 TEST(Problems, OfTheModelAreFound) {

@@ -249,6 +249,32 @@ TEST(GradientSum, TrafficIsThatOfTheFormula) {
   }
 }
 
+#ifdef TTT_TEST_NCCL
+// The gathers are queued and not done when the work begins: the stream does them, or waits for them, before its own.
+TEST(GradientSum, WhatADeviceWaitsForIsNotItsWork) {
+  for (const bool overlap : {true, false}) {
+    const Axes axes(1);
+    GradientSum sum(kBuckets, DType::kF32, options_of({true, overlap}), axes.list());
+    Stream stream = test::make_backend_stream();
+    const Tensor values = Tensor::zeros({kCount}, DType::kF32);
+    stream.synchronize();
+    sum.gather_parameters(values, stream);
+    WorkTimer work;
+    work.mark(stream);
+    sum.time_waits(&work);
+    sum.wait_for_parameters(stream);
+    constexpr int kCopies = 5;
+    for (int i = 0; i < kCopies; ++i)
+      kernels::copy(values.view().slice(0, 1), values.view().slice(1, 2), stream);
+    sum.time_waits(nullptr);
+    work.mark(stream);
+    stream.synchronize();
+    EXPECT_EQ(work.seconds(),
+              1 + kCopies + 1);  // with the marks that end the two parts of the work
+  }
+}
+#endif
+
 #ifndef TTT_TEST_NCCL  // where calls block
 TEST(GradientSum, SecondsAreCountedWhereTheyAreSpent) {
   const Axes axes(1);

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <omp.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/reference/matmul.h"
@@ -248,6 +251,33 @@ TEST(MatmulContract, NoRowsLeaveTheWeightGradientAlone) {
     EXPECT_THAT(values_of(d_w), testing::ElementsAre(5, 6));
   }
 }
+
+#ifndef __SANITIZE_ADDRESS__  // which itself would be refused memory
+// In a process of its own: OpenBLAS keeps its buffers, and without room for one it would ask for ever.
+TEST(MatmulDeathTest, NoMemoryForOpenBlasIsToldAtOnce) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto multiply = [] {
+    alarm(20);
+    const Tensor x = Tensor::zeros({64, 64}, DType::kF32);
+    const Tensor y({64, 64}, DType::kF32);
+    rlim_t pages = 0;  // the sixth number
+    std::ifstream statm("/proc/self/statm");
+    for (int i = 0; i < 6; ++i) statm >> pages;
+    const rlim_t allowed = pages * 4096 + (rlim_t{64} << 20);
+    const rlimit limit{allowed, allowed};
+    setrlimit(RLIMIT_DATA, &limit);
+    Stream stream;
+    try {
+      linear_forward(x, x, {}, y, Precision::kNative, stream);
+    } catch (const Error& error) {
+      std::fputs(error.what(), stderr);
+      std::exit(static_cast<int>(error.code()));
+    }
+    std::exit(0);
+  };
+  EXPECT_EXIT(multiply(), testing::ExitedWithCode(83), "128 MiB asked for .matrix products");
+}
+#endif
 
 TEST(MatmulContract, WrongShapesAndTypesAreNamed) {
   Stream stream;

@@ -1,13 +1,15 @@
 """A run that is ended in any way and resumed on any number of ranks is the run that never ended."""
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
 import unittest
 
-from harness import (catches, CORRUPT, LOCKED, MISMATCH, OK, SMALL, STOPPED, USAGE, RunTest, checkpoints, curve, end, finish,
+from harness import (catches, CORRUPT, LOCKED, MISMATCH, OK, SMALL, SOURCE, STOPPED, USAGE, RunTest, checkpoints, curve, end, finish,
                      last_step, rows, signal_ranks, start, step_of, ttt, wait_until)
 
 STEPS = 40
@@ -252,6 +254,36 @@ class InitialWeights(ResumeTest):
                 self.assertEqual([row["step"] for row in rows(run)], [1])
                 self.assertEqual(rows(run, "eval")[-1]["loss"], rows(self.golden, "eval")[-1]["loss"])
                 self.assertTrue(self.weights(run) == self.weights(self.golden))
+
+    def test_what_the_new_run_has_otherwise_is_told(self):
+        """Of what the shapes of tensors do not tell: it may be meant."""
+        checkpoint = checkpoints(self.golden)[-1]
+        start_from = (f"train.init_from={checkpoint}", "train.steps=1", "optimizer.warmup_steps=0")
+        same = self.attempt(self.scratch(), *start_from)
+        self.assertEqual((same.code, "event=init_from" in same.err), (OK, False), same.err)
+        other = self.attempt(self.scratch(), *start_from, "model.rope_theta=500000", ranks=2)
+        self.assertEqual(other.code, OK, other.err)
+        self.assertEqual(other.err.count(f"event=init_from {checkpoint}: modified: model.rope_theta: 10000 -> 500000"), 1,
+                         other.err)
+
+    def test_another_tokenizer_is_told(self):
+        """By the digests of its files: these two differ in a name that no tokenizer reads."""
+        definition = json.loads((SOURCE / "tests/data/tokenizers/gpt2.json").read_text(encoding="utf-8"))
+        first, told = None, []
+        for name in ("first", "second"):
+            file, tokens, run = self.directory / f"{name}.json", self.directory / f"tokens-{name}", self.scratch()
+            file.write_text(json.dumps({**definition, "name": name}), encoding="utf-8")
+            self.succeed("prepare", self.directory / "books", "-o", tokens, "--tokenizer", file)
+            vocabulary = re.search(r"vocab_size: (\d+)", (tokens / "manifest.textproto").read_text())[1]
+            result = self.attempt(run, "train.steps=1", "optimizer.warmup_steps=0", f"data.train={tokens}",
+                                  "data.validation=", f"model.vocab_size={vocabulary}",
+                                  *([f"train.init_from={first}"] if first else []))
+            self.assertEqual(result.code, OK, result.err)
+            told += re.findall(r"event=init_from .*: tokenizer: (\S+) \((\w{32})\) -> (\S+) \((\w{32})\)", result.err)
+            first = first or run
+        (before, before_digest, after, after_digest), = told
+        self.assertEqual((before, after), (f"{checkpoints(first)[-1]}/tokenizer.json", f"{tokens}/tokenizer.json"))
+        self.assertNotEqual(before_digest, after_digest)
 
     def test_the_rotary_pairing_is_the_new_run_s(self):
         """An exported model pairs halves; a run that pairs neighbours must get its rows reordered."""

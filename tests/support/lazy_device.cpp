@@ -17,6 +17,19 @@ class LazyEvent final : public QueueEvent {
   std::int64_t count_;
 };
 
+std::int64_t num_pieces_done = 0;  // by all queues
+
+class LazyTime final : public QueueTime {
+ public:
+  explicit LazyTime(std::shared_ptr<const std::int64_t> reached) : reached_(std::move(reached)) {}
+  [[nodiscard]] double seconds_since(const QueueTime& earlier) const override {
+    return static_cast<double>(*reached_ - *static_cast<const LazyTime&>(earlier).reached_);
+  }
+
+ private:
+  std::shared_ptr<const std::int64_t> reached_;
+};
+
 template <typename Op>
 void queue_on_cpu(const Stream& stream, Op op) {
   static_cast<LazyQueue*>(stream.native())->add([op] {
@@ -67,12 +80,19 @@ void LazyQueue::run_until(std::int64_t count) {
     const std::function<void()> work = std::move(work_.front());
     work_.pop_front();
     ++num_done_;
+    ++num_pieces_done;
     work();
   }
 }
 
 std::unique_ptr<QueueEvent> LazyQueue::record() {
   return std::make_unique<LazyEvent>(*this, num_done_ + static_cast<std::int64_t>(work_.size()));
+}
+
+std::unique_ptr<QueueTime> LazyQueue::record_time() {
+  const auto reached = std::make_shared<std::int64_t>(0);
+  add([reached] { *reached = num_pieces_done; });
+  return std::make_unique<LazyTime>(reached);
 }
 
 void LazyQueue::wait_for(QueueEvent& event) {
