@@ -10,6 +10,7 @@
 #include "core/model.h"
 #include "core/optimizer.h"
 #include "dist/tree_reduction.h"
+#include "kernels/non_finite.h"
 #include "launch/trainer.h"
 
 namespace ttt::launch {
@@ -113,6 +114,11 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   }
   const TensorView gradients = accumulator.merge({0, result.num_parameters}, stream);
   result.memory.gradients = memory::live_bytes() - result.memory.parameters - result.memory.moments;
+  // Every rank looks through its whole gradient, before the ranks' are summed.
+  const Tensor places({divided_up(result.num_parameters, kernels::kNonFiniteBlock)}, DType::kF64);
+  const Tensor first_place({1}, DType::kF64);
+  kernels::find_non_finite(gradients, 0, places, stream);
+  kernels::smallest(places, first_place, stream);
   const auto own = [&](TensorView all) { return all.empty() ? all : all.slice(0, owned); };
   optimizer.update(own(model.parameters().values()), own(model.parameters().rounded()),
                    own(gradients), 0, stream);

@@ -4,12 +4,13 @@
 #   bash tests/gpu.sh [BUNDLE]
 #
 # BUNDLE is what tests/gpu_bundle.sh made on a machine with compilers and packages, the folder or its archive; then
-# nothing has to be installed here. Without BUNDLE the cuda preset is built here. Everything printed also goes to
-# $OUT/results.txt (OUT: gpu_results), figures to $OUT/bench.jsonl, whole logs to $OUT/logs.tar.gz. Each part has a
-# limit of time, and what is done is in the files when a later part runs out of it. The last line is
-# `N passed, N failed`.
+# nothing has to be installed here. Without BUNDLE the cuda preset is built here, which is not counted in the ten minutes.
+# Everything printed also goes to $OUT/results.txt (OUT: gpu_results), figures to $OUT/bench.jsonl, whole logs to
+# $OUT/logs.tar.gz. Each part has a limit of time, what is right comes before what is fast, and whoever stops the script
+# finds in the files all parts that were done. The last line is `N passed, N failed`. Without a driver it ends at once with
+# exit code 64, as `ttt --device cuda` does; with 66 where BUNDLE is not there, with 1 when a part failed.
 #
-# TTT_GPU_SECONDS: for all parts together (570). TTT_GPU_PARTS: only these, e.g. "kernels bench".
+# TTT_GPU_SECONDS: for all together, unpacking too (570). TTT_GPU_PARTS: only these, e.g. "kernels bench".
 # TTT_GPU_REHEARSAL=1: without a GPU, with the emulated programs of the release build and the CPU in the device's place,
 # on small sizes: proves this script. TTT_REFERENCE: a folder with the public reference's ttt.py, for the peers.
 set -uo pipefail
@@ -22,10 +23,27 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/logs"
 exec > >(tee "$out/results.txt") 2>&1
 tee_pid=$!
+# Ends the script when all of it is in results.txt.
+leave() {
+  exec >&- 2>&-
+  wait "$tee_pid"
+  exit "$1"
+}
+PATH=$PATH:/usr/local/cuda/bin:/usr/local/nvidia/bin
 
-# Where cuBLASLt, NCCL and cuDNN lie: the toolkit's folders, or those of Python's packages.
+date -u
+git rev-parse HEAD 2>/dev/null
+if [[ $is_rehearsal == 1 ]]; then
+  echo "a rehearsal: nothing below is about a GPU"
+elif ! command -v nvidia-smi >/dev/null || ! nvidia-smi; then
+  echo "tests/gpu.sh: no driver: nvidia-smi $(command -v nvidia-smi >/dev/null && echo fails || echo "is not here")." \
+    "This needs a machine with an NVIDIA GPU; TTT_GPU_REHEARSAL=1 rehearses it without one"
+  leave 64
+fi
+
+# Where cuBLASLt, NCCL, cuDNN and the driver lie: the toolkit's folders, or those of Python's packages.
 cuda_libraries() {
-  ls -d /usr/local/cuda/lib64 2>/dev/null
+  ls -d /usr/local/cuda/lib64 /usr/local/nvidia/lib64 2>/dev/null
   python3 -c 'import glob, sys
 print("\n".join(found for path in sys.path if path for found in sorted(glob.glob(path + "/nvidia/*/lib"))))'
 }
@@ -39,14 +57,18 @@ if [[ $is_rehearsal == 1 ]]; then
 elif [[ $# -gt 0 ]]; then
   if [[ -f $1 ]]; then
     mkdir "$work/bundle"
-    python3 -m tarfile -e "$1" "$work/bundle" || exit 1
+    tar -C "$work/bundle" -xJf "$1" 2>/dev/null || python3 -m tarfile -e "$1" "$work/bundle" || leave 1
     bin=$work/bundle/bin
-  else
+  elif [[ -x $1/bin/ttt ]]; then
     bin=$(realpath "$1")/bin
+  else
+    echo "tests/gpu.sh: $1 is neither an archive nor a folder that tests/gpu_bundle.sh made"
+    leave 66
   fi
 else
-  cmake --preset cuda && cmake --build --preset cuda -j "$(nproc)" || exit 1
+  cmake --preset cuda && cmake --build --preset cuda -j "$(nproc)" || leave 1
   bin=$root/build/cuda/bin
+  SECONDS=0
 fi
 # For our programs alone: PyTorch finds its own.
 libraries=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$(cuda_libraries | paste -sd:)
@@ -55,7 +77,6 @@ export CUDA_MODULE_LOADING=LAZY
 passed=0
 failed=0
 limit=${TTT_GPU_SECONDS:-570}
-SECONDS=0
 
 # check NAME SECONDS COMMAND...: runs it with its output in logs/NAME, shows the log's end and counts its exit status.
 check() {
@@ -81,16 +102,9 @@ check() {
     [[ $status -eq 124 ]] && echo "$name: stopped after its $seconds s"
     echo "-- $name: FAILED with $status, $((SECONDS - started)) s"
   fi
+  tar -C "$work" -czf "$work/logs.tar.gz" logs && cp "$work/logs.tar.gz" "$out/logs.tar.gz"
 }
 ours() { check "$1" "$2" env LD_LIBRARY_PATH="$libraries" "${@:3}"; }
-
-date -u
-git -C "$root" rev-parse HEAD 2>/dev/null
-if [[ $is_rehearsal == 1 ]]; then
-  echo "a rehearsal: nothing below is about a GPU"
-else
-  nvidia-smi || { echo "no GPU: nvidia-smi does not run"; exit 1; }
-fi
 
 # Tests read what a kernel wrote as soon as the call returns; each suite is a process, so that an error that ends the
 # device's context ends one suite.
@@ -108,22 +122,26 @@ if [[ $is_rehearsal == 1 ]]; then
   bench+=(--smoke --budget 1)
 fi
 rm -f "$out/bench.jsonl"
+# Whether the programs start: the machine's libraries and the driver's version.
+ours doctor 30 "$bin/ttt" doctor
 ours kernels 100 "${blocking[@]}" python3 tests/gpu_suites.py "$bin/${prefix}_tests" "$kernel_filter"
 ours models 60 "${blocking[@]}" python3 tests/gpu_suites.py "$bin/${prefix}_model_tests" "$model_filter"
-ours bench 100 "$bin/${prefix}_bench" "${bench[@]}" ttt attention
-if [[ $is_rehearsal != 1 ]]; then
-  ours cudnn 40 "${blocking[@]}" TTT_ATTENTION=cudnn python3 tests/gpu_suites.py "$bin/cuda_tests" '*Attention*BFloat16*:CudaAttention*'
-  ours bench_cudnn 40 env TTT_ATTENTION=cudnn "$bin/cuda_bench" "${bench[@]}" attention
-fi
-ours bench_steps 160 "$bin/${prefix}_bench" "${bench[@]}" steps
 # The same steps on both devices: the curves of fp32 agree to the rounding of sums.
-ours training 120 python3 tests/gpu_training.py "$bin/ttt" "$work/training" --device "$device" --steps "$steps"
+ours training 110 python3 tests/gpu_training.py "$bin/ttt" "$work/training" --device "$device" --steps "$steps"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck; do
-    ours "sanitizer_$tool" 40 "${blocking[@]}" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "$bin/${prefix}_tests" --gtest_filter="$race_filter"
+    ours "sanitizer_$tool" 30 "${blocking[@]}" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 "$bin/${prefix}_tests" --gtest_filter="$race_filter"
   done
 else
   echo "== compute-sanitizer: not on this machine, left out"
+fi
+if [[ $is_rehearsal != 1 ]]; then
+  ours cudnn 30 "${blocking[@]}" TTT_ATTENTION=cudnn python3 tests/gpu_suites.py "$bin/cuda_tests" '*Attention*BFloat16*:CudaAttention*'
+fi
+ours bench 90 "$bin/${prefix}_bench" "${bench[@]}" ttt attention
+ours bench_steps 150 "$bin/${prefix}_bench" "${bench[@]}" steps
+if [[ $is_rehearsal != 1 ]]; then
+  ours bench_cudnn 30 env TTT_ATTENTION=cudnn "$bin/cuda_bench" "${bench[@]}" attention
 fi
 peers=(tests/bench/device_peers.py --json "$out/bench.jsonl" ${TTT_REFERENCE:+--reference "$TTT_REFERENCE"})
 if [[ $is_rehearsal == 1 ]]; then peers+=(--device cpu --smoke); fi
@@ -133,10 +151,7 @@ else
   echo "== peers: PyTorch is not on this machine, left out"
 fi
 
-tar -C "$work" -czf "$out/logs.tar.gz" logs
 echo
 echo "$SECONDS s"
 echo "$passed passed, $failed failed"
-exec >&- 2>&-
-wait "$tee_pid"  # it writes the last lines
-[[ $failed -eq 0 ]]
+leave $((failed > 0))

@@ -2,16 +2,18 @@
 
     python3 tests/gpu_suites.py PROGRAM [FILTER]
 
-An illegal access ends a CUDA context and with it everything that the process does later: so it costs one suite. Prints
-a line a suite and the end of what a failed one printed. Fails when any suite does, and when there is none."""
+An illegal access ends a CUDA context and with it everything that the process does later: so it costs one suite, and a
+kernel that never ends costs one suite's limit of time. Prints a line a suite when it ends and the end of what a failed
+one printed. Fails when any suite does, and when there is none."""
 
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 JOBS = min(4, os.cpu_count() or 1)
 TAIL = 25
+SECONDS = 45  # of a suite
 
 
 def suites(program: str, pattern: str) -> dict[str, list[str]]:
@@ -31,10 +33,17 @@ def suites(program: str, pattern: str) -> dict[str, list[str]]:
     return found
 
 
-def run(program: str, tests: list[str]) -> subprocess.CompletedProcess:
+def run(program: str, tests: list[str]) -> tuple[str, str]:
+    """How it ended, and what it printed."""
     threads = str(max(1, (os.cpu_count() or 1) // JOBS))
-    return subprocess.run([program, f"--gtest_filter={':'.join(tests)}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={"OMP_NUM_THREADS": threads, **os.environ}, text=True, errors="replace")
+    try:
+        result = subprocess.run([program, f"--gtest_filter={':'.join(tests)}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                env={"OMP_NUM_THREADS": threads, **os.environ}, text=True, errors="replace", timeout=SECONDS)
+    except subprocess.TimeoutExpired as stopped:
+        printed = stopped.stdout or b""
+        return f"FAILED: stopped after {SECONDS} s", printed.decode(errors="replace") if isinstance(printed, bytes) else printed
+    is_good = result.returncode == 0 and f"[  PASSED  ] {len(tests)} test" in result.stdout
+    return "passed" if is_good else f"FAILED with {result.returncode}", result.stdout
 
 
 def main() -> int:
@@ -42,13 +51,14 @@ def main() -> int:
     found = suites(program, pattern)
     failed = 0
     with ThreadPoolExecutor(JOBS) as pool:
-        results = pool.map(lambda tests: run(program, tests), found.values())
-        for (suite, tests), result in zip(found.items(), results):
-            is_good = result.returncode == 0 and f"[  PASSED  ] {len(tests)} test" in result.stdout
-            print(f"{suite[:-1]}: {len(tests)} tests {'passed' if is_good else f'FAILED with {result.returncode}'}", flush=True)
-            if not is_good:
+        running = {pool.submit(run, program, tests): suite for suite, tests in found.items()}
+        for done in as_completed(running):
+            suite = running[done]
+            end, printed = done.result()
+            print(f"{suite[:-1]}: {len(found[suite])} tests {end}", flush=True)
+            if end != "passed":
                 failed += 1
-                print("\n".join(f"    {line}" for line in result.stdout.splitlines()[-TAIL:]), flush=True)
+                print("\n".join(f"    {line}" for line in printed.splitlines()[-TAIL:]), flush=True)
     print(f"{len(found) - failed} suites passed, {failed} failed")
     return 1 if failed or not found else 0
 

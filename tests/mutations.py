@@ -34,7 +34,7 @@ UNITS = {
     "ttt_step_tiles.h": ["ttt_linear_step.cu", "ttt_mlp_step.cu"],
 }
 BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|pair_barrier|slice_barrier)\(\);")
-TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
+TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|keep|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
 # What adds nothing that a test could see, with the reason.
 HARMLESS = {
     "add_partials(partials, gradients, stream);": "other tests call it",

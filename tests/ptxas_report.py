@@ -28,8 +28,6 @@ ALLOWED_SPILLS = {
     ("mlp::forward_kernel<64, false>", "80"): 140,  # sixteen warps leave 128 registers a thread, of which W takes 64
     ("mlp::forward_kernel<64, false>", "90a"): 140,
     ("mlp::forward_kernel<64, false>", "100a"): 140,
-    ("mlp::backward_kernel<96>", "90a"): 40,  # three registers too many
-    ("mlp::backward_kernel<96>", "100a"): 164,
     ("linear_backward_kernel<96>", "80"): 16,
     ("linear_backward_kernel<96>", "100a"): 16,
     ("linear_backward_kernel<64>", "100a"): 32,

@@ -167,6 +167,13 @@ __device__ __forceinline__ int opaque(int value) {
   return value;
 }
 
+__device__ __forceinline__ float opaque(float value) {
+#ifndef TTT_SIMT_EMULATOR
+  asm volatile("" : "+f"(value));
+#endif
+  return value;
+}
+
 /// The halves of a packed pair of bf16.
 __device__ __forceinline__ float low_bf16(std::uint32_t packed) {
   return bits_to_float(packed << 16U);

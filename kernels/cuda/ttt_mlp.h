@@ -126,7 +126,8 @@ __device__ __forceinline__ void store_fragment(std::byte* tile, const Fragment& 
     }
   }
 }
-/// Rounds this warp's state into the own rows of an [F x F] matrix for the other warps of the slice.
+/// Rounds this warp's state into the own rows of an [F x F] matrix for the other warps of the slice. It is rounded anew: the
+/// operands of an earlier product, kept until here, would take half as many registers as the state.
 template <int F>
 __device__ __forceinline__ void publish(std::byte* matrix, const StateTile<F>& w,
                                         const Place<F>& at) {
@@ -134,7 +135,7 @@ __device__ __forceinline__ void publish(std::byte* matrix, const StateTile<F>& w
   for (int tile = 0; tile < F / 8; ++tile) {
     for (int k = 0; k < 2; ++k) {
       pair_at<F>(matrix, 16 * at.warp + at.g + 8 * k, 8 * tile + 2 * at.t) =
-          pack_bf16(w[tile][2 * k], w[tile][2 * k + 1]);
+          pack_bf16(opaque(w[tile][2 * k]), w[tile][2 * k + 1]);
     }
   }
 }

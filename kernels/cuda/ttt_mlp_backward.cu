@@ -52,6 +52,8 @@ __device__ __forceinline__ void Backward<F>::load_state() {
     const std::int64_t i2 = std::int64_t{pair} * F + place;
     floats(L::kB1)[place] = from.b1[i1];
     floats(L::kB2)[place] = from.b2[i2];
+    floats(L::kGamma)[place] = in.norm_weight[pair % in.heads * F + place];
+    floats(L::kBeta)[place] = in.norm_bias[pair % in.heads * F + place];
     floats(L::kDB1)[place] = has_d_final ? d_from.b1[i1] : 0.0F;
     floats(L::kDB2)[place] = has_d_final ? d_from.b2[i2] : 0.0F;
   }

@@ -8,8 +8,8 @@
 // transpose, its columns without bank conflicts.
 //
 // What a block has, of 65536 registers and 228 KiB a multiprocessor. Head dim 64: 128 threads of 255 registers, 64 of them
-// W, and 101 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
-// W, and 182 KiB, 72 of them gradients: one block.
+// W, and 108 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
+// W, and 191 KiB, 72 of them gradients: one block.
 //
 // One mini-batch, with the barriers between its phases (block or cluster):
 //   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             block
@@ -133,7 +133,16 @@ struct BackwardLayout {
   static constexpr int kDB1 = kB1 + F * 4;
   static constexpr int kB2 = kDB1 + F * 4;
   static constexpr int kDB2 = kB2 + F * 4;
-  static constexpr int kBytes = kDB2 + F * 4;
+  static constexpr int kGamma = kDB2 + F * 4;
+  static constexpr int kBeta = kGamma + F * 4;
+  // Each thread's own fragments of phi'(Z1), phi''(Z1) and phi'(Z1'). In registers they, or what they are computed from,
+  // would lie beside the second layer's products, where registers are fewest.
+  static constexpr int kFragmentBytes = Layout<F>::kThreads * 16;
+  static constexpr int kSlope = kBeta + F * 4;
+  static constexpr int kBend = kSlope + kFragmentBytes;
+  static constexpr int kSlopeBar = kBend + kFragmentBytes;
+  static constexpr int kBytes = kSlopeBar + kFragmentBytes;
+  static_assert(kSlope % 16 == 0);
   static_assert((F == 64 ? 2 : 1) * (kBytes + 1024) <= 228 * 1024);
 };
 
@@ -155,7 +164,7 @@ struct Backward {
   const Inputs& in;
   std::byte* const shared;
   Place<F> at;
-  const int pair, head;
+  const int pair;
   const PairRows rows;
   int m = 0;  // mini-batch
   // State and sums over the mini-batches.
@@ -164,8 +173,7 @@ struct Backward {
   float d_step = 0;        // this lane's part of dL/dc_r by way of the state's step,
   float d_short_step = 0;  // and of a short last mini-batch
   // From one phase to the next.
-  Fragment slope, bend, slope_bar;  // phi'(Z1), phi''(Z1), phi'(Z1')
-  Fragment read1;                   // -(M / l * (scores + 1)) of the first layer
+  Fragment read1;  // -(M / l * (scores + 1)) of the first layer
   Fragment d_z1;
   Square d_k;
 
@@ -175,11 +183,22 @@ struct Backward {
         shared(shared_bytes),
         at(cluster_rank()),
         pair(static_cast<int>(blockIdx.x) / kSlices),
-        head(pair % in.heads),
         rows(fused::rows_of_pair(static_cast<unsigned>(pair), in)) {}
 
   /// Addresses of one phase are not kept for the next one.
   __device__ void begin_phase() { at = Place<F>(cluster_rank()); }
+
+  /// One of this thread's own fragments, from one phase to a later one.
+  __device__ void keep(int offset, const Fragment& x) const {
+    reinterpret_cast<uint4*>(shared + offset)[threadIdx.x] = uint4{x[0], x[1], x[2], x[3]};
+  }
+  __device__ void load_kept(Fragment& x, int offset) const {
+    const uint4 words = reinterpret_cast<const uint4*>(shared + offset)[threadIdx.x];
+    x[0] = words.x;
+    x[1] = words.y;
+    x[2] = words.z;
+    x[3] = words.w;
+  }
 
   __device__ BackwardStage stage() const {
     std::byte* const tiles = shared + m % L::kStages * L::kStageBytes;
@@ -241,7 +260,8 @@ struct Backward {
   __device__ void restore_output(const BackwardStage& s);
   __device__ void output_rows(const BackwardStage& s);
   __device__ void hidden_gradients(const BackwardStage& s);
-  __device__ void through_hidden_step(const BackwardStage& s, const Fragment& packed_d_z1_bar);
+  __device__ void through_hidden_step(const BackwardStage& s, const Fragment& packed_d_z1_bar,
+                                      const Fragment& bend);
   __device__ void send_step_gradient(const BackwardStage& s);
   __device__ void inner_rows(const BackwardStage& s);
   __device__ void state_gradients(const BackwardStage& s);

@@ -38,7 +38,7 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
   start_with(z, L::kB1);
   start_with(z_bar, L::kB1);
   read_layer<F, true>(z, z_bar, scores, s.k, s.q, w1, at);
-  Fragment value;
+  Fragment value, slope, bend, slope_bar;  // phi, phi', phi'' at Z1; at Z1'
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z[j][2 * k]);
@@ -49,6 +49,8 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
     }
   }
   store_fragment(tile(L::kX2), value, at);
+  keep(L::kSlope, slope);
+  keep(L::kBend, bend);
 
   read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at.g), at);
   multiply_add(z_bar, read1, g1_t);
@@ -61,6 +63,7 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
     }
   }
   store_fragment(tile(L::kX2Bar), value, at);
+  keep(L::kSlopeBar, slope_bar);
 }
 
 template <int F>
@@ -85,7 +88,7 @@ template <int F>
 __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s) {
   if (!at.owns_token()) return;
   OwnedRow<F>& own = owned();
-  const LaneNorm<F> norm(in, head, at.lane);
+  const LaneNorm<F> norm(floats(L::kGamma), floats(L::kBeta), at.lane);
   LaneRow<F> z, z_bar;
   load_row<F>(z, floats(L::kB2), at.lane);
   load_row<F>(z_bar, floats(L::kB2), at.lane);
@@ -122,8 +125,10 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
   const std::byte* const d_z2_bar = s.d_out;
   const std::byte* const x2 = tile(L::kX2);
   const std::byte* const x2_bar = tile(L::kX2Bar);
+  Fragment bend;
   Square u = {};  // g2 W2^T
   add_times_matrix(u, s.g2, matrix(), at);
+  load_kept(bend, L::kBend);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) u[j][i] *= unpacked(bend, j, i);
   }
@@ -147,12 +152,14 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
   add_times_matrix(d_z1_bar, d_z2_bar, matrix(), at);
   load_transposed<F>(x_t, x2, at.warp, 0, at.lane);
   multiply_add(d_z1_bar, d_scores, x_t);
+  Fragment slope_bar, slope;
+  load_kept(slope_bar, L::kSlopeBar);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) d_z1_bar[j][i] *= unpacked(slope_bar, j, i);
   }
   pack(packed, d_z1_bar);
   store_fragment(tile(L::kDZ1Bar), packed, at);
-  through_hidden_step(s, packed);
+  through_hidden_step(s, packed, bend);
 
   // X2 takes part in the scores and, through the step, in the next state.
   Square d_x2 = {};
@@ -163,6 +170,7 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
   transpose_matrix(packed, d_scores);
   load_transposed<F>(x_t, x2_bar, at.warp, 0, at.lane);
   multiply_add(d_x2, packed, x_t);
+  load_kept(slope, L::kSlope);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
       d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);
@@ -174,7 +182,8 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
 /// To g1 = u phi'(Z1), by the first layer's read and by its step; through g1 to u, and to Z1 in its slope.
 template <int F>
 __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardStage& s,
-                                                                 const Fragment& packed_d_z1_bar) {
+                                                                 const Fragment& packed_d_z1_bar,
+                                                                 const Fragment& bend) {
   const float step = step_scale();
   Square d_g1;  // first of the step: what W1 and b1 were changed by
   start_with(d_g1, L::kDB1);
@@ -190,6 +199,8 @@ __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardS
   transpose_matrix(read1_t, read1);
   transpose_blocks(d_z1_bar_t, packed_d_z1_bar);
   multiply_add(d_g1, read1_t, d_z1_bar_t);
+  Fragment slope;
+  load_kept(slope, L::kSlope);
   Square d_u;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -243,7 +254,7 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
   }
   add_partials<F, true>(d_g2, floats(L::kZ2), at);
 
-  const LaneNorm<F> norm(in, head, at.lane);
+  const LaneNorm<F> norm(floats(L::kGamma), floats(L::kBeta), at.lane);
   OwnedRow<F>& own = owned();
   const InnerLossRow<F> loss = own.loss;
   const float rate = s.rates[at.token()];
@@ -287,6 +298,8 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
   const float step = step_scale();
   Square d_x2 = {};
   add_times_matrix(d_x2, s.v, matrix(), at);
+  Fragment slope;
+  load_kept(slope, L::kSlope);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
       d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);

@@ -75,7 +75,8 @@ struct Forward {
         pair(static_cast<int>(kCluster ? blockIdx.x / kSlices : blockIdx.x)),
         head(pair % in.heads),
         rows(fused::rows_of_pair(static_cast<unsigned>(pair), in)),
-        mean_square(LaneNorm<F>(in, head, at.lane).mean_square()) {}
+        mean_square(LaneNorm<F>(in.norm_weight + head * F, in.norm_bias + head * F, at.lane)
+                        .mean_square()) {}
 
   __device__ static Place<F> place() { return Place<F>(kCluster ? cluster_rank() : -1); }
   /// Addresses of one phase are not kept for the next one.
@@ -195,7 +196,7 @@ __device__ __forceinline__ void Forward<F, kCluster>::write_output(int m,
 template <int F, bool kCluster>
 __device__ __forceinline__ void Forward<F, kCluster>::finish_tokens(const ForwardStage& s, int m) {
   if (!at.owns_token()) return;
-  const LaneNorm<F> norm(in, head, at.lane);
+  const LaneNorm<F> norm(in.norm_weight + head * F, in.norm_bias + head * F, at.lane);
   if (m > 0) write_output(m - 1, norm);
   if (m == rows.num_mini_batches()) return;
   LaneRow<F> z;

@@ -94,9 +94,9 @@ template <int F>
 struct LaneNorm {
   LaneRow<F> weight, bias;
 
-  __device__ LaneNorm(const Inputs& in, int head, int lane) {
-    load_row<F>(weight, in.norm_weight + head * F, lane);
-    load_row<F>(bias, in.norm_bias + head * F, lane);
+  __device__ LaneNorm(const float* gamma, const float* beta, int lane) {
+    load_row<F>(weight, gamma, lane);
+    load_row<F>(bias, beta, lane);
   }
   /// Of gamma over all features.
   [[nodiscard]] __device__ float mean_square() const {

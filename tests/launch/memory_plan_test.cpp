@@ -5,6 +5,7 @@
 #include "configs/run_config.h"
 #include "core/optimizer.h"
 #include "dist/tree_reduction.h"
+#include "kernels/non_finite.h"
 #include "kernels/threads.h"
 #include "launch/step_trace.h"
 #include "launch/trainer.h"
@@ -48,6 +49,12 @@ Measured measure_step(const config::RunConfig& config) {
     if (shard + 1 < config.parallel().virtual_shards()) accumulator.push(stream);
   }
   const TensorView gradients = accumulator.merge({0, model.parameters().num_elements()}, stream);
+  const std::int64_t blocks =
+      (gradients.numel() + kernels::kNonFiniteBlock - 1) / kernels::kNonFiniteBlock;
+  const Tensor places({blocks}, DType::kF64);
+  const Tensor first_place({1}, DType::kF64);
+  kernels::find_non_finite(gradients, 0, places, stream);
+  kernels::smallest(places, first_place, stream);
   optimizer.update(model.parameters().values(), {}, gradients, 0, stream);
   return {memory::peak_bytes() - before, memory::peak_held_bytes() - before};
 }
@@ -102,6 +109,22 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"BFloat16", {"train.precision=BF16"}}, Case{"Float64", {"train.precision=FP64"}},
         Case{"LargeVocabulary", {"model.vocab_size=20000", "train.precision=BF16"}}),
     [](const auto& test) { return test.param.name; });
+
+// The norm's pass is over the rank's part alone, by ZeRO-1.
+TEST(StepTrace, TheUpdateLooksThroughTheWholeGradientForWhatIsNotFinite) {
+  const StepTrace trace = trace_step(config_of({}), 2, {});
+  const auto bytes_of = [&](std::string_view op) {
+    double bytes = 0;
+    for (const auto& [call, count] : trace.update) {
+      if (call.op == op) bytes += static_cast<double>(count) * call.bytes;
+    }
+    return bytes;
+  };
+  const auto all = static_cast<double>(trace.num_parameters * size_of(DType::kF32));
+  EXPECT_NEAR(bytes_of("find_non_finite") / all, 1, 0.01);
+  EXPECT_GT(bytes_of("smallest"), 0);
+  EXPECT_NEAR(bytes_of("block_sums_of_squares") / all, 0.5, 0.01);
+}
 
 TEST(MemoryPlan, OnCudaBFloat16WeightsLieBesideTheOthers) {
   const auto trace = [](const std::string& precision, std::int64_t world) {
