@@ -1,9 +1,13 @@
 """A rank that hangs, stops or calls another operation ends the job in time, with its name and nobody left."""
 
 import os
+import random
 import re
+import socket
+import struct
 import subprocess
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -22,6 +26,19 @@ def is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def udp_ports(program: str) -> list[int]:
+    """Of all processes that run it."""
+    sockets = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "exe") == os.path.realpath(program):
+                sockets |= {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}
+        except OSError:
+            continue  # it ended meanwhile
+    rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return [int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in sockets]
 
 
 class Watchdog(unittest.TestCase):
@@ -64,9 +81,28 @@ class Watchdog(unittest.TestCase):
     def test_ranks_in_different_operations(self):
         self.assert_ended("mismatch", r"every rank waits in an operation")
 
+    def send_noise(self, ended: threading.Event, sent: list):
+        """What would end every rank, were it of the job."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            while not ended.wait(0.02):
+                job = random.getrandbits(64)
+                for port in udp_ports(PROGRAM):
+                    for datagram in (struct.pack("<Qqiiqd", job, 1, 1, 0, 0, 1e9), struct.pack("<Q600s", job, b"noise"),
+                                     b"", random.randbytes(7), random.randbytes(2000)):
+                        sent.append(stranger.sendto(datagram, ("127.0.0.1", port)))
+
     def test_nobody_is_blamed(self):
-        """A slow checkpoint within its own limit, work that marks its progress, a job suspended as a whole."""
-        code, said = self.run_way("behave")
+        """A slow checkpoint within its own limit, work that marks its progress, a job suspended as a whole; and strangers
+        who send datagrams."""
+        ended, sent = threading.Event(), []
+        stranger = threading.Thread(target=self.send_noise, args=(ended, sent))
+        stranger.start()
+        try:
+            code, said = self.run_way("behave")
+        finally:
+            ended.set()
+            stranger.join()
+        self.assertGreater(len(sent), 100)
         self.assertEqual(code, 0, said)
         self.assertNotIn("event=hang", said)
         self.assertIn("event=suspended", said)

@@ -230,6 +230,9 @@ TEST_F(ForeignShard, OnlyPlainDatasetsAreRead) {
     H5Lcreate_hard(file, "m/a", file, "values/a", H5P_DEFAULT, H5P_DEFAULT);
     H5Lcreate_hard(file, "m/a", file, "values/b", H5P_DEFAULT, H5P_DEFAULT);
   });
+  unsigned kinds_of_plugins = 1;  // that a file may name and HDF5 would load
+  H5PLget_loading_state(&kinds_of_plugins);
+  EXPECT_EQ(kinds_of_plugins, 0U);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "tests/fuzz/targets.h"
 
+#include <zlib.h>
 #include <zstd.h>
 
 #include <filesystem>
@@ -13,6 +14,7 @@
 #include "data/interchange/huggingface.h"
 #include "data/interchange/safetensors.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/tokens/order_file.h"
 #include "data/tokens/token_file.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/temporary_directory.h"
@@ -242,6 +244,53 @@ void read_zstd(const std::string& directory, const std::string& input) {
   read_corpus(put(directory, "a.jsonl.zst", input));
 }
 
+std::vector<std::string> gzip_streams(const std::string& directory) {
+  const std::string path = directory + "/a.gz";
+  const std::string text = json_lines(directory).front();
+  const gzFile file = gzopen(path.c_str(), "wb");
+  gzwrite(file, text.data(), static_cast<unsigned>(text.size()));
+  gzclose(file);
+  return {contents_of(path)};
+}
+
+void read_gzip(const std::string& directory, const std::string& input) {
+  read_corpus(put(directory, "a.jsonl.gz", input));
+}
+
+// Two members of POSIX's ustar: 512 bytes of header, then the text in blocks of 512.
+std::vector<std::string> tar_archives(const std::string& /*directory*/) {
+  std::string archive;
+  for (const char* const name : {"books/one.txt", "../two.txt"}) {
+    std::string header(512, '\0');
+    const auto set = [&](std::size_t at, const std::string& field) {
+      header.replace(at, field.size(), field);
+    };
+    const std::string text = fmt::format("the text of {}", name);
+    set(0, name);
+    set(100, "0000644");
+    set(124, fmt::format("{:011o}", text.size()));
+    set(136, "00000000000");
+    set(148, "        ");
+    set(156, "0");
+    set(257, std::string("ustar\00000", 8));
+    const int sum = std::accumulate(header.begin(), header.end(), 0);
+    set(148, fmt::format("{:06o}", sum));
+    archive += header + text + std::string(512 - text.size() % 512, '\0');
+  }
+  return {archive + std::string(1024, '\0')};
+}
+
+void read_tar(const std::string& directory, const std::string& input) {
+  read_corpus(put(directory, "a.tar", input));
+}
+
+void read_order(const std::string& directory, const std::string& input) {
+  const data::OrderFile order(put(directory, "order.txt", input), 7);
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(order.num_samples(), 100); ++i) {
+    (void)order.window_at(i);
+  }
+}
+
 std::vector<std::string> parquet_files(const std::string& /*directory*/) {
   return {contents_of(fmt::format("{}/tests/data/parquet/rows.parquet", TTT_SOURCE_DIR))};
 }
@@ -276,7 +325,11 @@ const std::vector<Target>& targets() {
       {"sentencepiece", sentencepiece_models, read_sentencepiece},
       {"tokenizer_json", tokenizer_jsons, read_tokenizer_json},
       {"jsonl", json_lines, read_json_lines},
-      {"zstd", zstd_streams, read_zstd}};
+      {"zstd", zstd_streams, read_zstd},
+      {"gzip", gzip_streams, read_gzip},
+      {"tar", tar_archives, read_tar},
+      {"order", [](const std::string&) { return std::vector<std::string>{"0 3 1\n2 6 5 4 0\n"}; },
+       read_order}};
   static const std::vector<Target> built = with_parquet_if_built(all);
   return built;
 }
