@@ -6,7 +6,7 @@
 
 namespace ttt {
 
-/// Gathered: [B, end - begin, ...].
+/// Gathered: [B, end - begin, ...]. Part and view are of the same type.
 Tensor token_range(TensorView view, std::int64_t begin, std::int64_t end, Stream& stream);
 /// Written into `view` from token `begin` on, or added there.
 void put_token_range(TensorView part, TensorView view, std::int64_t begin, Stream& stream);

@@ -7,6 +7,8 @@
 #   bash tests/gpu_bundle.sh DIR        makes DIR and DIR.tar.xz
 #
 # TTT_GPU_ARCH: the device's architecture (90a-real: H100 and H200). TTT_JOBS: compile jobs (the number of cores).
+# CUDNN_FRONTEND_INCLUDE_DIR: where cudnn_frontend.h lies (pip's nvidia-cudnn-frontend); without it the parts with cuDNN's
+# attention fail.
 set -euo pipefail
 bundle=$(realpath -m "${1:?usage: bash tests/gpu_bundle.sh DIR}")
 cd "$(dirname "$0")/.."

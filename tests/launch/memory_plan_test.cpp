@@ -126,6 +126,26 @@ TEST(StepTrace, TheUpdateLooksThroughTheWholeGradientForWhatIsNotFinite) {
   EXPECT_NEAR(bytes_of("block_sums_of_squares") / all, 0.5, 0.01);
 }
 
+// A device's decode step is bound by the ops that the host queues: docs/architecture.md, decision 20.
+TEST(StepTrace, ADecodeStepQueuesTheSameOpsForOneSequenceAndForMany) {
+  const auto calls = [](std::int64_t batch) {
+    const config::RunConfig config = config_of({});
+    const kernels::AddressSpace addresses;
+    kernels::PlanningTrace trace;
+    Stream stream = kernels::make_planning_stream({Device::kCuda}, trace);
+    Context context{stream, kernels::Precision::kBF16};
+    LanguageModel model(config.model(), config.data().context_length());
+    model.parameters().allocate(DType::kF32);
+    const auto state = model.make_decode_state(batch, context);
+    const Tensor ids({batch, 1}, DType::kI64);
+    trace.calls.clear();
+    static_cast<void>(model.extend(ids, *state, true, context));
+    return trace.calls.size();
+  };
+  EXPECT_GT(calls(1), 0U);
+  EXPECT_EQ(calls(1), calls(7));
+}
+
 TEST(MemoryPlan, OnCudaBFloat16WeightsLieBesideTheOthers) {
   const auto trace = [](const std::string& precision, std::int64_t world) {
     return trace_step(config_of({"train.precision=" + precision}), world, {Device::kCuda});
