@@ -51,7 +51,7 @@ class Parquet(RunTest):
     def test_shards_are_those_of_json_lines_on_any_number_of_threads_and_ranks(self):
         codecs = ("snappy", "zstd", "gzip", "none")
         for number, codec in enumerate(codecs):
-            rows = documents(150 + 40 * number, 1000 * number)
+            rows = documents(100 + 20 * number, 1000 * number)
             name = f"{'abc'[number % 3]}/{number}"
             # Pages end between rows of one column where those of another go on; some columns fall back from their dictionary.
             write(self.directory / f"parquet/{name}.parquet", rows, row_group_size=64, data_page_size=4096,
@@ -68,8 +68,8 @@ class Parquet(RunTest):
 
     def test_kills_change_no_byte(self):
         source = self.directory / "work.parquet"
-        write(source, documents(2500, 7), row_group_size=500)
-        arguments = ("prepare", source, "--train-tokenizer", 400, "--shard-tokens", 20000, "--threads", 2)
+        write(source, documents(900, 7), row_group_size=200)
+        arguments = ("prepare", source, "--shard-tokens", 20000, "--threads", 2)
         whole, output = self.scratch(), self.scratch()
         begin = time.monotonic()
         self.succeed(*arguments, "-o", whole)
