@@ -118,8 +118,18 @@ BatchReader::BatchReader(const config::RunConfig& config, data::Split split,
       context_length_(config.data().context_length()),
       masked_target_(config.data().masked_target()),
       resets_at_bos_(config.data().reset_at_bos()),
-      begin_(sequence != nullptr ? sequence->begin() : 0),
-      end_(sequence != nullptr ? sequence->end() : context_length_) {}
+      sharing_(document_sharing(config)),
+      begin_(0),
+      end_(context_length_) {
+  TTT_CHECK((sequence != nullptr ? sequence->size() : 1) == sharing_.ranks,
+            "batches for {} ranks that hold windows together", sharing_.ranks);
+  if (sequence == nullptr) return;
+  rank_ = sequence->rank();
+  bounds_ = sequence->bounds();
+  if (resets_at_bos_) return;
+  begin_ = sequence->begin();
+  end_ = sequence->end();
+}
 
 std::int64_t BatchReader::num_windows() const {
   std::int64_t count = 0;
@@ -133,26 +143,9 @@ BatchReader::Place BatchReader::place_of(std::int64_t sample) const {
   return {source, place.position, source.sampler.window_at(place.position)};
 }
 
-TensorView SequenceRange::of(TensorView view) const {
-  const TensorView rows = view.slice(row_begin, row_end);
-  if (end - begin == view.size(1)) return rows;
-  return rows.reshape({view.size(1)}).slice(begin, end).reshape({1, end - begin});
-}
-
 std::vector<SequenceRange> BatchReader::sequences(TensorView ids) const {
-  const std::int64_t tokens = ids.size(1);
-  if (!resets_at_bos_) return {{0, ids.size(0), 0, tokens}};
-  std::vector<SequenceRange> ranges;
-  for (std::int64_t row = 0; row < ids.size(0); ++row) {
-    const auto row_ids = ids.slice(row, row + 1).span<std::int64_t>();
-    std::int64_t begin = 0;
-    for (std::int64_t t = 1; t <= tokens; ++t) {
-      if (t < tokens && row_ids[static_cast<std::size_t>(t)] != masked_target_) continue;
-      ranges.push_back({row, row + 1, begin, t});
-      begin = t;
-    }
-  }
-  return ranges;
+  if (!resets_at_bos_) return {{0, ids.size(0), 0, ids.size(1), bounds_}};
+  return share_of_rank(documents_of(ids, masked_target_), sharing_, rank_);
 }
 
 BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {

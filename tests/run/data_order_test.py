@@ -100,10 +100,6 @@ class Documents(DataOrderTest):
             self.assertNotEqual(curve(golden), curve(plain))
             self.assertEqual(len(self.succeed("eval", "-m", golden, "--windows", 4).out.splitlines()), 1)
             self.succeed("generate", "-m", golden, "-p", "doc", "-n", 4)
-        result = ttt(*self.train_arguments(self.scratch(), *RUN, *short, "data.reset_at_bos=true", "parallel.sequence_ranks=2"),
-                     ranks=2)
-        self.assertEqual(result.code, USAGE, result.err)
-        self.assertIn("which lie on one rank", result.err)
 
 
 if __name__ == "__main__":
