@@ -1,9 +1,11 @@
 #include "launch/batch_reader.h"
 
+#include <filesystem>
 #include <memory>
 #include <utility>
 
 #include "core/base/rng.h"
+#include "data/tokens/prepare.h"
 
 namespace ttt::launch {
 namespace {
@@ -66,12 +68,43 @@ BatchReader::Source open_source(const config::RunConfig& config, data::Split spl
   return {name, std::move(tokens), std::move(layout), std::move(sampler)};
 }
 
+// What made the tokens of a prepared corpus: its tokenizer's digest, or "bytes"; empty: other files do not say.
+std::string tokenizer_digest(const std::string& path) {
+  if (!std::filesystem::exists(path + "/manifest.textproto")) return {};
+  const config::CorpusManifest manifest = data::read_corpus_manifest(path);
+  for (const config::FileDigest& file : manifest.files()) {
+    if (file.name() == manifest.tokenizer()) return file.xxh3_128();
+  }
+  return "bytes";
+}
+
+// The same ids of two tokenizers mean different text, though their vocabularies be as large.
+void expect_one_tokenizer(const config::DataConfig& config) {
+  std::vector<std::string> paths(config.train().begin(), config.train().end());
+  for (const config::DataSource& source : config.sources()) {
+    paths.insert(paths.end(), source.train().begin(), source.train().end());
+  }
+  std::string first;  // that tells its tokenizer
+  for (const std::string& path : paths) {
+    const std::string digest = tokenizer_digest(path);
+    if (digest.empty()) continue;
+    if (first.empty()) first = path;
+    const std::string expected = tokenizer_digest(first);
+    if (digest != expected) {
+      fail(ExitCode::kCorruptInput,
+           "{} was made with another tokenizer ({}) than {} ({}); prepare both with one", path,
+           digest, first, expected);
+    }
+  }
+}
+
 std::vector<BatchReader::Source> open_sources(const config::RunConfig& config, data::Split split) {
   const config::DataConfig& data = config.data();
   std::vector<BatchReader::Source> sources;
   if (split == data::Split::kValidation || data.sources().empty()) {
     const Paths& paths = split == data::Split::kTrain ? data.train() : data.validation();
     sources.push_back(open_source(config, split, "", paths));
+    if (split == data::Split::kTrain) expect_one_tokenizer(data);
     return sources;
   }
   std::int64_t vocab_size = 0;
@@ -86,6 +119,7 @@ std::vector<BatchReader::Source> open_sources(const config::RunConfig& config, d
     }
     if (tokens.vocab_size() != 0) vocab_size = tokens.vocab_size();
   }
+  expect_one_tokenizer(data);
   return sources;
 }
 

@@ -20,8 +20,9 @@ namespace ttt::launch {
 class BatchReader {
  public:
   /// Opens the files of one split, for training those of every source; 64, 65 or 66 as data/tokens says, and 65 when
-  /// files have a larger vocabulary than the model, or sources different ones. Batches hold the segment of `sequence`;
-  /// whole windows without one, and with data.reset_at_bos, where any document may be this rank's.
+  /// files have a larger vocabulary than the model, sources different ones, or prepared corpora different tokenizers.
+  /// Batches hold the segment of `sequence`; whole windows without one, and with data.reset_at_bos, where any document may
+  /// be this rank's.
   BatchReader(const config::RunConfig& config, data::Split split,
               const SequenceExchange* sequence = nullptr);
 

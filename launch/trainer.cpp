@@ -9,6 +9,7 @@
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/schedule.h"
+#include "data/files.h"
 #include "data/tokens/prepare.h"
 #include "kernels/copy.h"
 #include "kernels/row_losses.h"
@@ -91,6 +92,9 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       stragglers_(communicator.size(), config.guard().straggler_score()) {
   for (const HeldOut& set : held_out_) {
     held_out_readers_.emplace_back(set.config, data::Split::kValidation, sequence_.get());
+  }
+  if (!config_.data().order_file().empty()) {
+    state_.order_digest = data::xxh3_128_hex_of_file(config_.data().order_file());
   }
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
     if (config.train().init_from().empty()) {
