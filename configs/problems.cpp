@@ -130,9 +130,9 @@ void check_segments(const RunConfig& config, Problems& problems) {
     return;
   }
   // All ranks but the last hand the end of their segment to the next one's convolutions.
-  const std::int64_t halo = model.conv_kernel() - 1;
+  const std::int64_t halo = convolution_halo(model);
   const std::int64_t shortest = units / ranks * unit;
-  if ((model.share_qk() || model.pre_conv()) && shortest < halo) {
+  if (shortest < halo) {
     problems.add("parallel.sequence_ranks", ranks,
                  fmt::format("gives segments of {} tokens; model.conv_kernel = {} needs {}",
                              shortest, model.conv_kernel(), halo));
@@ -264,10 +264,6 @@ std::vector<std::string> find_sequence_problems(const RunConfig& config, int wor
     problems.add("parallel.sequence_exchange", "STATE_PASSING",
                  "model.ttt.mini_batch_size = 0 is one mini-batch, which cannot be cut; use "
                  "HEAD_EXCHANGE");
-  }
-  if (config.data().reset_at_bos()) {
-    problems.add("parallel.sequence_ranks", ranks,
-                 "data.reset_at_bos cuts windows at documents, which lie on one rank; use 1");
   }
   check_segments(config, problems);
   return problems.lines();

@@ -28,4 +28,21 @@ std::vector<std::int64_t> sequence_bounds(std::int64_t length, std::int64_t unit
   return bounds;
 }
 
+std::int64_t convolution_halo(const ModelConfig& model) {
+  return model.share_qk() || model.pre_conv() ? model.conv_kernel() - 1 : 0;
+}
+
+std::int64_t longest_uncut_document(const RunConfig& config) {
+  const std::int64_t unit = std::max<std::int64_t>(1, sequence_unit(config));
+  const std::int64_t units_a_part =
+      std::max<std::int64_t>(1, (convolution_halo(config.model()) + unit - 1) / unit);
+  return (config.parallel().sequence_ranks() * units_a_part - 1) * unit;
+}
+
+std::int64_t longest_whole_document(const RunConfig& config) {
+  const std::int64_t ranks = config.parallel().sequence_ranks();
+  const std::int64_t share = (config.data().context_length() + ranks - 1) / ranks;
+  return std::max(share, longest_uncut_document(config));
+}
+
 }  // namespace ttt::config

@@ -20,4 +20,13 @@ std::int64_t sequence_unit(const RunConfig& config);
 std::vector<std::int64_t> sequence_bounds(std::int64_t length, std::int64_t unit,
                                           std::int64_t parts);
 
+/// Tokens before a segment that a convolution of this model needs; 0 without one.
+std::int64_t convolution_halo(const ModelConfig& model);
+
+/// With data.reset_at_bos: documents of up to so many tokens cannot be cut over the ranks that hold a window together,
+/// since every part needs a unit and every part but the last a convolution's halo. A checked window can be cut.
+std::int64_t longest_uncut_document(const RunConfig& config);
+/// Longer ones are cut: a rank's share of the window, or what cannot be cut.
+std::int64_t longest_whole_document(const RunConfig& config);
+
 }  // namespace ttt::config

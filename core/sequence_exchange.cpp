@@ -58,6 +58,23 @@ SequenceExchange::SequenceExchange(SequenceSplit split, int rank)
   TTT_CHECK(rank >= 0 && rank < size(), "rank {} of {} segments", rank, size());
 }
 
+ResplitExchange::ResplitExchange(SequenceExchange& exchange, std::vector<std::int64_t> bounds)
+    : SequenceExchange({exchange.form(), std::move(bounds)}, exchange.rank()), exchange_(exchange) {
+  TTT_CHECK(size() == exchange.size(), "{} segments for {} ranks", size(), exchange.size());
+}
+
+void ResplitExchange::send(TensorView view, Neighbour to, Stream& stream) {
+  exchange_.send(view, to, stream);
+}
+
+void ResplitExchange::receive(TensorView view, Neighbour from, Stream& stream) {
+  exchange_.receive(view, from, stream);
+}
+
+void ResplitExchange::all_to_all(TensorView in, TensorView out, Stream& stream) {
+  exchange_.all_to_all(in, out, stream);
+}
+
 ReplayedExchange::ReplayedExchange(SequenceExchange& exchange)
     : SequenceExchange(exchange.split(), exchange.rank()), exchange_(exchange) {}
 

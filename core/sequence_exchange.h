@@ -62,6 +62,20 @@ class SequenceExchange {
   int rank_;
 };
 
+/// Another one's transport for sequences that are cut elsewhere, as a document of a window is. `exchange` must outlive it.
+class ResplitExchange final : public SequenceExchange {
+ public:
+  /// `bounds`: of as many segments.
+  ResplitExchange(SequenceExchange& exchange, std::vector<std::int64_t> bounds);
+
+  void send(TensorView view, Neighbour to, Stream& stream) override;
+  void receive(TensorView view, Neighbour from, Stream& stream) override;
+  void all_to_all(TensorView in, TensorView out, Stream& stream) override;
+
+ private:
+  SequenceExchange& exchange_;
+};
+
 /// For a forward that runs twice (recomputation): keeps what the first run received from the rank before; the second,
 /// after `replay`, is given that again and sends nothing. So no rank waits for another's second forward. Head exchange
 /// happens again: what it moves is what recomputation does not keep.

@@ -1,9 +1,11 @@
 #include "launch/batch_reader.h"
 
+#include <filesystem>
 #include <memory>
 #include <utility>
 
 #include "core/base/rng.h"
+#include "data/tokens/prepare.h"
 
 namespace ttt::launch {
 namespace {
@@ -66,12 +68,43 @@ BatchReader::Source open_source(const config::RunConfig& config, data::Split spl
   return {name, std::move(tokens), std::move(layout), std::move(sampler)};
 }
 
+// What made the tokens of a prepared corpus: its tokenizer's digest, or "bytes"; empty: other files do not say.
+std::string tokenizer_digest(const std::string& path) {
+  if (!std::filesystem::exists(path + "/manifest.textproto")) return {};
+  const config::CorpusManifest manifest = data::read_corpus_manifest(path);
+  for (const config::FileDigest& file : manifest.files()) {
+    if (file.name() == manifest.tokenizer()) return file.xxh3_128();
+  }
+  return "bytes";
+}
+
+// The same ids of two tokenizers mean different text, though their vocabularies be as large.
+void expect_one_tokenizer(const config::DataConfig& config) {
+  std::vector<std::string> paths(config.train().begin(), config.train().end());
+  for (const config::DataSource& source : config.sources()) {
+    paths.insert(paths.end(), source.train().begin(), source.train().end());
+  }
+  std::string first;  // that tells its tokenizer
+  for (const std::string& path : paths) {
+    const std::string digest = tokenizer_digest(path);
+    if (digest.empty()) continue;
+    if (first.empty()) first = path;
+    const std::string expected = tokenizer_digest(first);
+    if (digest != expected) {
+      fail(ExitCode::kCorruptInput,
+           "{} was made with another tokenizer ({}) than {} ({}); prepare both with one", path,
+           digest, first, expected);
+    }
+  }
+}
+
 std::vector<BatchReader::Source> open_sources(const config::RunConfig& config, data::Split split) {
   const config::DataConfig& data = config.data();
   std::vector<BatchReader::Source> sources;
   if (split == data::Split::kValidation || data.sources().empty()) {
     const Paths& paths = split == data::Split::kTrain ? data.train() : data.validation();
     sources.push_back(open_source(config, split, "", paths));
+    if (split == data::Split::kTrain) expect_one_tokenizer(data);
     return sources;
   }
   std::int64_t vocab_size = 0;
@@ -86,6 +119,7 @@ std::vector<BatchReader::Source> open_sources(const config::RunConfig& config, d
     }
     if (tokens.vocab_size() != 0) vocab_size = tokens.vocab_size();
   }
+  expect_one_tokenizer(data);
   return sources;
 }
 
@@ -118,8 +152,18 @@ BatchReader::BatchReader(const config::RunConfig& config, data::Split split,
       context_length_(config.data().context_length()),
       masked_target_(config.data().masked_target()),
       resets_at_bos_(config.data().reset_at_bos()),
-      begin_(sequence != nullptr ? sequence->begin() : 0),
-      end_(sequence != nullptr ? sequence->end() : context_length_) {}
+      sharing_(document_sharing(config)),
+      begin_(0),
+      end_(context_length_) {
+  TTT_CHECK((sequence != nullptr ? sequence->size() : 1) == sharing_.ranks,
+            "batches for {} ranks that hold windows together", sharing_.ranks);
+  if (sequence == nullptr) return;
+  rank_ = sequence->rank();
+  bounds_ = sequence->bounds();
+  if (resets_at_bos_) return;
+  begin_ = sequence->begin();
+  end_ = sequence->end();
+}
 
 std::int64_t BatchReader::num_windows() const {
   std::int64_t count = 0;
@@ -133,26 +177,9 @@ BatchReader::Place BatchReader::place_of(std::int64_t sample) const {
   return {source, place.position, source.sampler.window_at(place.position)};
 }
 
-TensorView SequenceRange::of(TensorView view) const {
-  const TensorView rows = view.slice(row_begin, row_end);
-  if (end - begin == view.size(1)) return rows;
-  return rows.reshape({view.size(1)}).slice(begin, end).reshape({1, end - begin});
-}
-
 std::vector<SequenceRange> BatchReader::sequences(TensorView ids) const {
-  const std::int64_t tokens = ids.size(1);
-  if (!resets_at_bos_) return {{0, ids.size(0), 0, tokens}};
-  std::vector<SequenceRange> ranges;
-  for (std::int64_t row = 0; row < ids.size(0); ++row) {
-    const auto row_ids = ids.slice(row, row + 1).span<std::int64_t>();
-    std::int64_t begin = 0;
-    for (std::int64_t t = 1; t <= tokens; ++t) {
-      if (t < tokens && row_ids[static_cast<std::size_t>(t)] != masked_target_) continue;
-      ranges.push_back({row, row + 1, begin, t});
-      begin = t;
-    }
-  }
-  return ranges;
+  if (!resets_at_bos_) return {{0, ids.size(0), 0, ids.size(1), bounds_}};
+  return share_of_rank(documents_of(ids, masked_target_), sharing_, rank_);
 }
 
 BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {

@@ -1,5 +1,6 @@
 #pragma once
 // Batches for training and evaluation: windows of token arrays by global sample number, or this rank's segment of each.
+// launch/batch_sequences.h has what is run of them.
 
 #include <cstdint>
 #include <string>
@@ -12,27 +13,22 @@
 #include "data/tokens/token_file.h"
 #include "data/tokens/window_layout.h"
 #include "data/tokens/window_sampler.h"
+#include "launch/batch_sequences.h"
 
 namespace ttt::launch {
-
-/// Whole rows, or a part of one row, of a [B, T] tensor.
-struct SequenceRange {
-  std::int64_t row_begin, row_end;
-  std::int64_t begin, end;  // of tokens; all of them if there are several rows
-  [[nodiscard]] TensorView of(TensorView view) const;  // [rows, tokens], a view
-};
 
 class BatchReader {
  public:
   /// Opens the files of one split, for training those of every source; 64, 65 or 66 as data/tokens says, and 65 when
-  /// files have a larger vocabulary than the model, or sources different ones. Batches hold the segment of `sequence`,
-  /// or whole windows without one.
+  /// files have a larger vocabulary than the model, sources different ones, or prepared corpora different tokenizers.
+  /// Batches hold the segment of `sequence`; whole windows without one, and with data.reset_at_bos, where any document may
+  /// be this rank's.
   BatchReader(const config::RunConfig& config, data::Split split,
               const SequenceExchange* sequence = nullptr);
 
   /// Of all sources together.
   [[nodiscard]] std::int64_t num_windows() const;
-  /// Tokens of a window, and the first one of this rank.
+  /// Tokens of a window, and the first one that batches hold.
   [[nodiscard]] std::int64_t context_length() const { return context_length_; }
   [[nodiscard]] std::int64_t segment_begin() const { return begin_; }
 
@@ -66,8 +62,8 @@ class BatchReader {
   /// Fills the rows with samples [position, position + rows); weights are those of a global batch of
   /// `global_rows` sequences, each counted over its whole window.
   void read(std::int64_t position, std::int64_t global_rows, const Buffers& buffers) const;
-  /// What of rows that were read the model runs together: all of it, or with data.reset_at_bos every document by itself,
-  /// so that none sees another. `ids` [B, T] lie on the host.
+  /// What this rank runs of rows that were read, one after another: all of it together, or with data.reset_at_bos its
+  /// share of the documents, maybe none. `ids` [B, L] lie on the host. Run each in a SequenceContext.
   [[nodiscard]] std::vector<SequenceRange> sequences(TensorView ids) const;
 
  private:
@@ -76,7 +72,10 @@ class BatchReader {
   std::int64_t context_length_;
   std::int64_t masked_target_;
   bool resets_at_bos_;
-  std::int64_t begin_, end_;  // of each window's tokens
+  DocumentSharing sharing_;
+  int rank_ = 0;                      // of those that share a window
+  std::vector<std::int64_t> bounds_;  // their segments of a whole window; empty: there is one rank
+  std::int64_t begin_, end_;          // of each window's tokens
 };
 
 /// Held-out tokens of a run: data.validation (without a name) and each source's own. Each `config` has them as

@@ -38,6 +38,15 @@ class InnerLossSums final : public InnerLossRecorder {
   std::int64_t begin_;
 };
 
+// What a rank has of rows [first_row, ...) of the shared `to`: `from` holds their tokens from first_token on.
+void put_range(const SequenceRange& range, const Tensor& from, std::int64_t first_row,
+               std::int64_t first_token, const TensorView& to) {
+  for (std::int64_t row = range.row_begin; row < range.row_end; ++row) {
+    copy(sequence_tokens(from, row, range.begin, range.end),
+         sequence_tokens(to, first_row + row, first_token + range.begin, first_token + range.end));
+  }
+}
+
 }  // namespace
 
 bool visit_window_losses(
@@ -60,20 +69,17 @@ bool visit_window_losses(
       const std::int64_t rows = std::min(micro_batch, count - begin);
       const BatchReader::Buffers buffers = reader.make_buffers(rows);
       reader.read(first + begin, rows, buffers);
-      const Tensor segment_nll(buffers.ids.shape(), DType::kF64);
-      for (const SequenceRange& range : reader.sequences(buffers.ids)) {
-        model.evaluate(buffers.batch(range), range.of(segment_nll), context);
+      const Tensor read_nll(buffers.ids.shape(), DType::kF64);
+      const std::vector<SequenceRange> sequences = reader.sequences(buffers.ids);
+      for (const SequenceRange& range : sequences) {
+        SequenceContext of_sequence(context, range);
+        model.evaluate(buffers.batch(range), range.of(read_nll), of_sequence.get());
       }
       context.stream.synchronize();
       grid.world().mark_progress();
-      for (std::int64_t row = 0; row < rows; ++row) {
-        const auto take = [&](const Tensor& from, const TensorView& to) {
-          copy(sequence_tokens(from, row, 0, from.size(1)),
-               sequence_tokens(to, begin + row, reader.segment_begin(),
-                               reader.segment_begin() + from.size(1)));
-        };
-        take(segment_nll, nll);
-        take(buffers.mask, mask);
+      for (const SequenceRange& range : sequences) {
+        put_range(range, read_nll, begin, reader.segment_begin(), nll);
+        put_range(range, buffers.mask, begin, reader.segment_begin(), mask);
       }
     }
     num_stopping = stop_requested() ? 1 : 0;
@@ -149,7 +155,8 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
     for (const SequenceRange& range : reader.sequences(buffers.ids)) {
       InnerLossSums recorder(result, reader.segment_begin() + range.begin);
       recording.inner_losses = &recorder;
-      model.evaluate(buffers.batch(range), range.of(nll), recording);
+      SequenceContext of_sequence(recording, range);
+      model.evaluate(buffers.batch(range), range.of(nll), of_sequence.get());
       context.stream.synchronize();
     }
     sequence.mark_progress();

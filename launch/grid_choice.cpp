@@ -57,8 +57,7 @@ const StepTrace& Planner::trace_of(const config::RunConfig& config, std::int64_t
   StepTrace& trace = found != traces_.end()
                          ? found->second
                          : traces_.emplace(key, trace_step(config, world, device_)).first->second;
-  trace.micro_batches =
-      config.train().batch_size() / data_ranks / config.train().micro_batch_size();
+  trace.micro_batches = config.train().batch_size() / data_ranks / trace.rows;
   return trace;
 }
 

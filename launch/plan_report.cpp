@@ -77,6 +77,13 @@ std::string memory_text(const MemoryPlan& memory) {
       memory.is_host ? "" : " in the host's memory, not counted above");
 }
 
+std::string documents_text(const config::RunConfig& config) {
+  if (!config.data().reset_at_bos()) return {};
+  return "documents            planned as if every window were one: shorter ones need less "
+         "memory,\n"
+         "                     and more time for smaller ops\n";
+}
+
 std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
                            const config::MachineConfig& machine) {
   const config::RunConfig& config = candidate.config;
@@ -90,9 +97,9 @@ std::string candidate_text(const Candidate& candidate, const StepTrace& trace,
       candidate.world / config.parallel().sequence_ranks(), config.parallel().sequence_ranks(),
       config.parallel().virtual_shards(), has_zero(config) ? ", ZeRO-1" : "",
       config.parallel().overlap() ? ", overlapped" : "", tokens_a_step(config), trace.micro_batches,
-      config.train().micro_batch_size(),
-      config.train().recompute_blocks() ? ", blocks recomputed" : "", trace.num_parameters);
-  text += flops_text(trace) + memory_text(candidate.memory);
+      trace.rows, config.train().recompute_blocks() ? ", blocks recomputed" : "",
+      trace.num_parameters);
+  text += documents_text(config) + flops_text(trace) + memory_text(candidate.memory);
   text += "sent a step          by the rank that sends most\n";
   text += traffic_text("gradients", time.gradient_traffic);
   text += traffic_text("sequence", time.sequence_traffic);

@@ -10,6 +10,8 @@ namespace ttt::launch {
 
 /// Memory of a rank by class, one line each.
 std::string memory_text(const MemoryPlan& memory);
+/// What a plan assumes of documents with data.reset_at_bos, on a line; empty without it.
+std::string documents_text(const config::RunConfig& config);
 
 /// Work, memory, traffic and predicted time of one way to run.
 std::string candidate_text(const Candidate& candidate, const StepTrace& trace,

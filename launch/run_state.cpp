@@ -102,11 +102,26 @@ config::CheckpointManifest describe_run(const config::RunConfig& config, const R
   manifest.set_next_window((state.step + state.guard.passed_over_steps()) *
                            config.train().batch_size());
   *manifest.mutable_guard() = state.guard;
+  if (!state.order_digest.empty()) manifest.set_order_digest(state.order_digest);
   manifest.set_world_size(num_ranks);
   *manifest.mutable_config() = config;
   manifest.set_code_version(kCodeVersion);
   return manifest;
 }
+
+namespace {
+
+// Checkpoints that record no digest are of programs that made none.
+void expect_same_order(const config::CheckpointManifest& manifest, const config::RunConfig& config,
+                       const RunState& state, const std::string& directory) {
+  if (manifest.order_digest().empty() || manifest.order_digest() == state.order_digest) return;
+  fail(ExitCode::kResumeMismatch,
+       "data.order_file {} is not what it was when the run began: digest {}, {} has {}; resuming "
+       "needs the same windows (init_from starts a new run from its weights)",
+       config.data().order_file(), state.order_digest, directory, manifest.order_digest());
+}
+
+}  // namespace
 
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
                        LanguageModel& model, Optimizer& optimizer, RunState& state) {
@@ -138,6 +153,7 @@ bool resume_checkpoint(const std::string& resume, const config::RunConfig& confi
              "a new run from its weights):\n  {}",
              directory, fmt::join(conflicts, "\n  "));
       }
+      expect_same_order(manifest, config, state, directory);
       expect_valid(manifest.guard(), manifest.step(), directory);
       data::read_state(directory, manifest, flat_state(model, optimizer));
       state.step = manifest.step();

@@ -13,6 +13,7 @@ struct RunState {
   std::int64_t step = 0;     // updates done
   std::int64_t tokens = 0;   // tokens seen
   config::GuardState guard;  // launch/guard.h
+  std::string order_digest;  // of data.order_file as this process found it; empty without one
 };
 
 /// Whether checkpoints are written while training goes on. One that is saved at the end only has no steps to be written beside.
@@ -28,7 +29,8 @@ config::CheckpointManifest describe_run(const config::RunConfig& config, const R
 /// `resume` is "auto" (the newest good checkpoint of the run if there is any), "never", or the path of a
 /// checkpoint. Fills model, optimizer and `state`; true if something was resumed. A damaged newest
 /// checkpoint is passed over with a warning under "auto"; when all are damaged it throws 65 rather than
-/// start anew. 78 with the differing fields when the configuration does not fit. Collective.
+/// start anew. 78 with the differing fields when the configuration does not fit, or when data.order_file's content is
+/// another than the checkpoint's (state.order_digest, which is the caller's). Collective.
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
                        LanguageModel& model, Optimizer& optimizer, RunState& state);
 

@@ -66,13 +66,13 @@ bool is_core(const OpCall& call) {
   return op.starts_with("ttt_") || op.starts_with("linear_attention");
 }
 
-/// Groups of a micro-batch's rows, each of which runs and sends its state by itself (core/sequence_exchange.h).
-double num_state_groups(const config::RunConfig& config, const MachineConfig& machine) {
+/// Groups of a pass's rows, each of which runs and sends its state by itself (core/sequence_exchange.h).
+double num_state_groups(const config::RunConfig& config, const StepTrace& trace,
+                        const MachineConfig& machine) {
   if (config.parallel().sequence_ranks() == 1 || !passes_state(config)) return 1;
-  const std::int64_t batch = config.train().micro_batch_size();
   const Device device = machine.kind() == MachineConfig::CUDA ? Device::kCuda : Device::kCpu;
-  const std::int64_t rows = rows_of_state_group(batch, config.model().num_heads(), device);
-  return number((batch + rows - 1) / rows);
+  const std::int64_t rows = rows_of_state_group(trace.rows, config.model().num_heads(), device);
+  return number((trace.rows + rows - 1) / rows);
 }
 
 /// A core's call on one of the groups.
@@ -118,14 +118,14 @@ Volume there_and_back(const Volume& there, const Volume& back, std::int64_t rank
 }
 
 // Halos: the second forward of recomputation is given the first one's again (core/sequence_exchange.h).
-void add_halos(const config::RunConfig& config, double micro_batches, const RankGroup& group,
+void add_halos(const config::RunConfig& config, const StepTrace& trace, const RankGroup& group,
                double row_bytes, const MachineConfig& machine, StepPrediction& result) {
   const config::ModelConfig& model = config.model();
   const double of_pre_conv = model.pre_conv() ? 1 : 0;
   const double of_qk = model.share_qk() && passes_state(config) ? 1 : 0;
-  const Volume halo = dist::send_to_neighbour(
-      number(config.train().micro_batch_size() * (model.conv_kernel() - 1)) * row_bytes, group);
-  const double count = number(model.num_layers()) * micro_batches;
+  const Volume halo =
+      dist::send_to_neighbour(number(trace.rows * (model.conv_kernel() - 1)) * row_bytes, group);
+  const double count = number(model.num_layers()) * number(trace.micro_batches);
   const Volume there = count * (of_pre_conv + of_qk) * halo;
   const Volume back = count * (of_pre_conv + 2 * of_qk) * halo;  // q's and k's convolutions
   result.sequence_traffic += there_and_back(there, back, group.ranks);
@@ -141,11 +141,11 @@ void add_sequence_exchange(const config::RunConfig& config, const StepTrace& tra
   const RankGroup group{ranks, 1, ranks_per_node};
   const double micro_batches = number(trace.micro_batches);
   const double layers = number(model.num_layers());
-  const double rows = number(config.train().micro_batch_size());
+  const double rows = number(trace.rows);
   const double channels = number(model.hidden_size());
-  add_halos(config, micro_batches, group, channels * number(element_bytes), sums.machine, result);
+  add_halos(config, trace, group, channels * number(element_bytes), sums.machine, result);
   if (passes_state(config)) {
-    const double groups = num_state_groups(config, sums.machine);
+    const double groups = num_state_groups(config, trace, sums.machine);
     const Volume state = dist::send_to_neighbour(rows / groups * state_bytes(config), group);
     const Volume states = layers * micro_batches * groups * state;
     result.sequence_traffic += there_and_back(states, states, ranks);
@@ -245,7 +245,7 @@ StepPrediction predict_step(const config::RunConfig& config, std::int64_t world,
   Sums sums{&result, machine};
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const bool has_heads = sequence_ranks > 1 && !passes_state(config);
-  const double groups = num_state_groups(config, machine);
+  const double groups = num_state_groups(config, trace, machine);
   for (const auto& [call, count] : trace.micro_batch) {
     const double times = number(count * trace.micro_batches);
     if (has_heads) {

@@ -18,13 +18,14 @@ namespace {
 
 std::int64_t divided_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// Of the parts in which the sequence ranks hold a sequence.
+// Of the parts in which the sequence ranks hold a sequence, or of the documents that one of them runs.
 std::int64_t longest_segment(const config::RunConfig& config) {
   const std::int64_t ranks = config.parallel().sequence_ranks();
   const std::int64_t length = config.data().context_length();
   if (ranks == 1) return length;
   const auto bounds = config::sequence_bounds(length, config::sequence_unit(config), ranks);
-  std::int64_t longest = 0;
+  const bool has_documents = config.data().reset_at_bos();
+  std::int64_t longest = has_documents ? config::longest_whole_document(config) : 0;
   for (std::size_t i = 1; i < bounds.size(); ++i)
     longest = std::max(longest, bounds[i] - bounds[i - 1]);
   return longest;
@@ -91,22 +92,26 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const std::int64_t data_ranks = world / sequence_ranks;
   const std::int64_t shards = config.parallel().virtual_shards() / data_ranks;
-  const Shape rows{config.train().micro_batch_size(), longest_segment(config)};
+  const bool has_documents = config.data().reset_at_bos();
+  result.rows = has_documents ? 1 : config.train().micro_batch_size();
+  const Shape rows{result.rows, longest_segment(config)};
+  const Shape read{config.train().micro_batch_size(),
+                   has_documents ? config.data().context_length() : rows[1]};
   result.micro_batch_tokens = rows.numel();
-  result.micro_batches =
-      config.train().batch_size() / data_ranks / config.train().micro_batch_size();
+  result.micro_batches = config.train().batch_size() / data_ranks / result.rows;
   for (std::int64_t shard = 0; shard < shards; ++shard) {
     model.parameters().bind_gradients(accumulator.slot(stream));
     if (shard == shards - 1) {  // the most sums wait now; every micro-batch needs the same besides
-      const Tensor ids(rows, DType::kI64);
-      const Tensor targets(rows, DType::kI64);
-      const Tensor mask(rows, DType::kF64);
-      const Tensor weight(rows, DType::kF64);
-      const Tensor nll(rows, DType::kF64);
+      const Tensor ids(read, DType::kI64);
+      const Tensor targets(read, DType::kI64);
+      const Tensor mask(read, DType::kF64);
+      const Tensor weight(read, DType::kF64);
+      const Tensor nll(read, DType::kF64);
+      const SequenceRange run{0, rows[0], 0, rows[1]};
       const std::int64_t before = memory::live_bytes();
       std::vector<kernels::OpCall> update = std::exchange(trace.calls, {});
-      model.forward_backward({ids, targets, weight}, nll, config.train().recompute_blocks(),
-                             context);
+      model.forward_backward({run.of(ids), run.of(targets), run.of(weight)}, run.of(nll),
+                             config.train().recompute_blocks(), context);
       result.micro_batch = counted(std::exchange(trace.calls, std::move(update)));
       result.memory.activations = trace.live_at_loss - before;
     }

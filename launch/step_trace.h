@@ -37,6 +37,7 @@ struct StepTrace {
   MemoryPlan memory;
   std::int64_t num_parameters = 0;
   double flops_per_token = 0;            // forward, LanguageModel::flops_per_token
+  std::int64_t rows = 0;                 // that a pass runs together
   std::int64_t micro_batches = 0;        // that a rank runs in a step
   std::int64_t micro_batch_tokens = 0;   // of a rank, in one micro-batch
   std::vector<CountedCall> micro_batch;  // forward and backward of one
@@ -49,6 +50,7 @@ bool has_zero(const config::RunConfig& config);
 
 /// Of a rank among `world`, as `config` shares the batch and the sequences out; with ZERO_OPTIMIZER a rank holds the
 /// moments of its part of the parameters only. No tensor may be alive. The configuration has been checked for `world`.
+/// With data.reset_at_bos: as if every window were one document, which takes the most memory; each is a pass of its own.
 StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
                      const kernels::PlannedDevice& device);
 

@@ -55,7 +55,7 @@ void print_plan(const config::RunConfig& config, int num_ranks, const std::strin
                    config.train().batch_size() * config.parallel().sequence_ranks() / num_ranks,
                    config.train().batch_size(), config.train().micro_batch_size(), tokens,
                    tokens * steps, trace.flops_per_token, 3 * trace.flops_per_token)
-            << memory_text(trace.memory)
+            << documents_text(config) << memory_text(trace.memory)
             << fmt::format(
                    "checkpoint           {:.3f} GiB\n",
                    3.0 * static_cast<double>(trace.num_parameters * size_of(dtype)) / 1073741824.0);

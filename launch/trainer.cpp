@@ -9,6 +9,7 @@
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "core/schedule.h"
+#include "data/files.h"
 #include "data/tokens/prepare.h"
 #include "kernels/copy.h"
 #include "kernels/row_losses.h"
@@ -91,6 +92,9 @@ Trainer::Trainer(const config::RunConfig& config, const std::string& resume, Str
       stragglers_(communicator.size(), config.guard().straggler_score()) {
   for (const HeldOut& set : held_out_) {
     held_out_readers_.emplace_back(set.config, data::Split::kValidation, sequence_.get());
+  }
+  if (!config_.data().order_file().empty()) {
+    state_.order_digest = data::xxh3_128_hex_of_file(config_.data().order_file());
   }
   if (!resume_checkpoint(resume, config_, *model_, optimizer_, state_)) {
     if (config.train().init_from().empty()) {
@@ -179,11 +183,13 @@ void Trainer::run_shard(std::int64_t shard, bool is_last, TensorView row_losses,
     kernels::copy(read.targets, batch_.targets, stream_);
     kernels::copy(read.weight, batch_.weight, stream_);
     prefetcher_->give_back(stream_.record());
+    if (config_.data().reset_at_bos()) kernels::fill(nll_, 0, stream_);  // what other ranks run
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       const bool ends = row + micro_batch == (shard + 1) * shard_rows && i + 1 == sequences.size();
       if (is_last && ends) gradient_sum_->expect_final();
+      SequenceContext of_sequence(ctx, sequences[i]);
       model_->forward_backward(batch_.batch(sequences[i]), sequences[i].of(nll_),
-                               config_.train().recompute_blocks(), ctx);
+                               config_.train().recompute_blocks(), of_sequence.get());
     }
     kernels::row_losses(batch_.weight, nll_, row_losses.slice(row, row + micro_batch), stream_);
   }

@@ -225,6 +225,37 @@ TEST(SequenceBounds, CutBetweenUnitsAndDifferByOneAtMost) {
   EXPECT_THAT(sequence_bounds(13, 4, 1), ElementsAre(0, 13));
 }
 
+TEST(LongestWholeDocument, IsARanksShareOrWhatCannotBeCut) {
+  const auto longest = [](std::vector<std::string> assignments) {
+    RunConfig config;
+    for (const std::string& assignment : assignments) {
+      EXPECT_EQ(apply_override(config, assignment), "");
+    }
+    const std::int64_t length = longest_whole_document(config);
+    const std::int64_t ranks = config.parallel().sequence_ranks();
+    for (const std::int64_t longer : {length + 1, length + 2, length + 17}) {  // which can be cut
+      const auto bounds = sequence_bounds(longer, sequence_unit(config), ranks);
+      for (std::size_t r = 1; r < bounds.size(); ++r) EXPECT_GT(bounds[r], bounds[r - 1]);
+      for (std::size_t r = 1; r + 1 < bounds.size(); ++r) {
+        EXPECT_GE(bounds[r] - bounds[r - 1], convolution_halo(config.model()));
+      }
+    }
+    return length;
+  };
+  const std::string four = "parallel.sequence_ranks=4";
+  EXPECT_EQ(longest({"data.context_length=2049", four}), 513);
+  EXPECT_EQ(longest({"data.context_length=100", four}), 48);  // 3 mini-batches of 16
+  EXPECT_EQ(longest({"data.context_length=100", four, "model.mixer=ATTENTION"}), 25);
+  EXPECT_EQ(longest({"data.context_length=30", four, "model.mixer=ATTENTION"}), 8);
+  EXPECT_EQ(
+      longest({"data.context_length=30", four, "model.mixer=ATTENTION", "model.pre_conv=true"}),
+      11);  // parts of 3 tokens for the convolution
+  EXPECT_EQ(longest({"data.context_length=90", four, "model.ttt.mini_batch_size=4",
+                     "model.share_qk=true", "model.conv_kernel=7"}),
+            28);  // parts of two mini-batches
+  EXPECT_EQ(longest({"data.context_length=100", "parallel.sequence_ranks=1"}), 100);
+}
+
 TEST(HostileText, IsRefusedWithTheUsageCode) {
   std::string binary;
   for (int i = 0; i < 4096; ++i) binary += static_cast<char>(i * 167 + i / 256);

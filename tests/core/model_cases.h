@@ -141,6 +141,16 @@ inline std::vector<ModelCase> model_cases() {
   return cases;
 }
 
+/// Of these every mixer as published, on both backbones.
+inline std::vector<ModelCase> published_cases() {
+  std::vector<ModelCase> cases = model_cases();
+  std::erase_if(cases, [](const ModelCase& one) {
+    const std::string mixer = camel_case(config::Mixer_Name(one.model.mixer()));
+    return !one.name.starts_with(mixer + "Transformer") && !one.name.starts_with(mixer + "Mamba");
+  });
+  return cases;
+}
+
 inline std::string case_name(const testing::TestParamInfo<ModelCase>& info) {
   return info.param.name;
 }

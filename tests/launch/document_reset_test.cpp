@@ -112,19 +112,63 @@ TEST_P(DocumentReset, DecodingFromAFreshStateGivesTheSameLosses) {
   EXPECT_GT(difference, 1e-9);  // without the reset they are others
 }
 
-// Every mixer as published, on both backbones: what varies inside a mixer does not see where a sequence begins.
-std::vector<test::ModelCase> published_cases() {
-  std::vector<test::ModelCase> cases;
-  for (const test::ModelCase& one : test::model_cases()) {
-    const std::string mixer = test::camel_case(config::Mixer_Name(one.model.mixer()));
-    const bool is_published =
-        one.name.starts_with(mixer + "Transformer") || one.name.starts_with(mixer + "Mamba");
-    if (is_published) cases.push_back(one);
+using Tokens = std::vector<std::int64_t>;
+
+std::vector<SequenceRange> documents_of_lengths(const Tokens& lengths) {
+  std::vector<SequenceRange> documents;
+  std::int64_t begin = 0;
+  for (const std::int64_t length : lengths) {
+    documents.push_back({0, 1, begin, begin + length});
+    begin += length;
   }
-  return cases;
+  return documents;
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryMixer, DocumentReset, testing::ValuesIn(published_cases()),
+// "begin:end", with "/" before the parts of documents that all ranks run.
+std::vector<std::string> share(const Tokens& lengths, const DocumentSharing& sharing, int rank) {
+  std::vector<std::string> text;
+  for (const SequenceRange& range : share_of_rank(documents_of_lengths(lengths), sharing, rank)) {
+    text.push_back(fmt::format("{}{}:{}", range.bounds.empty() ? "" : "/", range.begin, range.end));
+  }
+  return text;
+}
+
+using Share = std::vector<std::string>;
+
+TEST(DocumentSharing, LongDocumentsAreCutOverAllRanksAndComeFirst) {
+  const DocumentSharing two{2, 4, 8, 4};
+  EXPECT_EQ(share({3, 9, 8, 17}, two, 0), (Share{"/3:7", "/20:28", "12:20"}));
+  EXPECT_EQ(share({3, 9, 8, 17}, two, 1), (Share{"/7:12", "/28:37", "0:3"}));
+}
+
+TEST(DocumentSharing, OthersAreDealtTheLongestFirstToTheRankWithTheFewestTokens) {
+  const DocumentSharing three{3, 1, 10, 2};
+  EXPECT_EQ(share({2, 9, 5, 5, 4, 1}, three, 0), (Share{"2:11"}));
+  EXPECT_EQ(share({2, 9, 5, 5, 4, 1}, three, 1), (Share{"11:16", "21:25"}));
+  EXPECT_EQ(share({2, 9, 5, 5, 4, 1}, three, 2), (Share{"0:2", "16:21", "25:26"}));
+  // The parts of long ones count: 2, 3 and 3 tokens of the first.
+  EXPECT_EQ(share({8, 1, 1, 1}, {3, 1, 7, 2}, 0), (Share{"/0:2", "8:9", "9:10"}));
+  EXPECT_EQ(share({8, 1, 1, 1}, {3, 1, 7, 2}, 1), (Share{"/2:5", "10:11"}));
+}
+
+TEST(DocumentSharing, DocumentsThatWouldGiveARankTooMuchAreCutWhereThatIsPossible) {
+  // Whole, one rank would have 8 of 20 tokens.
+  EXPECT_EQ(share({4, 4, 4, 4, 4}, {4, 1, 5, 3}, 0),
+            (Share{"/0:1", "/4:5", "/8:9", "/12:13", "/16:17"}));
+  EXPECT_EQ(share({4, 4, 4, 4, 4}, {4, 1, 5, 4}, 0), (Share{"0:4", "16:20"}));
+  // An eighth more than 16 of 32 tokens is not too much, 19 are: documents of more than 8 are cut.
+  EXPECT_EQ(share({10, 9, 9, 4}, {2, 1, 16, 1}, 1), (Share{"10:19", "19:28"}));
+  EXPECT_EQ(share({10, 10, 9, 3}, {2, 1, 16, 1}, 0), (Share{"/0:5", "/10:15", "/20:24", "29:32"}));
+  EXPECT_EQ(share({10, 10, 9, 3}, {2, 1, 16, 1}, 1), (Share{"/5:10", "/15:20", "/24:29"}));
+}
+
+TEST(DocumentSharing, ARankMayHaveNothing) {
+  EXPECT_EQ(share({3, 2}, {3, 4, 8, 8}, 2), Share());
+  EXPECT_EQ(share({3, 2}, {1, 4, 5, 0}, 0), (Share{"0:3", "3:5"}));
+}
+
+// What varies inside a mixer does not see where a sequence begins.
+INSTANTIATE_TEST_SUITE_P(EveryMixer, DocumentReset, testing::ValuesIn(test::published_cases()),
                          test::case_name);
 
 }  // namespace

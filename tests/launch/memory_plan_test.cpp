@@ -45,7 +45,13 @@ Measured measure_step(const config::RunConfig& config) {
     const Tensor weight = Tensor::zeros(rows, DType::kF64);
     const Tensor nll(rows, DType::kF64);
     fill(weight, 1e-3);
-    model.forward_backward({ids, targets, weight}, nll, config.train().recompute_blocks(), context);
+    const bool has_documents = config.data().reset_at_bos();  // each as long as a window
+    const std::int64_t together = has_documents ? 1 : rows[0];
+    for (std::int64_t row = 0; row < rows[0]; row += together) {
+      const SequenceRange run{row, row + together, 0, rows[1]};
+      model.forward_backward({run.of(ids), run.of(targets), run.of(weight)}, run.of(nll),
+                             config.train().recompute_blocks(), context);
+    }
     if (shard + 1 < config.parallel().virtual_shards()) accumulator.push(stream);
   }
   const TensorView gradients = accumulator.merge({0, model.parameters().num_elements()}, stream);
@@ -97,6 +103,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"LongAndRecomputed", {"data.context_length=1031", "train.recompute_blocks=true"}},
         Case{"Long", {"data.context_length=1031"}},
         Case{"MicroBatchOfTwo", {"train.micro_batch_size=2", "parallel.virtual_shards=4"}},
+        Case{"Documents",
+             {"data.reset_at_bos=true", "train.micro_batch_size=2", "parallel.virtual_shards=4"}},
         Case{"Mlp", {"model.mixer=TTT_MLP", "model.num_heads=1"}, 0.07},
         Case{"Attention",
              {"model.mixer=ATTENTION", "model.share_qk=false", "model.use_gate=false",

@@ -65,6 +65,9 @@ class Help(RunTest):
             self.assertIn("beta1: 0.875", out)
             self.assertIn("parameters           179620", out)
             self.assertIn("kept for backward", out)
+            self.assertNotIn("as if every window were one", out)
+        documents = self.succeed("train", "--config", TINY, "--dry-run", "--set", "data.reset_at_bos=true").out
+        self.assertIn("as if every window were one", documents)
         cuda = self.succeed("train", "--config", TINY, "--dry-run", "--device", "cuda").out
         self.assertIn("libraries 0.062 GiB", cuda)
         self.assertEqual(files_under(self.directory), before)

@@ -3,7 +3,7 @@
 import unittest
 from pathlib import Path
 
-from harness import CORRUPT, MISSING, SMALL, TINY, USAGE, RunTest, curve, rows, sets, ttt
+from harness import CORRUPT, MISMATCH, MISSING, SMALL, TINY, USAGE, RunTest, curve, pseudo_text, rows, sets, ttt
 
 RUN = (*SMALL, "train.steps=6", "optimizer.warmup_steps=2", "optimizer.decay_steps=6", "checkpoint.interval_steps=3",
        "eval.interval_steps=3", "eval.num_windows=4")
@@ -36,6 +36,18 @@ class Orders(DataOrderTest):
         flag = self.directory / "flag"
         self.succeed(*self.train_arguments(flag, *RUN), "--order", backward)
         self.assertEqual(curve(flag), curve(golden))
+
+    def test_a_run_goes_on_with_the_order_that_it_began_with(self):
+        order = self.order("changing", range(60))
+        run = self.train("changing-run", *RUN, f"data.order_file={order}", "train.steps=3", "optimizer.warmup_steps=0")
+        self.order("changing", [*range(40), *reversed(range(40, 60))])
+        arguments = self.train_arguments(run, *RUN, f"data.order_file={order}", "optimizer.warmup_steps=0")
+        result = ttt(*arguments)
+        self.assertEqual(result.code, MISMATCH, result.err)
+        self.assertIn(f"{order} is not what it was when the run began", result.err)
+        self.order("changing", range(60))
+        self.succeed(*arguments)
+        self.assertEqual(len(rows(run)), 6)
 
     def test_what_is_no_order_is_refused(self):
         for name, windows, code, words in (
@@ -72,6 +84,21 @@ class Mixtures(DataOrderTest):
         self.assertIn("books: 6 of 8 samples", out)
         self.assertIn("sample 7 | ", out)
 
+    def test_sources_of_different_tokenizers_are_refused(self):
+        corpora = [self.directory / f"pieces-{seed}" for seed in (1, 2)]
+        for seed, corpus in enumerate(corpora):
+            text = self.directory / f"text-{seed}.txt"
+            text.write_text(pseudo_text(3000, seed))
+            self.succeed("prepare", text, "-o", corpus, "--train-tokenizer", 300, "--validation-every", 1 << 20)
+        config = self.directory / "tokenizers.textproto"
+        for data in ("".join(f'sources {{ name: "{path.name}" train: "{path}" }} ' for path in corpora),
+                     "".join(f'train: "{path}" ' for path in corpora)):
+            config.write_text(Path(TINY).read_text().replace('train: "runs/tokens/tiny"', data))
+            result = ttt("train", "--config", config, *sets("data.validation=", "model.vocab_size=300", *RUN,
+                                                            f"output_directory={self.scratch()}"))
+            self.assertEqual(result.code, CORRUPT, result.err)
+            self.assertIn(f"{corpora[1]} was made with another tokenizer", result.err)
+
     def test_lists_and_single_sources_do_not_mix(self):
         for override, words in ((f"data.train={self.tokens}", "is given beside data.sources"),
                                 ("data.order_file=x", "with data.sources there are several"),
@@ -100,10 +127,6 @@ class Documents(DataOrderTest):
             self.assertNotEqual(curve(golden), curve(plain))
             self.assertEqual(len(self.succeed("eval", "-m", golden, "--windows", 4).out.splitlines()), 1)
             self.succeed("generate", "-m", golden, "-p", "doc", "-n", 4)
-        result = ttt(*self.train_arguments(self.scratch(), *RUN, *short, "data.reset_at_bos=true", "parallel.sequence_ranks=2"),
-                     ranks=2)
-        self.assertEqual(result.code, USAGE, result.err)
-        self.assertIn("which lie on one rank", result.err)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import resource
 import signal
 import unittest
 
-from harness import (OUT_OF_MEMORY, PEER_LOST, SMALL, USAGE, RunTest, checkpoints, curve, finish, rows, signal_ranks,
-                     start, ttt)
+from harness import (OUT_OF_MEMORY, PEER_LOST, SMALL, USAGE, RunTest, checkpoints, curve, finish, pseudo_text, rows,
+                     signal_ranks, start, ttt)
 
 # 48 tokens are three mini-batches of 16: two ranks hold one and two of them.
 RUN = (*SMALL, "train.steps=6", "optimizer.warmup_steps=2", "optimizer.decay_steps=6", "eval.interval_steps=3",
@@ -14,19 +14,28 @@ SPLIT = "parallel.sequence_ranks=2"
 HEADS = "parallel.sequence_exchange=HEAD_EXCHANGE"
 
 
-class SplitSequences(RunTest):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.golden = cls("scratch").train("golden", *RUN)
-        cls.split = cls("scratch").train("split", *RUN, SPLIT, ranks=2)
-
+class SequenceTest(RunTest):
     def assert_close_run(self, run, golden):
         """In fp64: what six steps make of a few roundings of each gradient."""
         for kind in ("train", "eval"):
             self.assertEqual([row["step"] for row in rows(run, kind)], [row["step"] for row in rows(golden, kind)])
             for row, other in zip(rows(run, kind), rows(golden, kind)):
                 self.assertAlmostEqual(row["loss"], other["loss"], delta=1e-10 * other["loss"])
+
+    def evaluate(self, run, *arguments, ranks: int):
+        """What is printed and written. In fp64, whose roundings are below the digits that are written."""
+        output = self.scratch()
+        out = self.succeed("eval", "-m", run, "--windows", 5, "--dtype", "f64", "-o", output, *arguments, ranks=ranks).out
+        return out.replace(str(output), ""), [(output / file).read_text()
+                                              for file in ("loss_by_position.csv", "inner_loss.csv")]
+
+
+class SplitSequences(SequenceTest):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.golden = cls("scratch").train("golden", *RUN)
+        cls.split = cls("scratch").train("split", *RUN, SPLIT, ranks=2)
 
     def test_whole_and_split_runs_agree(self):
         losses = [row["loss"] for row in rows(self.golden)]
@@ -66,15 +75,46 @@ class SplitSequences(RunTest):
         self.assert_same_run(run, self.split)
 
     def test_evaluation(self):
-        """In fp64, whose roundings are below the digits that are written."""
-        def evaluate(name, *arguments, ranks):
-            output = self.directory / name
-            out = self.succeed("eval", "-m", self.golden, "--windows", 5, "--context", 20, 40, "--dtype", "f64", "-o",
-                               output, *arguments, ranks=ranks).out
-            return out.replace(str(output), ""), [(output / file).read_text()
-                                                  for file in ("loss_by_position.csv", "inner_loss.csv")]
+        lengths = ("--context", 20, 40)
+        self.assertEqual(self.evaluate(self.golden, *lengths, "--sequence-ranks", 2, ranks=4),
+                         self.evaluate(self.golden, *lengths, ranks=1))
 
-        self.assertEqual(evaluate("split-eval", "--sequence-ranks", 2, ranks=4), evaluate("whole-eval", ranks=1))
+
+class Documents(SequenceTest):
+    """data.reset_at_bos: windows of 64 tokens are four mini-batches; documents have 2 to 150 tokens. Of four ranks
+    a window's documents leave some without work."""
+
+    RUN = (*RUN, "data.context_length=64", "data.reset_at_bos=true")
+    FOUR = "parallel.sequence_ranks=4"
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        source = cls.directory / "documents.jsonl"
+        source.write_text("".join(f'{{"text": "{pseudo_text(40, n)[:1 + n * n % 149].strip()}"}}\n'
+                                  for n in range(1, 200)))
+        cls.tokens = cls.directory / "documents"
+        cls("scratch").succeed("prepare", source, "-o", cls.tokens, "--validation-every", 5)
+        cls.golden = cls("scratch").train("golden", *cls.RUN)
+
+    def test_whole_and_shared_documents_agree(self):
+        split = self.train("split", *self.RUN, SPLIT, ranks=2)
+        self.assert_close_run(split, self.golden)
+        self.assert_same_run(self.train("grid", *self.RUN, SPLIT, "train.recompute_blocks=true", ranks=4), split)
+        without = self.train("without", *self.RUN, "data.reset_at_bos=false", "train.steps=1", "optimizer.warmup_steps=0")
+        self.assertNotAlmostEqual(rows(without)[0]["loss"], rows(self.golden)[0]["loss"], places=6)
+
+    def test_resumed_from_one_grid_on_another(self):
+        """Windows in micro-batches of two: their documents are shared out together."""
+        self.train("resumed", *self.RUN, self.FOUR, "train.steps=3", ranks=4)
+        run = self.train("resumed", *self.RUN, SPLIT, HEADS, ranks=4)
+        self.assert_close_run(run, self.golden)
+        pairs = ("train.micro_batch_size=2", "parallel.virtual_shards=4")
+        self.assert_close_run(self.train("pairs", *self.RUN, *pairs, SPLIT, ranks=2), self.train("whole-pairs", *self.RUN, *pairs))
+
+    def test_evaluation(self):
+        self.assertEqual(self.evaluate(self.golden, "--sequence-ranks", 4, "--micro-batch", 2, ranks=4),
+                         self.evaluate(self.golden, ranks=1))
 
 
 class LongContext(RunTest):
@@ -129,6 +169,10 @@ class Refusals(RunTest):
         self.refuse(["attention has no state to pass"], SPLIT, "model.mixer=ATTENTION",
                     "parallel.sequence_exchange=STATE_PASSING", ranks=2)
         self.refuse(["mini_batch_size = 0 is one mini-batch"], SPLIT, "model.ttt.mini_batch_size=0", ranks=2)
+        self.refuse(["has 3 mini-batches of 16, fewer than one a rank"], "parallel.sequence_ranks=4",
+                    "data.reset_at_bos=true", ranks=4)
+        self.refuse(["data.reset_at_bos = true: needs data.masked_target"], SPLIT, "data.reset_at_bos=true",
+                    "data.masked_target=-1", ranks=2)
         self.refuse(["is less than the 2 data ranks"], SPLIT, "parallel.virtual_shards=1", ranks=4)
 
     def test_an_evaluation_that_cannot_be_split(self):

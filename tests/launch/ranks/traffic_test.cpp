@@ -37,6 +37,8 @@ std::vector<Case> cases() {
       {"LinearPreConvOnly", {split, "model.share_qk=false"}},
       {"LinearManyRows",
        {split, "parallel.virtual_shards=1", "train.batch_size=32", "train.micro_batch_size=32"}},
+      {"LinearDocuments",
+       {split, "parallel.virtual_shards=2", "train.micro_batch_size=2", "data.reset_at_bos=true"}},
       {"Mlp", {split, "model.mixer=TTT_MLP"}},
       {"LinearAttention", {split, "model.mixer=LINEAR_ATTENTION"}},
       {"Heads", {split, heads}},
@@ -79,7 +81,8 @@ Bytes measure_step(const config::RunConfig& config) {
   Context context{stream};
   context.sequence = sequence.get();
   context.observer = &sum;
-  const Shape rows{config.train().micro_batch_size(),
+  // Documents as long as a window are run one by one.
+  const Shape rows{config.data().reset_at_bos() ? 1 : config.train().micro_batch_size(),
                    sequence ? sequence->end() - sequence->begin() : length};
   const Tensor ids = Tensor::zeros(rows, DType::kI64);
   const Tensor weight = Tensor::zeros(rows, DType::kF64);
