@@ -27,6 +27,7 @@
 #include "kernels/random.h"
 #include "kernels/rope.h"
 #include "kernels/row_losses.h"
+#include "kernels/shared_qk.h"
 #include "kernels/ttt.h"
 
 // Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
@@ -70,6 +71,8 @@
   X(rope_forward) \
   X(rope_backward) \
   X(row_losses) \
+  X(shared_qk_forward) \
+  X(shared_qk_backward) \
   X(ttt_forward) \
   X(ttt_backward) \
   X(ttt_step) \

@@ -3,6 +3,7 @@
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_call.h"
+#include "kernels/cuda/shared_qk_path.h"
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/device_ops.h"
 #include "kernels/planning/noted_op.h"
@@ -310,6 +311,28 @@ void planned_rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& op
   add(stream, Noted<"rope_backward", &rope_backward>::describe(d_y, d_x, options, stream));
 }
 
+void planned_shared_qk_forward(TensorView p, TensorView w_q, TensorView bias_q, TensorView w_k,
+                               TensorView bias_k, TensorView history, TensorView q, TensorView k,
+                               TensorView final_history, const std::optional<RopeOptions>& rope,
+                               Stream& stream) {
+  const Tensor table = rope ? rope_table(p, *rope, stream) : Tensor();
+  add(stream, Noted<"shared_qk_forward", &shared_qk_forward>::describe(
+                  p, w_q, bias_q, w_k, bias_k, history, q, k, final_history, rope, stream));
+}
+
+void planned_shared_qk_backward(TensorView p, TensorView w_q, TensorView w_k, TensorView d_q,
+                                TensorView d_k, TensorView d_p, TensorView d_w_q,
+                                TensorView d_bias_q, TensorView d_w_k, TensorView d_bias_k,
+                                const std::optional<RopeOptions>& rope, Stream& stream) {
+  const Tensor table = rope ? rope_table(p, *rope, stream) : Tensor();
+  Tensor through_k;
+  if (stream.device() == Device::kCuda && !cuda::is_one_pass(p, w_q, rope)) {
+    through_k = Tensor(p.shape(), p.dtype());
+  }
+  add(stream, Noted<"shared_qk_backward", &shared_qk_backward>::describe(
+                  p, w_q, w_k, d_q, d_k, d_p, d_w_q, d_bias_q, d_w_k, d_bias_k, rope, stream));
+}
+
 DeviceOps make_planning_ops() {
   DeviceOps ops;
 #define TTT_NOTED(op) ops.op = &Noted<#op, &kernels::op>::run;
@@ -325,6 +348,8 @@ DeviceOps make_planning_ops() {
   ops.linear_attention_backward = &planned_linear_attention_backward;
   ops.rope_forward = &planned_rope_forward;
   ops.rope_backward = &planned_rope_backward;
+  ops.shared_qk_forward = &planned_shared_qk_forward;
+  ops.shared_qk_backward = &planned_shared_qk_backward;
   ops.ttt_forward = &planned_ttt_forward;
   ops.ttt_backward = &planned_ttt_backward;
   ops.embedding_forward = &planned_embedding_forward;
