@@ -24,6 +24,7 @@
 #include "kernels/matmul.h"
 #include "kernels/non_finite.h"
 #include "kernels/norm.h"
+#include "kernels/norm_conv.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
 #include "kernels/row_losses.h"
@@ -66,6 +67,8 @@
   X(rms_norm_backward) \
   X(layer_norm_forward) \
   X(layer_norm_backward) \
+  X(norm_conv_forward) \
+  X(norm_conv_backward) \
   X(random_normal) \
   X(random_truncated_normal) \
   X(rope_forward) \

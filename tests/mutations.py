@@ -34,6 +34,7 @@ UNITS = {
     "ttt_step_tiles.h": ["ttt_linear_step.cu", "ttt_mlp_step.cu"],
     "shared_qk.cu": ["shared_qk.cu"],
     "conv_runs.h": ["shared_qk.cu", "causal_conv.cu"],
+    "norm_conv.cu": ["norm_conv.cu"],
 }
 BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|pair_barrier|slice_barrier)\(\);")
 TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
@@ -70,6 +71,16 @@ REPLACED = [
     ("shared_qk.cu", "rotation_table(p.size(1), p.size(3), *rope, sign, stream)",
      "rotation_table(p.size(1), p.size(3), *rope, 1.0, stream)"),
     ("shared_qk.cu", "if (left > 0) {", "{"),
+    ("norm_conv.cu", "sum[k] += rows[i][k];", ""),
+    ("norm_conv.cu", "sum[k] = offset[k];", "sum[k] = 0.0F;"),
+    ("norm_conv.cu", "sums.norm[k] += d_normed[i][k] * normalized;", ""),
+    ("norm_conv.cu", "sums.bias[k] += ahead[i][k];", ""),
+    ("norm_conv.cu", " - normalized * mean) + ahead[i][k]", ") + ahead[i][k]"),
+    ("norm_conv.cu", " - normalized * mean) + ahead[i][k]", " - normalized * mean)"),
+    ("norm_conv.cu", "normed[k] = channels.norm[k] * normalized;", "normed[k] = normalized;"),
+    ("norm_conv.cu", "add_product(normed, ahead[i + lag], sums.weight[lag]);", ""),
+    ("norm_conv.cu", "+ epsilon);", ");"),
+    ("norm_conv.cu", "if (left > 0) load_chunk", "load_chunk"),
 ]
 
 
@@ -156,7 +167,8 @@ def main() -> int:
     for mutant in chosen:
         path = KERNELS / mutant.file
         original = path.read_text()
-        kind = ("TttMlp" if "mlp" in mutant.file else "TttLinear" if "ttt" in mutant.file else "SharedQk")
+        kind = ("TttMlp" if "mlp" in mutant.file else "TttLinear" if "ttt" in mutant.file
+                else "NormConv" if "norm" in mutant.file else "SharedQk")
         program = racing if mutant.is_barrier else comparing
         try:
             path.write_text(mutant.text)

@@ -2,7 +2,7 @@
 
     python3 tests/ptxas_report.py [--all] [FILE.cu ...]
 
-For compute capability 8.0 and 9.0, and the fused kernels (ttt_linear, ttt_mlp, shared_qk) also for 10.0, with --all every
+For compute capability 8.0 and 9.0, and the fused kernels (ttt_linear, ttt_mlp, shared_qk, norm_conv) also for 10.0, with --all every
 file. No GPU is needed; without nvcc nothing is checked. A file that does not compile fails, and so does a fused kernel
 that spills more registers than it is known to. The last line is `N passed, N failed`: files times
 architectures."""
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHITECTURES = ("80", "90a", "100a")
 NEWEST = ARCHITECTURES[-1]
 JOBS = 2
-HOT = re.compile(r"ttt_(linear|mlp)|shared_qk")
+HOT = re.compile(r"ttt_(linear|mlp)|shared_qk|norm_conv")
 # Bytes that are stored and loaded, at most: known shortfalls, to become zero (docs/performance.md).
 ALLOWED_SPILLS = {
     ("mlp::forward_kernel<64, false>", "80"): 140,  # sixteen warps leave 128 registers a thread, of which W takes 64

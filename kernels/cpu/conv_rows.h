@@ -57,13 +57,18 @@ struct ConvInput {
     return history + ((b + 1) * (window - 1) + t) * channels;
   }
 
-  /// y = bias + the convolution at token t of sequence b; `weights` is [W, C].
-  void convolve(std::int64_t b, std::int64_t t, const T* weights, const T* bias, T* y) const {
+  /// y = bias + the convolution at token t of a sequence whose input t is row_at(t); `weights` is [W, C].
+  template <typename F>
+  void convolve(std::int64_t t, const T* weights, const T* bias, T* y, F&& row_at) const {
     std::copy_n(bias, channels, y);
     for (std::int64_t j = 0; j < window; ++j) {
-      const T* const from = row(b, t - (window - 1) + j);
+      const T* const from = row_at(t - (window - 1) + j);
       if (from != nullptr) add_product(weights + j * channels, from, y, channels);
     }
+  }
+
+  void convolve(std::int64_t b, std::int64_t t, const T* weights, const T* bias, T* y) const {
+    convolve(t, weights, bias, y, [&](std::int64_t from) { return row(b, from); });
   }
 
   /// The last inputs of `batch` sequences. Both histories may be the same memory: entry i comes from entry i + T or from
