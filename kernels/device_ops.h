@@ -24,9 +24,11 @@
 #include "kernels/matmul.h"
 #include "kernels/non_finite.h"
 #include "kernels/norm.h"
+#include "kernels/norm_conv.h"
 #include "kernels/random.h"
 #include "kernels/rope.h"
 #include "kernels/row_losses.h"
+#include "kernels/shared_qk.h"
 #include "kernels/ttt.h"
 
 // Every op, by its name in namespace ttt::kernels; its CUDA implementation has the same name and signature in
@@ -65,11 +67,15 @@
   X(rms_norm_backward) \
   X(layer_norm_forward) \
   X(layer_norm_backward) \
+  X(norm_conv_forward) \
+  X(norm_conv_backward) \
   X(random_normal) \
   X(random_truncated_normal) \
   X(rope_forward) \
   X(rope_backward) \
   X(row_losses) \
+  X(shared_qk_forward) \
+  X(shared_qk_backward) \
   X(ttt_forward) \
   X(ttt_backward) \
   X(ttt_step) \

@@ -126,10 +126,9 @@ void add_halos(const config::RunConfig& config, const StepTrace& trace, const Ra
   const Volume halo =
       dist::send_to_neighbour(number(trace.rows * (model.conv_kernel() - 1)) * row_bytes, group);
   const double count = number(model.num_layers()) * number(trace.micro_batches);
-  const Volume there = count * (of_pre_conv + of_qk) * halo;
-  const Volume back = count * (of_pre_conv + 2 * of_qk) * halo;  // q's and k's convolutions
-  result.sequence_traffic += there_and_back(there, back, group.ranks);
-  result.exchange += transfer_seconds(there, machine) + transfer_seconds(back, machine);
+  const Volume each_way = count * (of_pre_conv + of_qk) * halo;
+  result.sequence_traffic += there_and_back(each_way, each_way, group.ranks);
+  result.exchange += 2 * transfer_seconds(each_way, machine);
 }
 
 // One micro-batch: heads or states, and the convolutions' halos.

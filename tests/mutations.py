@@ -1,4 +1,4 @@
-"""Breaks the fused kernels of the inner loop on purpose, one statement at a time, and expects a test to notice.
+"""Breaks the fused kernels on purpose, one statement at a time, and expects a test to notice.
 
     python3 tests/mutations.py [--build build] [--only TEXT] [--list]
 
@@ -32,6 +32,9 @@ UNITS = {
     "ttt_linear_step.cu": ["ttt_linear_step.cu"],
     "ttt_mlp_step.cu": ["ttt_mlp_step.cu"],
     "ttt_step_tiles.h": ["ttt_linear_step.cu", "ttt_mlp_step.cu"],
+    "shared_qk.cu": ["shared_qk.cu"],
+    "conv_runs.h": ["shared_qk.cu", "causal_conv.cu"],
+    "norm_conv.cu": ["norm_conv.cu"],
 }
 BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|pair_barrier|slice_barrier)\(\);")
 TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|keep|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
@@ -54,6 +57,30 @@ REPLACED = [
     ("ttt_mlp_backward.cu", "      d_step = 0;", ""),
     ("ttt_mlp_forward.h", "kB2), at.lane);", "kRowMeans), at.lane);"),
     ("ttt_mlp_forward.h", "at.slice == 0 ? 1.0F : 0.0F", "1.0F"),
+    ("shared_qk.cu", "if (++entry_ == turns.entries) entry_ = 0;", "++entry_;"),
+    ("shared_qk.cu", "if (++entry_ == turns.entries) entry_ = 0;", ""),
+    ("shared_qk.cu", "entry_(static_cast<int>(token % turns.entries))", "entry_(0)"),
+    ("shared_qk.cu", "row_(turns.table + channel % turns.head_dim)", "row_(turns.table)"),
+    ("shared_qk.cu", "a * rotation[i] - b * rotation[i + 1]", "a * rotation[i]"),
+    ("shared_qk.cu", "a * rotation[i + 1] + b * rotation[i]", "b * rotation[i]"),
+    ("shared_qk.cu", "turn(rotation, sum);", ""),
+    ("shared_qk.cu", "turn(rotation, ahead[0][i]);", ""),
+    ("shared_qk.cu", "turn(rotation, ahead[1][i]);", ""),
+    ("shared_qk.cu", "sum[k] = offsets[which][k];", "sum[k] = offsets[0][k];"),
+    ("shared_qk.cu", "sums[which].bias[k] += ahead[which][i][k];", ""),
+    ("shared_qk.cu", "rotation_table(p.size(1), p.size(3), *rope, sign, stream)",
+     "rotation_table(p.size(1), p.size(3), *rope, 1.0, stream)"),
+    ("shared_qk.cu", "if (left > 0) {", "{"),
+    ("norm_conv.cu", "sum[k] += rows[i][k];", ""),
+    ("norm_conv.cu", "sum[k] = offset[k];", "sum[k] = 0.0F;"),
+    ("norm_conv.cu", "sums.norm[k] += d_normed[i][k] * normalized;", ""),
+    ("norm_conv.cu", "sums.bias[k] += ahead[i][k];", ""),
+    ("norm_conv.cu", " - normalized * mean) + ahead[i][k]", ") + ahead[i][k]"),
+    ("norm_conv.cu", " - normalized * mean) + ahead[i][k]", " - normalized * mean)"),
+    ("norm_conv.cu", "normed[k] = channels.norm[k] * normalized;", "normed[k] = normalized;"),
+    ("norm_conv.cu", "add_product(normed, ahead[i + lag], sums.weight[lag]);", ""),
+    ("norm_conv.cu", "+ epsilon);", ");"),
+    ("norm_conv.cu", "if (left > 0) load_chunk", "load_chunk"),
 ]
 
 
@@ -140,13 +167,14 @@ def main() -> int:
     for mutant in chosen:
         path = KERNELS / mutant.file
         original = path.read_text()
-        kind = "Mlp" if "mlp" in mutant.file else "Linear"
+        kind = ("TttMlp" if "mlp" in mutant.file else "TttLinear" if "ttt" in mutant.file
+                else "NormConv" if "norm" in mutant.file else "SharedQk")
         program = racing if mutant.is_barrier else comparing
         try:
             path.write_text(mutant.text)
             wrong = program.make(UNITS[mutant.file])
             found = "does not compile: " + wrong[-300:] if wrong else program.run(
-                f"CudaRaceTtt{kind}*" if mutant.is_barrier else f"Cuda*Ttt{kind}*")
+                f"CudaRace{kind}*" if mutant.is_barrier else f"Cuda*{kind}*:*{kind}.*Float*")
         finally:
             path.write_text(original)
             program.make(UNITS[mutant.file])

@@ -13,7 +13,7 @@ struct Branch {
 };
 
 struct BlockSaved final : Saved {
-  Branch conv, mixer, ffn;
+  Branch mixer, ffn;
   Tensor after_conv, after_mixer;  // the residual stream between the branches
   Tensor conv_halo;
 };
@@ -45,12 +45,10 @@ void close_branch(const RmsNorm& norm, TensorView h, const Branch& branch, Tenso
 Block::Block(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
              std::int64_t context_length, std::int64_t index)
     : store_(store),
-      pre_conv_(config.pre_conv() ? std::make_unique<PreConv>(PreConv{
-                                        RmsNorm(store, prefix + ".conv.norm.weight",
-                                                config.hidden_size(), config.rms_norm_epsilon()),
-                                        CausalConv(store, prefix + ".conv.conv",
-                                                   config.hidden_size(), config.conv_kernel())})
-                                  : nullptr),
+      pre_conv_(config.pre_conv()
+                    ? std::make_unique<PreConv>(store, prefix + ".conv", config.hidden_size(),
+                                                config.conv_kernel(), config.rms_norm_epsilon())
+                    : nullptr),
       mixer_(store, prefix + ".seq_modeling_block", config, context_length, index),
       ffn_(store, prefix + ".mlp", config.hidden_size(), config.intermediate_size(),
            Initializer::normal(config.initializer_range())),
@@ -63,10 +61,9 @@ std::unique_ptr<Saved> Block::forward(TensorView x, TensorView y, Context& conte
   auto saved = std::make_unique<BlockSaved>();
   TensorView h = x;
   if (pre_conv_) {
-    const Tensor normed = open_branch(pre_conv_->norm, h, saved->conv, context);
     saved->after_conv = Tensor(x.shape(), x.dtype());
-    saved->conv_halo = pre_conv_->conv.halo(normed, context);
-    pre_conv_->conv.forward(normed, saved->conv_halo, h, saved->after_conv, context);
+    saved->conv_halo = pre_conv_->halo(h, context);
+    pre_conv_->forward(h, saved->conv_halo, saved->after_conv, context);
     h = saved->after_conv;
   }
   saved->after_mixer = Tensor(x.shape(), x.dtype());
@@ -92,16 +89,13 @@ void Block::backward(const Saved& saved, TensorView x, TensorView d_y, TensorVie
   mixer_.backward(*s.mixer.inner, normalize(seq_norm_, h, {}, context), d_after_mixer, d_h,
                   context);
   close_branch(seq_norm_, h, s.mixer, d_after_mixer, d_h, context);
-  if (!pre_conv_) return;
-  pre_conv_->conv.backward(normalize(pre_conv_->norm, x, {}, context), s.conv_halo, d_h, {}, d_x,
-                           context);
-  close_branch(pre_conv_->norm, x, s.conv, d_h, d_x, context);
+  if (pre_conv_) pre_conv_->backward(x, s.conv_halo, d_h, d_x, context);
 }
 
 std::unique_ptr<DecodeState> Block::make_decode_state(std::int64_t batch, Context& context) const {
   auto state = std::make_unique<BlockDecodeState>();
   if (pre_conv_) {
-    state->conv_history = kernels::zeros(pre_conv_->conv.history_shape(batch),
+    state->conv_history = kernels::zeros(pre_conv_->history_shape(batch),
                                          context.activation_type(store_.dtype()), context.stream);
   }
   state->mixer = mixer_.make_decode_state(batch, context);
@@ -115,8 +109,7 @@ void Block::extend(TensorView x, TensorView y, DecodeState& state, Context& cont
   Tensor after_conv;
   if (pre_conv_) {
     after_conv = Tensor(x.shape(), x.dtype());
-    pre_conv_->conv.extend(normalize(pre_conv_->norm, h, {}, context), h, after_conv,
-                           s.conv_history, context);
+    pre_conv_->extend(h, after_conv, s.conv_history, context);
     h = after_conv;
   }
   const Tensor after_mixer(x.shape(), x.dtype());

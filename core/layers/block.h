@@ -7,7 +7,7 @@
 //
 // Source: arXiv:2407.04620 figure 13.
 
-#include "core/layers/causal_conv.h"
+#include "core/layers/pre_conv.h"
 #include "core/layers/rms_norm.h"
 #include "core/layers/swiglu.h"
 #include "core/mixers/qkv_mixer.h"
@@ -31,11 +31,6 @@ class Block {
   [[nodiscard]] const QkvMixer& mixer() const { return mixer_; }
 
  private:
-  struct PreConv {
-    RmsNorm norm;
-    CausalConv conv;
-  };
-
   const ParameterStore& store_;
   std::unique_ptr<PreConv> pre_conv_;
   QkvMixer mixer_;

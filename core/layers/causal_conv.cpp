@@ -18,10 +18,14 @@ CausalConv::CausalConv(ParameterStore& store, const std::string& prefix, std::in
                      Initializer::truncated_normal(1.0 / std::sqrt(static_cast<double>(window))))),
       bias_(&store.add(prefix + ".bias", {channels}, Initializer::constant(0))) {}
 
-CausalConv::Weights CausalConv::select(TensorView x, TensorView weight, TensorView bias,
-                                       Context& context) {
-  if (x.size(2) == weight.size(0)) return {weight, bias};
-  return {own_heads(weight, context), own_heads(bias, context)};
+CausalConv::Weights CausalConv::values(TensorView x, Context& context) const {
+  if (x.size(2) == weight_->shape[0]) return {weight_->value, bias_->value};
+  return {own_heads(weight_->value, context), own_heads(bias_->value, context)};
+}
+
+CausalConv::Weights CausalConv::grads(TensorView x, Context& context) const {
+  if (x.size(2) == weight_->shape[0]) return {weight_->grad, bias_->grad};
+  return {own_heads(weight_->grad, context), own_heads(bias_->grad, context)};
 }
 
 Tensor CausalConv::halo(TensorView x, Context& context) const {
@@ -31,7 +35,7 @@ Tensor CausalConv::halo(TensorView x, Context& context) const {
 
 void CausalConv::forward(TensorView x, TensorView halo, TensorView residual, TensorView y,
                          Context& context) const {
-  const Weights w = select(x, weight_->value, bias_->value, context);
+  const Weights w = values(x, context);
   kernels::causal_conv_forward(x, w.weight, w.bias, halo, residual, y, {}, context.stream);
 }
 
@@ -43,30 +47,38 @@ void CausalConv::extend(TensorView x, TensorView residual, TensorView y, TensorV
 
 void CausalConv::backward(TensorView x, TensorView halo, TensorView d_y, TensorView d_beside,
                           TensorView d_x, Context& context) const {
-  const Weights w = select(x, weight_->value, bias_->value, context);
-  const Weights d_w = select(x, weight_->grad, bias_->grad, context);
+  const Weights w = values(x, context);
+  const Weights d_w = grads(x, context);
   kernels::causal_conv_backward(x, w.weight, d_y, d_beside, d_x, d_w.weight, d_w.bias,
                                 context.stream);
-  if (x.size(2) != weight_->shape[0]) return;
-  const Tensor d_halo = halo.empty() ? Tensor() : backward_halo(halo, d_y, context);
-  return_halo(d_halo, weight_->shape[2] - 1, d_x, context);
+  return_halo(halo.empty() ? Tensor() : backward_halo(halo, d_y, context), d_x, context);
 }
 
-// What the first outputs owe to the halo: the same convolution over the halo followed by zeros, as far as it reaches.
-// Adds to the weight's grad; the bias has had its part.
+void CausalConv::return_halo(TensorView d_halo, TensorView d_x, Context& context) const {
+  if (d_x.size(2) != weight_->shape[0]) return;  // whole sequences
+  ttt::return_halo(d_halo, weight_->shape[2] - 1, d_x, context);
+}
+
 Tensor CausalConv::backward_halo(TensorView halo, TensorView d_y, Context& context) const {
-  const std::int64_t rows = halo.size(1);
-  const std::int64_t reached = std::min(rows, d_y.size(1));
-  const Shape shape{halo.size(0), rows + reached, halo.size(2)};
-  const Tensor x = kernels::zeros(shape, halo.dtype(), context.stream);
-  const Tensor d_out = kernels::zeros(shape, halo.dtype(), context.stream);
-  put_token_range(halo, x, 0, context.stream);
-  put_token_range(token_range(d_y, 0, reached, context.stream), d_out, rows, context.stream);
-  const Tensor d_x(shape, halo.dtype());
+  const HaloWindow window(halo, d_y, context);
+  const Tensor d_x(window.x.shape(), halo.dtype());
   const Tensor unused = kernels::zeros(bias_->shape, bias_->grad.dtype(), context.stream);
-  kernels::causal_conv_backward(x, weight_->value, d_out, {}, d_x, weight_->grad, unused,
-                                context.stream);
-  return token_range(d_x, 0, rows, context.stream);
+  kernels::causal_conv_backward(window.x, weight_->value, window.d_out, {}, d_x, weight_->grad,
+                                unused, context.stream);
+  return window.rows_of_halo(d_x, context);
+}
+
+HaloWindow::HaloWindow(TensorView halo, TensorView d_y, Context& context) : rows_(halo.size(1)) {
+  const std::int64_t reached = std::min(rows_, d_y.size(1));
+  const Shape shape{halo.size(0), rows_ + reached, halo.size(2)};
+  x = kernels::zeros(shape, halo.dtype(), context.stream);
+  d_out = kernels::zeros(shape, halo.dtype(), context.stream);
+  put_token_range(halo, x, 0, context.stream);
+  put_token_range(token_range(d_y, 0, reached, context.stream), d_out, rows_, context.stream);
+}
+
+Tensor HaloWindow::rows_of_halo(TensorView d_x, Context& context) const {
+  return token_range(d_x, 0, rows_, context.stream);
 }
 
 }  // namespace ttt

@@ -7,6 +7,20 @@
 
 namespace ttt {
 
+/// What the first outputs owe to a halo: an op's backward over the halo followed by zeros, as far as its window reaches.
+/// It adds to the weights' grads; a bias has had its part.
+struct HaloWindow {
+  Tensor x;      // [B, H + n, C]: the halo [B, H, C], then zeros
+  Tensor d_out;  // the same shape: zeros, then the gradient of the first n outputs
+
+  HaloWindow(TensorView halo, TensorView d_y, Context& context);
+  /// The first H rows of d_x [B, H + n, C].
+  [[nodiscard]] Tensor rows_of_halo(TensorView d_x, Context& context) const;
+
+ private:
+  std::int64_t rows_;
+};
+
 class CausalConv {
  public:
   /// Registers `prefix`.weight [C, 1, W] and `prefix`.bias [C].
@@ -30,13 +44,16 @@ class CausalConv {
     return {batch, weight_->shape[2] - 1, weight_->shape[0]};
   }
 
- private:
   struct Weights {
     TensorView weight, bias;
   };
-  // Those of x's channels.
-  [[nodiscard]] static Weights select(TensorView x, TensorView weight, TensorView bias,
-                                      Context& context);
+  /// Those of the channels of x, which are all or this rank's share, and their grads.
+  [[nodiscard]] Weights values(TensorView x, Context& context) const;
+  [[nodiscard]] Weights grads(TensorView x, Context& context) const;
+  /// Sends the gradient of the halo to where it came from, and adds what comes back to the end of d_x.
+  void return_halo(TensorView d_halo, TensorView d_x, Context& context) const;
+
+ private:
   Tensor backward_halo(TensorView halo, TensorView d_y, Context& context) const;
 
   const Parameter* weight_;

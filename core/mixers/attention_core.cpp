@@ -66,8 +66,6 @@ AttentionCore::AttentionCore(const ParameterStore& store, const config::ModelCon
 
 std::unique_ptr<Saved> AttentionCore::forward(const CoreInputs& inputs, TensorView out,
                                               Context& context) const {
-  kernels::rope_forward(inputs.q, inputs.q, rope_, context.stream);
-  kernels::rope_forward(inputs.k, inputs.k, rope_, context.stream);
   auto saved = std::make_unique<AttentionSaved>();
   saved->lse =
       Tensor({inputs.q.size(0), inputs.q.size(2), inputs.q.size(1)}, wide_type(inputs.q.dtype()));
@@ -81,8 +79,6 @@ void AttentionCore::backward(const Saved& saved, const CoreInputs& inputs, Tenso
   const auto& s = static_cast<const AttentionSaved&>(saved);
   kernels::attention_backward(inputs.q, inputs.k, inputs.v, out, s.lse, d_out, gradients.d_q,
                               gradients.d_k, gradients.d_v, scale_, context.stream);
-  kernels::rope_backward(gradients.d_q, gradients.d_q, rope_, context.stream);
-  kernels::rope_backward(gradients.d_k, gradients.d_k, rope_, context.stream);
 }
 
 std::unique_ptr<DecodeState> AttentionCore::make_decode_state(std::int64_t /*batch*/,
@@ -93,10 +89,6 @@ std::unique_ptr<DecodeState> AttentionCore::make_decode_state(std::int64_t /*bat
 void AttentionCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
                            Context& context) const {
   auto& s = static_cast<AttentionDecodeState&>(state);
-  kernels::RopeOptions rope = rope_;
-  rope.first_position = s.length;
-  kernels::rope_forward(inputs.q, inputs.q, rope, context.stream);
-  kernels::rope_forward(inputs.k, inputs.k, rope, context.stream);
   append(s.keys, inputs.k, s.length, context.stream);
   append(s.values, inputs.v, s.length, context.stream);
   s.length += inputs.q.size(1);

@@ -11,7 +11,6 @@
 #include "configs/run.pb.h"
 #include "core/mixers/sequence_core.h"
 #include "core/parameters.h"
-#include "kernels/rope.h"
 
 namespace ttt {
 
@@ -19,6 +18,7 @@ class AttentionCore final : public SequenceCore {
  public:
   AttentionCore(const ParameterStore& store, const config::ModelConfig& config);
 
+  [[nodiscard]] std::optional<kernels::RopeOptions> rope() const override { return rope_; }
   std::unique_ptr<Saved> forward(const CoreInputs& inputs, TensorView out,
                                  Context& context) const override;
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,

@@ -19,6 +19,7 @@ class LinearAttentionCore final : public SequenceCore {
  public:
   LinearAttentionCore(const ParameterStore& store, const config::ModelConfig& config);
 
+  [[nodiscard]] std::optional<kernels::RopeOptions> rope() const override { return std::nullopt; }
   std::unique_ptr<Saved> forward(const CoreInputs& inputs, TensorView out,
                                  Context& context) const override;
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,

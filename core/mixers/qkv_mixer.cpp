@@ -16,7 +16,8 @@ TensorView rows_of(const Tensor& x) {
 }
 
 struct QkvDecodeState final : DecodeState {
-  Tensor history;  // the last inputs of conv_q and conv_k, which are the same
+  Tensor history;             // with share_qk: the last inputs of the convolutions
+  std::int64_t position = 0;  // of the next token
   std::unique_ptr<DecodeState> core;
 };
 
@@ -24,7 +25,7 @@ struct QkvDecodeState final : DecodeState {
 
 struct QkvMixer::Activations final : Saved {
   Tensor p, halo;  // with share_qk: the shared projection and what is before it
-  Tensor q, k, v;  // as the core left them
+  Tensor q, k, v;  // as the core takes them
   std::unique_ptr<Saved> core;
   Tensor core_out;  // [B, T, H F] as the core wrote it
   Tensor
@@ -48,10 +49,8 @@ QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
   };
   q_proj_ = linear("q_proj", channels);
   if (config.share_qk()) {
-    conv_q_ =
-        std::make_unique<CausalConv>(store, prefix + ".conv_q", channels, config.conv_kernel());
-    conv_k_ =
-        std::make_unique<CausalConv>(store, prefix + ".conv_k", channels, config.conv_kernel());
+    shared_qk_ =
+        std::make_unique<SharedQk>(store, prefix, channels, config.conv_kernel(), head_dim_);
   } else {
     k_proj_ = linear("k_proj", kv_channels);
   }
@@ -75,24 +74,30 @@ TensorView QkvMixer::split_heads(TensorView view) const {
   return view.reshape({view.size(0), view.size(1), view.size(2) / head_dim_, head_dim_});
 }
 
-void QkvMixer::project(TensorView x, Activations& a, TensorView q_history, Context& context) const {
-  if (conv_q_) {
+void QkvMixer::project(TensorView x, Activations& a, DecodeState* decoding,
+                       Context& context) const {
+  auto* const state = static_cast<QkvDecodeState*>(decoding);
+  std::optional<kernels::RopeOptions> rope = core_->rope();
+  if (rope && state != nullptr) rope->first_position = state->position;
+  if (shared_qk_) {
     a.p = tokens_to_heads(q_proj_->forward(x, context), context);
     a.q = Tensor(a.p.shape(), x.dtype());
     a.k = Tensor(a.p.shape(), x.dtype());
-    if (q_history.empty()) {
-      a.halo = conv_q_->halo(a.p, context);
-      conv_q_->forward(a.p, a.halo, {}, a.q, context);
-      conv_k_->forward(a.p, a.halo, {}, a.k, context);
+    if (state == nullptr) {
+      a.halo = shared_qk_->halo(a.p, context);
+      shared_qk_->forward(a.p, a.halo, rope, a.q, a.k, context);
     } else {
-      const Tensor k_history = kernels::to_dtype(q_history, q_history.dtype(), context.stream);
-      conv_q_->extend(a.p, {}, a.q, q_history, context);
-      conv_k_->extend(a.p, {}, a.k, k_history, context);
+      shared_qk_->extend(a.p, rope, a.q, a.k, state->history, context);
     }
   } else {
     a.q = tokens_to_heads(q_proj_->forward(x, context), context);
     a.k = tokens_to_heads(k_proj_->forward(x, context), context);
+    if (rope) {
+      kernels::rope_forward(split_heads(a.q), split_heads(a.q), *rope, context.stream);
+      kernels::rope_forward(split_heads(a.k), split_heads(a.k), *rope, context.stream);
+    }
   }
+  if (state != nullptr) state->position += x.size(1);
   a.v = tokens_to_heads(v_proj_->forward(x, context), context);
   a.core_out = Tensor(a.q.shape(), x.dtype());
 }
@@ -117,7 +122,7 @@ void QkvMixer::finish(TensorView x, Activations& a, TensorView residual, TensorV
 std::unique_ptr<Saved> QkvMixer::forward(TensorView x, TensorView residual, TensorView y,
                                          Context& context) const {
   auto a = std::make_unique<Activations>();
-  project(x, *a, {}, context);
+  project(x, *a, nullptr, context);
   a->core = core_->forward(core_inputs(x, *a), split_heads(a->core_out), context);
   finish(x, *a, residual, y, context);
   return a;
@@ -162,13 +167,16 @@ void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, Tensor
 
 void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
                            TensorView d_x, Context& context) const {
-  if (conv_q_) {
+  const std::optional<kernels::RopeOptions> rope = core_->rope();
+  if (shared_qk_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
-    const Tensor d_p_of_k(a.p.shape(), a.p.dtype());
-    conv_k_->backward(a.p, a.halo, d_k, {}, d_p_of_k, context);
-    conv_q_->backward(a.p, a.halo, d_q, d_p_of_k, d_p, context);
+    shared_qk_->backward(a.p, a.halo, rope, d_q, d_k, d_p, context);
     q_proj_->backward(x, heads_to_tokens(d_p, context), d_x, kernels::Accumulate::kYes, context);
   } else {
+    if (rope) {
+      kernels::rope_backward(split_heads(d_q), split_heads(d_q), *rope, context.stream);
+      kernels::rope_backward(split_heads(d_k), split_heads(d_k), *rope, context.stream);
+    }
     q_proj_->backward(x, heads_to_tokens(d_q, context), d_x, kernels::Accumulate::kYes, context);
     k_proj_->backward(x, heads_to_tokens(d_k, context), d_x, kernels::Accumulate::kYes, context);
   }
@@ -177,8 +185,8 @@ void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q
 std::unique_ptr<DecodeState> QkvMixer::make_decode_state(std::int64_t batch,
                                                          Context& context) const {
   auto state = std::make_unique<QkvDecodeState>();
-  if (conv_q_) {
-    state->history = kernels::zeros(conv_q_->history_shape(batch),
+  if (shared_qk_) {
+    state->history = kernels::zeros(shared_qk_->history_shape(batch),
                                     context.activation_type(store_.dtype()), context.stream);
   }
   state->core = core_->make_decode_state(batch, context);
@@ -189,7 +197,7 @@ void QkvMixer::extend(TensorView x, TensorView residual, TensorView y, DecodeSta
                       Context& context) const {
   auto& s = static_cast<QkvDecodeState&>(state);
   Activations a;
-  project(x, a, s.history, context);
+  project(x, a, &s, context);
   core_->extend(core_inputs(x, a), split_heads(a.core_out), *s.core, context);
   finish(x, a, residual, y, context);
 }

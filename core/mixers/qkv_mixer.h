@@ -2,6 +2,7 @@
 // Projections, output norm, gate and output projection around a SequenceCore.
 //
 //   q = x Wq^T, k = x Wk^T             or, with share_qk: p = x Wq^T, q = conv_q(p), k = conv_k(p)
+//   q = rope(q), k = rope(k)           if the core wants them so
 //   v = x Wv^T
 //   y = core(q, k, v; x)
 //   y = LayerNorm(y)                   with post_norm
@@ -17,8 +18,8 @@
 //   post_norm are our extension (the paper's Mamba backbone has TTT cores only).
 
 #include "configs/run.pb.h"
-#include "core/layers/causal_conv.h"
 #include "core/layers/linear.h"
+#include "core/layers/shared_qk.h"
 #include "core/mixers/sequence_core.h"
 
 namespace ttt {
@@ -46,7 +47,8 @@ class QkvMixer final : public Layer {
 
  private:
   struct Activations;
-  void project(TensorView x, Activations& a, TensorView q_history, Context& context) const;
+  /// `decoding`: the tokens go on from there.
+  void project(TensorView x, Activations& a, DecodeState* decoding, Context& context) const;
   void finish(TensorView x, Activations& a, TensorView residual, TensorView y,
               Context& context) const;
   void backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
@@ -57,7 +59,7 @@ class QkvMixer final : public Layer {
   ParameterStore& store_;
   std::int64_t head_dim_;
   std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent
-  std::unique_ptr<CausalConv> conv_q_, conv_k_;                         // with share_qk
+  std::unique_ptr<SharedQk> shared_qk_;                                 // with share_qk
   const Parameter* post_norm_weight_ = nullptr;                         // with post_norm
   const Parameter* post_norm_bias_ = nullptr;
   std::unique_ptr<SequenceCore> core_;

@@ -11,13 +11,16 @@
 // Errors: kInternal when shapes do not fit.
 // Source: arXiv:2407.04620 section 2 (a sequence layer is a learner run over the tokens).
 
+#include <optional>
+
 #include "core/layer.h"
+#include "kernels/rope.h"
 
 namespace ttt {
 
 struct CoreInputs {
   TensorView x;     // [B, T, C], the mixer's input: rates and gates may depend on it
-  TensorView q;     // [B, T, H, F]; forward and extend may rotate q and k in place
+  TensorView q;     // [B, T, H, F]; q and k are rotated as SequenceCore::rope says
   TensorView k, v;  // [B, T, G, F]
 };
 
@@ -32,6 +35,9 @@ class SequenceCore {
   SequenceCore(const SequenceCore&) = delete;
   SequenceCore& operator=(const SequenceCore&) = delete;
   virtual ~SequenceCore() = default;
+
+  /// How q and k are rotated before they come here, positions counted from the sequence's start; absent: not at all.
+  [[nodiscard]] virtual std::optional<kernels::RopeOptions> rope() const = 0;
 
   /// out: [B, T, H, F]. All inputs and `out` must live, unchanged, until backward is done.
   [[nodiscard]] virtual std::unique_ptr<Saved> forward(const CoreInputs& inputs, TensorView out,

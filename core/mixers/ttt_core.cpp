@@ -11,7 +11,6 @@
 #include "kernels/activation.h"
 #include "kernels/copy.h"
 #include "kernels/inner_learning_rate.h"
-#include "kernels/rope.h"
 
 namespace ttt {
 namespace {
@@ -162,13 +161,10 @@ TttCore::State TttCore::initial_state(std::int64_t batch, std::int64_t heads,
   return state;
 }
 
-void TttCore::rotate(const CoreInputs& inputs, std::int64_t first_position,
-                     Context& context) const {
-  if (!config_.rope()) return;
-  const kernels::RopeOptions rope{kernels::RopePairing::kInterleaved, rope_theta_,
-                                  options_.mini_batch_size, first_position};
-  kernels::rope_forward(inputs.q, inputs.q, rope, context.stream);
-  kernels::rope_forward(inputs.k, inputs.k, rope, context.stream);
+std::optional<kernels::RopeOptions> TttCore::rope() const {
+  if (!config_.rope()) return std::nullopt;
+  return kernels::RopeOptions{kernels::RopePairing::kInterleaved, rope_theta_,
+                              options_.mini_batch_size};
 }
 
 std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
@@ -179,7 +175,6 @@ std::unique_ptr<TttCore::Prepared> TttCore::prepare(const CoreInputs& inputs,
   TTT_CHECK(config_.mini_batch_size() > 0 || first_position + tokens <= options_.mini_batch_size,
             "{} tokens, but the mini-batch is a whole sequence of {}", first_position + tokens,
             options_.mini_batch_size);
-  rotate(inputs, first_position, context);
   auto prepared = std::make_unique<Prepared>();
   Prepared& p = *prepared;
   const DType wide = wide_type(inputs.q.dtype());
@@ -324,12 +319,6 @@ void TttCore::backward(const Saved& saved, const CoreInputs& inputs, TensorView 
         p.token_rate.view().reshape(rows), d_rate.view().reshape(rows), d_rate.view().reshape(rows),
         rate_bias_->grad.reshape({num_heads_}), rate_scale(context), context.stream);
     rate_->backward(inputs.x, d_rate, gradients.d_x, kernels::Accumulate::kYes, context);
-  }
-  if (config_.rope()) {
-    const kernels::RopeOptions rope{kernels::RopePairing::kInterleaved, rope_theta_,
-                                    options_.mini_batch_size, 0};
-    kernels::rope_backward(gradients.d_q, gradients.d_q, rope, context.stream);
-    kernels::rope_backward(gradients.d_k, gradients.d_k, rope, context.stream);
   }
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-// TTT-Linear and TTT-MLP as a SequenceCore: RoPE, inner learning rate, token scale and initial state
+// TTT-Linear and TTT-MLP as a SequenceCore: inner learning rate, token scale and initial state
 // around the inner loop (kernels/ttt.h).
 //
 //   q, k rotated by RoPE (interleaved pairs) at position t mod K
@@ -23,6 +23,7 @@ class TttCore final : public SequenceCore {
   TttCore(ParameterStore& store, const std::string& prefix, const config::ModelConfig& config,
           std::int64_t context_length, std::int64_t layer);
 
+  [[nodiscard]] std::optional<kernels::RopeOptions> rope() const override;
   std::unique_ptr<Saved> forward(const CoreInputs& inputs, TensorView out,
                                  Context& context) const override;
   void backward(const Saved& saved, const CoreInputs& inputs, TensorView out, TensorView d_out,
@@ -51,7 +52,6 @@ class TttCore final : public SequenceCore {
                                                  Context& context) const;
   void record_inner_losses(const kernels::TttInputs& kernel, const Prepared& p,
                            Context& context) const;
-  void rotate(const CoreInputs& inputs, std::int64_t first_position, Context& context) const;
   /// The learned one, of this rank's heads.
   [[nodiscard]] State initial_state(std::int64_t batch, std::int64_t heads, Context& context) const;
   [[nodiscard]] double rate_scale(const Context& context) const;

@@ -1,50 +1,10 @@
 #include "kernels/causal_conv.h"
 
-#include <algorithm>
-
+#include "kernels/cpu/conv_rows.h"
 #include "kernels/cpu/dispatch.h"
-#include "kernels/cpu/row_blocks.h"
 #include "kernels/device_ops.h"
 
 namespace ttt::kernels {
-namespace {
-
-// Weights as [W, C]: the loops run over channels.
-template <typename T>
-Tensor transpose_weights(const T* w, std::int64_t channels, std::int64_t window) {
-  Tensor result(Shape{window, channels}, kDType<T>);
-  T* const out = result.data<T>();
-  for (std::int64_t c = 0; c < channels; ++c) {
-    for (std::int64_t j = 0; j < window; ++j) out[j * channels + c] = w[c * window + j];
-  }
-  return result;
-}
-
-template <typename T>
-void add_product(const T* w, const T* x, T* y, std::int64_t channels) {
-#pragma omp simd
-  for (std::int64_t c = 0; c < channels; ++c) y[c] += w[c] * x[c];
-}
-
-// Row b of final_history from row b of history (null: zeros) and of x. Both histories may be the same memory: entry i
-// comes from entry i + T or from x, so going up never reads what was written (T = 0 copies in place).
-template <typename T>
-void carry_history(const T* x, const T* history, T* final_history, std::int64_t tokens,
-                   std::int64_t channels, std::int64_t before) {
-  for (std::int64_t i = 0; i < before; ++i) {
-    const std::int64_t from = tokens - before + i;
-    T* const out = final_history + i * channels;
-    if (from >= 0) {
-      std::copy_n(x + from * channels, channels, out);
-    } else if (history == nullptr) {
-      std::fill_n(out, channels, T{0});
-    } else if (tokens > 0 || history != final_history) {
-      std::copy_n(history + (before + from) * channels, channels, out);
-    }
-  }
-}
-
-}  // namespace
 
 void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView history,
                          TensorView residual, TensorView y, TensorView final_history,
@@ -71,42 +31,21 @@ void causal_conv_forward(TensorView x, TensorView w, TensorView bias, TensorView
   }
   visit_real(x.dtype(), [&](auto zero) {
     using T = decltype(zero);
-    const T* const x_data = x.data<T>();
+    const ConvInput<T> input{x.data<T>(), history.empty() ? nullptr : history.data<T>(), tokens,
+                             channels, window};
     const T* const bias_data = bias.data<T>();
-    const T* const history_data = history.empty() ? nullptr : history.data<T>();
     const T* const residual_data = residual.empty() ? nullptr : residual.data<T>();
     T* const y_data = y.data<T>();
-    T* const final_data = final_history.empty() ? nullptr : final_history.data<T>();
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
     const T* const w_data = weights.data<T>();
     for_each_block(batch * tokens, channels * window, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = begin; row < end; ++row) {
-        const auto b = row / tokens;
         T* const y_row = y_data + row * channels;
-        std::copy_n(bias_data, channels, y_row);
-        for (std::int64_t j = 0; j < window; ++j) {
-          const auto from = row % tokens - before + j;
-          const T* const w_row = w_data + j * channels;
-          if (from >= 0) {
-            add_product(w_row, x_data + (b * tokens + from) * channels, y_row, channels);
-          } else if (history_data != nullptr) {
-            const T* const past = history_data + (b * before + before + from) * channels;
-            add_product(w_row, past, y_row, channels);
-          }
-        }
-        if (residual_data == nullptr) continue;
-        const T* const residual_row = residual_data + row * channels;
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c) y_row[c] += residual_row[c];
+        input.convolve(row / tokens, row % tokens, w_data, bias_data, y_row);
+        if (residual_data != nullptr) add_row(residual_data + row * channels, y_row, channels);
       }
     });
-    if (final_data == nullptr) return;
-    for (std::int64_t b = 0; b < batch; ++b) {
-      const auto at = b * before * channels;
-      carry_history(x_data + b * tokens * channels,
-                    history_data == nullptr ? nullptr : history_data + at, final_data + at, tokens,
-                    channels, before);
-    }
+    if (!final_history.empty()) input.carry_history(batch, final_history.data<T>());
   });
 }
 
@@ -136,8 +75,6 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
     const T* const d_y_data = d_y.data<T>();
     const T* const beside_data = d_beside.empty() ? nullptr : d_beside.data<T>();
     T* const d_x_data = d_x.data<T>();
-    T* const d_w_data = d_w.data<T>();
-    T* const d_bias_data = d_bias.data<T>();
     const Tensor weights = transpose_weights(w.data<T>(), channels, window);
     const T* const w_data = weights.data<T>();
     // Sums are [W + 1, C]: the weights' columns, then the bias.
@@ -153,30 +90,12 @@ void causal_conv_backward(TensorView x, TensorView w, TensorView d_y, TensorView
           add_product(w_data + j * channels, d_row + back * channels, d_x_row, channels);
         }
         if (t < back) continue;
-        const T* const x_row = x_data + (row - back) * channels;
-        double* const sum_w = sum + j * channels;
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c) {
-          sum_w[c] += static_cast<double>(d_row[c] * x_row[c]);
-        }
+        add_product_to_sum(d_row, x_data + (row - back) * channels, sum + j * channels, channels);
       }
-      double* const sum_bias = sum + window * channels;
-#pragma omp simd
-      for (std::int64_t c = 0; c < channels; ++c) sum_bias[c] += static_cast<double>(d_row[c]);
-      if (beside_data == nullptr) return;
-      const T* const beside_row = beside_data + row * channels;
-#pragma omp simd
-      for (std::int64_t c = 0; c < channels; ++c) d_x_row[c] += beside_row[c];
+      add_to_sum(d_row, sum + window * channels, channels);
+      if (beside_data != nullptr) add_row(beside_data + row * channels, d_x_row, channels);
     });
-    Tensor d_w_columns = Tensor::zeros(Shape{window, channels}, kDType<T>);
-    T* const columns = d_w_columns.data<T>();
-    sums.add_to(columns, window * channels);
-    for (std::int64_t c = 0; c < channels; ++c) {
-      for (std::int64_t j = 0; j < window; ++j) {
-        d_w_data[c * window + j] += columns[j * channels + c];
-      }
-    }
-    sums.add_to(d_bias_data, channels, window * channels);
+    add_conv_sums<T>(sums, 0, d_w, d_bias);
   });
 }
 

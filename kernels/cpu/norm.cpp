@@ -4,6 +4,7 @@
 
 #include "kernels/activation_jets.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/cpu/norm_rows.h"
 #include "kernels/cpu/row_blocks.h"
 #include "kernels/cpu/vector_math.h"
 #include "kernels/device_ops.h"
@@ -35,34 +36,6 @@ Moments moments_of(const T* x, std::int64_t channels, double epsilon) {
     squares += centered * centered;
   }
   return {mean, 1.0 / std::sqrt(squares / static_cast<double>(channels) + epsilon)};
-}
-
-template <typename T>
-double rms_rstd(const T* x, std::int64_t channels, double epsilon) {
-  double squares = 0;
-#pragma omp simd reduction(+ : squares)
-  for (std::int64_t c = 0; c < channels; ++c) {
-    squares += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-  }
-  return 1.0 / std::sqrt(squares / static_cast<double>(channels) + epsilon);
-}
-
-// d_x may be d_y or d_beside: every channel is read before it is written, which `omp simd` vouches for.
-template <typename T, bool kHasBeside>
-void rms_backward_row(const T* x, const T* w, T rstd, const T* d_y, const T* d_beside, T* d_x,
-                      double* sum_w, std::int64_t channels) {
-  double dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (std::int64_t c = 0; c < channels; ++c) dot += static_cast<double>(w[c] * d_y[c] * x[c]);
-  const double r = static_cast<double>(rstd);
-  const T along_x = static_cast<T>(dot * r * r / static_cast<double>(channels));
-#pragma omp simd
-  for (std::int64_t c = 0; c < channels; ++c) {
-    const T d = d_y[c];
-    sum_w[c] += static_cast<double>(d * x[c] * rstd);
-    const T through_norm = rstd * (w[c] * d - x[c] * along_x);
-    d_x[c] = kHasBeside ? through_norm + d_beside[c] : through_norm;
-  }
 }
 
 template <typename T>
@@ -130,12 +103,9 @@ void rms_norm_forward(TensorView x, TensorView w, TensorView y, TensorView rstd,
     T* const rstd_data = data_or_null<T>(rstd);
     for_each_block(rows, channels, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t n = begin; n < end; ++n) {
-        const T* const x_row = x_data + n * channels;
-        T* const y_row = y_data + n * channels;
-        const T r = static_cast<T>(rms_rstd(x_row, channels, epsilon));
+        const T r =
+            rms_norm_row(x_data + n * channels, w_data, y_data + n * channels, channels, epsilon);
         if (rstd_data != nullptr) rstd_data[n] = r;
-#pragma omp simd
-        for (std::int64_t c = 0; c < channels; ++c) y_row[c] = w_data[c] * (x_row[c] * r);
       }
     });
   });

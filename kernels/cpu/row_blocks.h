@@ -31,24 +31,31 @@ class RowSums {
         num_blocks_((rows + block_ - 1) / block_),
         partial_(Shape{num_blocks_, width}, DType::kF64) {}
 
-  /// Calls body(row, sums) for all rows, blocks in parallel; `body` adds to sums [width] and must not throw.
+  /// Calls body(begin, end, sums) for the blocks in parallel; `body` adds to sums [width] and must not throw.
   template <typename F>
-  void for_each_row(F&& body) {
+  void for_each_block(F&& body) {
     double* const partial = partial_.data<double>();
 #pragma omp parallel for schedule(static) if (num_blocks_ > 1)
     for (std::int64_t i = 0; i < num_blocks_; ++i) {
       double* const sums = partial + i * width_;
       std::fill_n(sums, width_, 0.0);
-      const std::int64_t end = std::min(rows_, (i + 1) * block_);
-      for (std::int64_t row = i * block_; row < end; ++row) body(row, sums);
+      body(i * block_, std::min(rows_, (i + 1) * block_), sums);
     }
+  }
+
+  /// Calls body(row, sums) for all rows in the same way.
+  template <typename F>
+  void for_each_row(F&& body) {
+    for_each_block([&](std::int64_t begin, std::int64_t end, double* sums) {
+      for (std::int64_t row = begin; row < end; ++row) body(row, sums);
+    });
   }
 
   /// target[c] += the sum of column first + c, for c in [0, count).
   template <typename T>
   void add_to(T* target, std::int64_t count, std::int64_t first = 0) const {
     const double* const partial = partial_.data<double>() + first;
-    for_each_block(count, num_blocks_, [&](std::int64_t begin, std::int64_t end) {
+    kernels::for_each_block(count, num_blocks_, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t c = begin; c < end; ++c) {
         double sum = 0;
         for (std::int64_t i = 0; i < num_blocks_; ++i) sum += partial[i * width_ + c];

@@ -1,83 +1,11 @@
 #include "kernels/causal_conv.h"
-#include "kernels/cuda/dispatch.h"
+#include "kernels/cuda/conv_runs.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/reduce.h"
-#include "kernels/cuda/simt.h"
 
 namespace ttt::kernels::cuda {
 namespace {
 
-// A lag is how far a tap looks back: lag l has weight W - 1 - l. A block is a tile of channels, a chunk for each lane,
-// times kGroups runs of tokens of one sequence each; a thread slides along its run with a window of inputs in registers.
-// Four channels a thread (8 bytes of bf16): twice as many would leave too few registers for enough threads.
-constexpr int kWidth = 4;
-constexpr int kGroups = 8;
-constexpr int kRunTokens = 32;
-constexpr int kTaps =
-    4;  // lags held in registers; kernels for wider windows read the others from memory
-constexpr int kBatch = 4;  // tokens whose loads are under way together
-constexpr int kThreads = kWarpLanes * kGroups;
-constexpr std::int64_t kMaxPartialRows = 128;
-
-struct Sizes {
-  std::int64_t batch, tokens, channels, window;
-  std::int64_t runs_per_sequence;
-
-  __host__ __device__ std::int64_t runs() const { return batch * runs_per_sequence; }
-};
-
-// Tokens [begin, end) of sequence b.
-struct Run {
-  std::int64_t b, begin, end;
-};
-
-__device__ __forceinline__ Run run_of(const Sizes& sizes, std::int64_t index) {
-  const std::int64_t b = index / sizes.runs_per_sequence;
-  const std::int64_t begin = (index - b * sizes.runs_per_sequence) * kRunTokens;
-  const std::int64_t end = begin + kRunTokens;
-  return {b, begin, end < sizes.tokens ? end : sizes.tokens};
-}
-
-template <int kCount>
-__device__ __forceinline__ void fill_zero(float (&values)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) values[i] = 0.0F;
-}
-
-template <int kCount>
-__device__ __forceinline__ void add_product(const float (&a)[kCount], const float (&b)[kCount],
-                                            float (&sum)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) sum[i] += a[i] * b[i];
-}
-
-template <int kCount, typename T>
-__device__ __forceinline__ void add_chunk(const T* from, float (&sum)[kCount]) {
-  float values[kCount];
-  load_chunk<kCount>(from, values);
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) sum[i] += values[i];
-}
-
-// The weights of lags [0, kTaps) of the thread's channels, which the block reads together: in memory a channel's weights
-// are neighbours, in registers a lag's. All threads of the block call it.
-template <int kCount>
-__device__ __forceinline__ void load_weights(const float* w, const Sizes& sizes, std::int64_t tile,
-                                             float (&weights)[kTaps][kCount]) {
-  __align__(16) __shared__ float staged[kTaps][kWarpLanes * kCount];
-  for (int i = static_cast<int>(threadIdx.y) * kWarpLanes + static_cast<int>(threadIdx.x);
-       i < kTaps * kWarpLanes * kCount; i += kThreads) {
-    const std::int64_t c = tile + i / kTaps;
-    const int lag = i % kTaps;
-    const bool is_inside = c < sizes.channels && lag < sizes.window;
-    staged[lag][i / kTaps] = is_inside ? w[(c + 1) * sizes.window - 1 - lag] : 0.0F;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int lag = 0; lag < kTaps; ++lag) {
-    load_chunk<kCount>(&staged[lag][threadIdx.x * kCount], weights[lag]);
-  }
-}
+using namespace conv;  // NOLINT(google-build-using-namespace): what it shares with shared_qk.cu
 
 // sum += the weights of a lag beyond kTaps, from memory, times a row's chunk.
 template <int kCount, typename T>
@@ -88,25 +16,6 @@ __device__ __forceinline__ void add_far_tap(const float* w, const Sizes& sizes, 
   for (int i = 0; i < kCount; ++i) weights[i] = w[(c + i + 1) * sizes.window - 1 - lag];
   load_chunk<kCount>(row, values);
   add_product(weights, values, sum);
-}
-
-// The last inputs of a batch become the first of the next.
-template <int kCount>
-__device__ __forceinline__ void shift_window(float (&window)[kTaps - 1 + kBatch][kCount]) {
-#pragma unroll
-  for (int i = 0; i < kTaps - 1; ++i) {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) window[i][k] = window[i + kBatch][k];
-  }
-}
-
-// The row of input `t` of sequence b, t >= -(W - 1); null where that is zeros.
-template <typename T>
-__device__ __forceinline__ const T* input_row(const T* x, const T* history, const Sizes& sizes,
-                                              std::int64_t b, std::int64_t t) {
-  if (t >= 0) return x + (b * sizes.tokens + t) * sizes.channels;
-  if (history == nullptr) return nullptr;
-  return history + ((b + 1) * (sizes.window - 1) + t) * sizes.channels;
 }
 
 template <int kCount, bool kIsWide, typename T>
@@ -164,46 +73,9 @@ __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
       if (residual != nullptr) add_chunk<kCount>(residual + (y_row - y), sum);
       store_chunk<kCount>(y_row, sum);
     }
-    shift_window(inputs);
+    shift_window<kBatch>(inputs);
   }
 }
-
-// Both histories may be the same memory: entry i comes from entry i + T or from x, so a thread that goes up never reads
-// what it wrote.
-template <typename T>
-__global__ void history_kernel(const T* x, const T* history, T* final_history, Sizes sizes) {
-  const std::int64_t before = sizes.window - 1;
-  for_each_element(sizes.batch * sizes.channels, [&](std::int64_t index) {
-    const std::int64_t b = index / sizes.channels;
-    const std::int64_t c = index % sizes.channels;
-    for (std::int64_t i = 0; i < before; ++i) {
-      const T* const row = input_row(x, history, sizes, b, sizes.tokens - before + i);
-      final_history[(b * before + i) * sizes.channels + c] = row == nullptr ? T{} : row[c];
-    }
-  });
-}
-
-// Adds up what the block's groups hold for a channel and hands f(channel of the tile, sum) the results.
-template <int kCount, typename F>
-__device__ __forceinline__ void for_each_group_sum(const float (&values)[kCount], F&& f) {
-  __shared__ float groups[kGroups][kWarpLanes * kCount];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) groups[threadIdx.y][threadIdx.x * kCount + i] = values[i];
-  __syncthreads();
-  const int channel = static_cast<int>(threadIdx.y) * kWarpLanes + static_cast<int>(threadIdx.x);
-  if (channel < kWarpLanes * kCount) {
-    float sum = 0.0F;
-    for (int group = 0; group < kGroups; ++group) sum += groups[group][channel];
-    f(channel, sum);
-  }
-  __syncthreads();  // before the next values
-}
-
-template <int kCount>
-struct GradientSums {
-  float weight[kTaps][kCount] = {};
-  float bias[kCount] = {};
-};
 
 // d_x[t] = sum over lags of w[lag] d_y[t + lag];  d_w[lag] = sum over t of x[t] d_y[t + lag], for t of the run and lags
 // first_lag .. first_lag + kTaps - 1. d_x and the bias's sums are for first_lag 0 alone.
@@ -262,7 +134,7 @@ __device__ __forceinline__ void backward_run(const T* __restrict__ x, const floa
       if (d_beside != nullptr) add_chunk<kCount>(d_beside + (d_x_row - d_x), sum);
       store_chunk<kCount>(d_x_row, sum);
     }
-    shift_window(ahead);
+    shift_window<kBatch>(ahead);
   }
 }
 
@@ -301,16 +173,6 @@ __global__ void __launch_bounds__(kThreads, kIsWide ? 1 : 2)
     const std::int64_t column = tile + channel;
     if (column < sizes.channels) columns[sizes.channels * sizes.window + column] = sum;
   });
-}
-
-Sizes sizes_of(TensorView x, TensorView w) {
-  return {x.size(0), x.size(1), x.size(2), w.size(-1), (x.size(1) + kRunTokens - 1) / kRunTokens};
-}
-
-// Blocks of a tile of channels and kGroups runs each, tiles fastest: neighbours in time are neighbours in memory.
-LaunchShape shape_of(std::int64_t tiles, std::int64_t blocks, std::int64_t lag_groups) {
-  return {dim3(static_cast<unsigned>(tiles * blocks), static_cast<unsigned>(lag_groups)),
-          dim3(kWarpLanes, kGroups)};
 }
 
 // Calls f(chunk's width, whether the window is wide, number of tiles).

@@ -1,6 +1,7 @@
 #include "kernels/cuda/dispatch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/reduce.h"
+#include "kernels/cuda/rotation_table.h"
 #include "kernels/cuda/simt.h"
 #include "kernels/rope.h"
 
@@ -113,12 +114,7 @@ void rotate_pairs(TensorView x, TensorView y, TensorView table, Stream& stream) 
 
 void rotate(TensorView x, TensorView y, const RopeOptions& options, double sign, Stream& stream) {
   if (x.numel() == 0) return;
-  const std::int64_t tokens = x.size(1);
-  const std::int64_t half = x.size(3) / 2;
-  const std::int64_t entries = options.period == 0 ? tokens : std::min(options.period, tokens);
-  const Tensor table(Shape{entries, 2 * half}, DType::kF32);
-  launch(table_kernel, elementwise_shape(entries * half), stream, table.data<float>(), entries,
-         half, options.base, options.period, options.first_position, sign);
+  const Tensor table = rotation_table(x.size(1), x.size(3), options, sign, stream);
   if (options.pairing == RopePairing::kInterleaved) {
     rotate_pairs<RopePairing::kInterleaved>(x, y, table, stream);
   } else {
@@ -127,6 +123,15 @@ void rotate(TensorView x, TensorView y, const RopeOptions& options, double sign,
 }
 
 }  // namespace
+
+Tensor rotation_table(std::int64_t tokens, std::int64_t head_dim, const RopeOptions& options,
+                      double sign, Stream& stream) {
+  const std::int64_t entries = options.period == 0 ? tokens : std::min(options.period, tokens);
+  Tensor table(Shape{entries, head_dim}, DType::kF32);
+  launch(table_kernel, elementwise_shape(entries * head_dim / 2), stream, table.data<float>(),
+         entries, head_dim / 2, options.base, options.period, options.first_position, sign);
+  return table;
+}
 
 void rope_forward(TensorView x, TensorView y, const RopeOptions& options, Stream& stream) {
   rotate(x, y, options, 1.0, stream);

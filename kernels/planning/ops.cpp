@@ -3,6 +3,8 @@
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ttt_call.h"
+#include "kernels/cuda/norm_conv_path.h"
+#include "kernels/cuda/shared_qk_path.h"
 #include "kernels/cuda/ttt_paths.h"
 #include "kernels/device_ops.h"
 #include "kernels/planning/noted_op.h"
@@ -310,6 +312,51 @@ void planned_rope_backward(TensorView d_y, TensorView d_x, const RopeOptions& op
   add(stream, Noted<"rope_backward", &rope_backward>::describe(d_y, d_x, options, stream));
 }
 
+void planned_shared_qk_forward(TensorView p, TensorView w_q, TensorView bias_q, TensorView w_k,
+                               TensorView bias_k, TensorView history, TensorView q, TensorView k,
+                               TensorView final_history, const std::optional<RopeOptions>& rope,
+                               Stream& stream) {
+  const Tensor table = rope ? rope_table(p, *rope, stream) : Tensor();
+  add(stream, Noted<"shared_qk_forward", &shared_qk_forward>::describe(
+                  p, w_q, bias_q, w_k, bias_k, history, q, k, final_history, rope, stream));
+}
+
+void planned_shared_qk_backward(TensorView p, TensorView w_q, TensorView w_k, TensorView d_q,
+                                TensorView d_k, TensorView d_p, TensorView d_w_q,
+                                TensorView d_bias_q, TensorView d_w_k, TensorView d_bias_k,
+                                const std::optional<RopeOptions>& rope, Stream& stream) {
+  const Tensor table = rope ? rope_table(p, *rope, stream) : Tensor();
+  Tensor through_k;
+  if (stream.device() == Device::kCuda && !cuda::is_one_pass(p, w_q, rope)) {
+    through_k = Tensor(p.shape(), p.dtype());
+  }
+  add(stream, Noted<"shared_qk_backward", &shared_qk_backward>::describe(
+                  p, w_q, w_k, d_q, d_k, d_p, d_w_q, d_bias_q, d_w_k, d_bias_k, rope, stream));
+}
+
+// A norm and a convolution, where CUDA has no kernel of one pass, hand rows on in memory.
+Tensor planned_rows(TensorView x, TensorView w, Stream& stream) {
+  if (stream.device() == Device::kCpu || cuda::is_one_pass(x, w)) return {};
+  return {x.shape(), x.dtype()};
+}
+
+void planned_norm_conv_forward(TensorView x, TensorView norm_w, TensorView w, TensorView bias,
+                               TensorView history, TensorView y, TensorView final_history,
+                               double epsilon, Stream& stream) {
+  const Tensor normed = planned_rows(x, w, stream);
+  add(stream, Noted<"norm_conv_forward", &norm_conv_forward>::describe(
+                  x, norm_w, w, bias, history, y, final_history, epsilon, stream));
+}
+
+void planned_norm_conv_backward(TensorView x, TensorView norm_w, TensorView w, TensorView d_y,
+                                TensorView d_x, TensorView d_norm_w, TensorView d_w,
+                                TensorView d_bias, double epsilon, Stream& stream) {
+  const Tensor normed = planned_rows(x, w, stream);
+  const Tensor d_normed = planned_rows(x, w, stream);
+  add(stream, Noted<"norm_conv_backward", &norm_conv_backward>::describe(
+                  x, norm_w, w, d_y, d_x, d_norm_w, d_w, d_bias, epsilon, stream));
+}
+
 DeviceOps make_planning_ops() {
   DeviceOps ops;
 #define TTT_NOTED(op) ops.op = &Noted<#op, &kernels::op>::run;
@@ -325,6 +372,10 @@ DeviceOps make_planning_ops() {
   ops.linear_attention_backward = &planned_linear_attention_backward;
   ops.rope_forward = &planned_rope_forward;
   ops.rope_backward = &planned_rope_backward;
+  ops.norm_conv_forward = &planned_norm_conv_forward;
+  ops.norm_conv_backward = &planned_norm_conv_backward;
+  ops.shared_qk_forward = &planned_shared_qk_forward;
+  ops.shared_qk_backward = &planned_shared_qk_backward;
   ops.ttt_forward = &planned_ttt_forward;
   ops.ttt_backward = &planned_ttt_backward;
   ops.embedding_forward = &planned_embedding_forward;
