@@ -343,20 +343,19 @@ void TttCore::extend(const CoreInputs& inputs, TensorView out, DecodeState& stat
     const std::int64_t place = s.position % mini_batch;
     const std::int64_t whole = place == 0 ? (tokens - t) / mini_batch * mini_batch : 0;
     const std::int64_t count = whole > 0 ? whole : std::min(tokens - t, mini_batch - place);
-    const Tensor q = token_range(all.q, t, t + count, context.stream);
-    const Tensor k = token_range(all.k, t, t + count, context.stream);
-    const Tensor v = token_range(all.v, t, t + count, context.stream);
-    const Tensor rate = token_range(all.token_lr, t, t + count, context.stream);
-    const Tensor part(q.shape(), q.dtype());
-    const kernels::TttInputs kernel{q, k, v, rate, p->token_scale, all.norm_weight, all.norm_bias};
+    const auto part = [&](TensorView x) { return TokenRange(x, t, t + count, context.stream); };
+    const TokenRange q = part(all.q), k = part(all.k), v = part(all.v), rate = part(all.token_lr);
+    const Tensor part_out = count < tokens ? Tensor(q.view().shape(), out.dtype()) : Tensor();
+    const TensorView y = count < tokens ? part_out.view() : out;
+    const kernels::TttInputs kernel{q.view(),       k.view(),        v.view(),     rate.view(),
+                                    p->token_scale, all.norm_weight, all.norm_bias};
     if (whole > 0) {
-      kernels::ttt_forward(kernel, options_, s.weights.views, part, s.weights.views, nullptr,
+      kernels::ttt_forward(kernel, options_, s.weights.views, y, s.weights.views, nullptr,
                            context.stream);
     } else {
-      kernels::ttt_step(kernel, options_, place, s.weights.views, s.sums.views, part,
-                        context.stream);
+      kernels::ttt_step(kernel, options_, place, s.weights.views, s.sums.views, y, context.stream);
     }
-    put_token_range(part, out, t, context.stream);
+    if (count < tokens) put_token_range(part_out, out, t, context.stream);
     t += count;
     s.position += count;
   }
