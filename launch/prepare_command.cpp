@@ -115,9 +115,9 @@ void prepare(const data::PrepareOptions& options, dist::Communicator& communicat
   }
   communicator.barrier();
   if (!is_first) return;
-  const config::CorpusManifest manifest = job.finish();
-  data::write_file_atomically(options.output_directory + "/lengths.svg",
-                              length_histogram_svg(job.stats()));
+  const config::CorpusManifest manifest = job.finish([&](const std::string& directory) {
+    data::write_file_atomically(directory + "/lengths.svg", length_histogram_svg(job.stats()));
+  });
   print_summary(options, manifest, job.stats());
 }
 

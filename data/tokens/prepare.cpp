@@ -100,6 +100,15 @@ std::string report_text(const PrepareStats& stats, const config::CorpusManifest&
   return report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
+// What a killed run was writing (write_file_atomically, TokenShardWriter); the lock says that nobody is now.
+void remove_temporaries(const std::string& directory) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
+    if (entry.path().filename().native().find(".tmp-") != std::string::npos) {
+      fs::remove(entry.path());
+    }
+  }
+}
+
 }  // namespace
 
 class PrepareJob::Work {
@@ -184,6 +193,7 @@ void PrepareJob::begin() {
     write_file_atomically(work.plan_path(), work.plan.fingerprint);
   }
   make_output_directory(work.result);
+  for (const std::string& directory : {work.directory, work.result}) remove_temporaries(directory);
   if (has_tokenizer_file(work.options) && !fs::exists(work.tokenizer_path(), error)) {
     if (work.options.train_vocab_size > 0) {
       train_tokenizer(work.options, work.plan, work.tokenizer_path());
@@ -278,7 +288,8 @@ void PrepareJob::tokenize(int rank, int num_ranks, const OnProgress& on_progress
   });
 }
 
-config::CorpusManifest PrepareJob::finish() {
+config::CorpusManifest PrepareJob::finish(
+    const std::function<void(const std::string& directory)>& add_files) {
   Work& work = *work_;
   config::CorpusManifest manifest;
   const auto add_file = [&](const std::string& name, std::int64_t num_bytes, std::string digest) {
@@ -349,6 +360,7 @@ config::CorpusManifest PrepareJob::finish() {
   std::string text;
   TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
   write_file_atomically(work.result + "/manifest.textproto", text);
+  if (add_files) add_files(work.result);
   rename_durably(work.result, work.options.output_directory);
   work.remove_directory();
   work.lock.reset();

@@ -82,8 +82,10 @@ class PrepareJob {
   /// Every rank: tokenizes its parts, those of number rank, rank + num_ranks, ... `on_progress` (may be empty)
   /// is called after every document, from the calling thread.
   void tokenize(int rank, int num_ranks, const OnProgress& on_progress);
-  /// One rank: puts the segments together and names the directory.
-  config::CorpusManifest finish();
+  /// One rank: puts the segments together and names the directory, into which `add_files` (may be empty) has put what else
+  /// belongs there.
+  config::CorpusManifest finish(
+      const std::function<void(const std::string& directory)>& add_files = {});
   /// What was counted; after `finish`.
   [[nodiscard]] const PrepareStats& stats() const;
 

@@ -171,6 +171,10 @@ TEST(Prepare, GoesOnAfterTheLastFinishedSegment) {
       ++restarts;
       total += documents;
       EXPECT_FALSE(std::filesystem::exists(directory.path("out")));
+      for (const char* const place :
+           {"out.partial/part-00000-00000.json", "out.partial/result/validation-00000.h5"}) {
+        directory.write_over(std::string(place) + ".tmp-1", "half of");
+      }
     }
   }
   EXPECT_GE(restarts, 3);
