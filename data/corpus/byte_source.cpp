@@ -44,7 +44,7 @@ class ZstdSource final : public ByteSource {
         context_(ZSTD_createDCtx_advanced({allocate, release, &memory_})),
         block_(ZSTD_DStreamInSize()) {
     if (context_ == nullptr) fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
-    // The Pile's shards use windows above the library's default limit of 2^27.
+    // Published corpora have windows above the library's default limit of 2^27.
     check(ZSTD_DCtx_setParameter(context_.get(), ZSTD_d_windowLogMax, 31));
   }
 

@@ -1,5 +1,5 @@
 #pragma once
-// Memory for a decoder's window, of which zstd's can have 2 GiB and the Pile's files do.
+// Memory for a decoder's window, of which zstd's can have 2 GiB (`zstd --ultra --long=31`).
 
 #include <cstddef>
 #include <vector>
