@@ -15,6 +15,7 @@
 #include "data/interchange/safetensors.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokens/order_file.h"
+#include "data/tokens/prepare.h"
 #include "data/tokens/token_file.h"
 #include "tests/data/checkpoint_fixture.h"
 #include "tests/data/temporary_directory.h"
@@ -92,6 +93,28 @@ void read_checkpoint_shard(const std::string& directory, const std::string& inpu
 }
 
 // ---- Tokens ----------------------------------------------------------------------------------
+
+std::vector<std::string> corpus_manifests(const std::string& /*directory*/) {
+  return {
+      fmt::format("format_version: {} vocab_size: 259 bos_id: 256 eos_id: 257 train_tokens: 3 "
+                  "train_documents: 1 tokenizer: \"tokenizer.json\" "
+                  "files {{ name: \"train-00000.h5\" num_bytes: 4 xxh3_128: \"0f\" }}\n",
+                  data::kShardFormatVersion)};
+}
+
+void read_corpus_manifest(const std::string& directory, const std::string& input) {
+  put(directory, "manifest.textproto", input);
+  put(directory, "train-00000.h5", "data");
+  try {
+    const config::CorpusManifest manifest = data::read_corpus_manifest(directory);
+    for (const std::string& path : data::corpus_shards(manifest, directory, data::Split::kTrain)) {
+      if (!path.starts_with(directory)) std::abort();
+    }
+  } catch (const Error& error) {  // a file that is not there is the manifest's fault here
+    fail(error.code() == ExitCode::kMissingInput ? ExitCode::kCorruptInput : error.code(), "{}",
+         error.what());
+  }
+}
 
 std::vector<std::string> token_shards(const std::string& directory) {
   std::vector<std::string> shards;
@@ -317,6 +340,7 @@ const std::vector<Target>& targets() {
        read_override},
       {"manifest", manifest_texts, read_manifest},
       {"checkpoint_shard", checkpoint_shards, read_checkpoint_shard},
+      {"corpus_manifest", corpus_manifests, read_corpus_manifest},
       {"token_shard", token_shards, read_token_shard},
       {"npy", npy_arrays, read_npy},
       {"megatron", megatron_indices, read_megatron},
