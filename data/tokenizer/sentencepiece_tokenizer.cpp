@@ -5,6 +5,7 @@
 #include <sentencepiece_trainer.h>
 
 #include <algorithm>
+#include <exception>
 #include <unordered_map>
 #include <utility>
 
@@ -90,9 +91,8 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(const std::string& path, const TokenizerOptions& options) : path_(path) {
     const std::string model = read_text_file(path, kMaxModelBytes);
-    const auto status = processor_.LoadFromSerializedProto(model);
-    if (!status.ok()) {
-      fail(ExitCode::kCorruptInput, "{} is not a SentencePiece model: {}", path, status.ToString());
+    if (const std::string problem = load(model); !problem.empty()) {
+      fail(ExitCode::kCorruptInput, "{} is not a SentencePiece model: {}", path, problem);
     }
     if (processor_.bos_id() < 0 || processor_.eos_id() < 0) {
       fail(ExitCode::kCorruptInput, "{} has no BOS or no EOS piece (ids {} and {})", path,
@@ -136,6 +136,16 @@ class SentencePieceTokenizer final : public Tokenizer {
   [[nodiscard]] std::int32_t eos_id() const override { return processor_.eos_id(); }
 
  private:
+  // What is wrong with the model, or "". The library throws where its search tree refuses a piece, as one that begins with NUL.
+  std::string load(const std::string& model) {
+    try {
+      const auto status = processor_.LoadFromSerializedProto(model);
+      return status.ok() ? "" : status.ToString();
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+  }
+
   // The space at a cut is left out, because the library puts one before each text.
   void encode_part(std::string_view text, std::vector<std::int32_t>& ids) const {
     std::vector<int> part_ids;
