@@ -3,6 +3,7 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <climits>
 #include <filesystem>
 #include <string_view>
 
@@ -27,8 +28,8 @@ class FirstError final : public google::protobuf::io::ErrorCollector {
 
 // Names come from a file that may be anyone's: only plain names in the same directory.
 bool is_plain_name(const std::string& name) {
-  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
-         name.find('\0') == std::string::npos;
+  return !name.empty() && name.size() <= NAME_MAX && name != "." && name != ".." &&
+         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
 }
 
 std::string join(const std::string& directory, const std::string& name) {
