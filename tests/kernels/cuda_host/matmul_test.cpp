@@ -18,6 +18,7 @@ namespace {
 using test::error_of;
 using test::expect_close;
 using test::num_algorithms_asked;
+using test::num_products;
 using test::random_values;
 using test::tensor_of;
 using test::unset;
@@ -107,6 +108,40 @@ TEST(CublasLtMatmul, ServesWeightsAtAnyElement) {
       EXPECT_EQ(values_of(y), values_of(expected)) << begin;
       const TensorView d_w = d_flat.view().slice(begin, begin + 30).reshape({5, 6});
       EXPECT_NO_THROW(cuda::linear_backward_weight(y, x, d_w, precision, stream)) << begin;
+    }
+  }
+}
+
+// Layers of one input: one product, whose weights may begin at any element.
+TEST(CublasLtMatmul, AStackIsTheProductsOneByOne) {
+  Stream stream;
+  constexpr Types kTypes[] = {{DType::kF32, DType::kF32, Precision::kNative},
+                              {DType::kF32, DType::kF32, Precision::kBF16},
+                              {DType::kBF16, DType::kF32, Precision::kBF16},
+                              {DType::kBF16, DType::kBF16, Precision::kBF16}};
+  for (const Types& types : kTypes) {
+    for (const std::int64_t outputs : {1, 5, 8}) {
+      const Tensor x = tensor_of(random_values("x", 4 * 6), {4, 6}, types.operand);
+      const Tensor flat = tensor_of(random_values("w", 200), {200}, types.operand);
+      const Shape shape{3, 4, outputs};
+      const Tensor residual = tensor_of(random_values("r", shape.numel()), shape, types.result);
+      for (const std::int64_t begin : {0, 1, 3, 8}) {
+        const TensorView w =
+            flat.view().slice(begin, begin + 3 * outputs * 6).reshape({3, outputs, 6});
+        for (const bool adds : {false, true}) {
+          const Tensor y = unset(shape, types.result);
+          const Tensor expected = unset(shape, types.result);
+          const int before = num_products();
+          cuda::linear_forward(x, w, adds ? residual.view() : TensorView(), y, types.precision,
+                               stream);
+          EXPECT_EQ(num_products(), before + 1);
+          for (std::int64_t s = 0; s < 3; ++s) {
+            cuda::linear_forward(x, w.at(s), adds ? residual.view().at(s) : TensorView(),
+                                 expected.view().at(s), types.precision, stream);
+          }
+          EXPECT_EQ(values_of(y), values_of(expected)) << outputs << " from " << begin;
+        }
+      }
     }
   }
 }

@@ -39,6 +39,7 @@ struct Algorithm {  // in the caller's cublasLtMatmulAlgo_t
 };
 
 int num_asked = 0;
+int num_multiplied = 0;
 cublasStatus_t next_status = CUBLAS_STATUS_SUCCESS;
 cudaError_t last_error = cudaSuccess;
 
@@ -133,6 +134,7 @@ void multiply(const Description& op, double scale, const void* a, const Layout& 
 namespace ttt::test {
 
 int num_algorithms_asked() { return num_asked; }
+int num_products() { return num_multiplied; }
 void set_next_failure(cublasStatus_t status, cudaError_t reason) {
   next_status = status;
   last_error = reason;
@@ -281,6 +283,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
   }
   const double scale = *static_cast<const float*>(alpha);
   const double kept = *static_cast<const float*>(beta);
+  ++num_multiplied;
   for (std::int32_t i = 0; i < of_d.batch; ++i) {
     multiply(op, scale, in_batch(a, of_a, i), of_a, in_batch(b, of_b, i), of_b, kept,
              in_batch(c, of_c, i), of_c, in_batch(d, of_d, i), of_d);

@@ -11,6 +11,8 @@ namespace ttt::test {
 
 /// How often an algorithm was asked for, in this process.
 int num_algorithms_asked();
+/// How often cublasLtMatmul has multiplied.
+int num_products();
 /// The next cublasLtMatmul does nothing but fail so, for a reason that cudaGetLastError tells.
 void set_next_failure(cublasStatus_t status, cudaError_t reason);
 
