@@ -37,7 +37,7 @@ class Parquet(RunTest):
 
     def same(self, output, expected) -> None:
         self.assertEqual(files_under(output), files_under(expected))
-        for name in files_under(expected):
+        for name in set(files_under(expected)) - {"plan.xxh3"}:  # of the inputs, which have other names
             self.assertEqual((output / name).read_bytes(), (expected / name).read_bytes(), name)
 
     def refuse(self, words, rows, *arguments, schema=None) -> None:
