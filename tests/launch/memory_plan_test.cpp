@@ -151,6 +151,22 @@ TEST(StepTrace, AStackOfProductsIsOneOpWithTheWorkOfAll) {
   EXPECT_EQ(trace.calls[0].bytes, 3 * trace.calls[1].bytes);
 }
 
+TEST(StepTrace, TheCpuRoundsTheWeightsOfAStackOneByOne) {
+  const kernels::AddressSpace addresses;
+  kernels::PlanningTrace trace;
+  Stream stream = kernels::make_planning_stream({Device::kCpu}, trace);
+  const Tensor x({7, 64}, DType::kF32);
+  const Tensor w({3, 48, 64}, DType::kF32);
+  const Tensor y({3, 7, 48}, DType::kF32);
+  const auto needed = [&](TensorView weights, TensorView out) {
+    memory::reset_peak();
+    kernels::linear_forward(x, weights, {}, out, kernels::Precision::kBF16, stream);
+    return memory::peak_bytes() - memory::live_bytes();
+  };
+  EXPECT_GT(needed(w, y), 0);
+  EXPECT_EQ(needed(w, y), needed(w.view().at(0), y.view().at(0)));
+}
+
 // A device's decode step is bound by the ops that the host queues: docs/architecture.md, decision 20.
 TEST(StepTrace, ADecodeStepQueuesTheSameOpsForOneSequenceAndForMany) {
   const auto calls = [](std::int64_t batch) {
