@@ -37,9 +37,4 @@ std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
 void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
                 const FlatState& into);
 
-/// Opens a shard that was just written as a reader will, compares its bytes with the buffers, and returns the digest of the
-/// same bytes. Errors: 65 naming the file and the dataset.
-std::string digest_of_shard(const std::string& path, const std::vector<FlatRange>& ranges,
-                            const FlatState& expected);
-
 }  // namespace ttt::data
