@@ -172,22 +172,31 @@ std::string read_text_file(const std::string& path, std::int64_t limit_bytes) {
   return text;
 }
 
-std::string xxh3_128_hex_of_file(const std::string& path, const BlockVisitor& visit) {
+void Xxh3Digest::Free::operator()(XXH3_state_s* state) const { XXH3_freeState(state); }
+
+Xxh3Digest::Xxh3Digest() : state_(XXH3_createState()) {
+  if (state_ == nullptr) fail(ExitCode::kOutOfMemory, "no memory for a digest");
+  XXH3_128bits_reset(state_.get());
+}
+
+void Xxh3Digest::update(std::span<const std::byte> bytes) {
+  XXH3_128bits_update(state_.get(), bytes.data(), bytes.size());
+}
+
+std::string Xxh3Digest::hex() const { return hex_of(XXH3_128bits_digest(state_.get())); }
+
+std::string xxh3_128_hex_of_file(const std::string& path) {
   const FileDescriptor file(path, O_RDONLY);
-  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
-                                                                       &XXH3_freeState);
-  if (state == nullptr) fail(ExitCode::kOutOfMemory, "no memory for a digest of {}", path);
-  XXH3_128bits_reset(state.get());
+  Xxh3Digest digest;
   constexpr std::int64_t kBlockBytes = std::int64_t{1} << 18;  // stays in the cache
   std::vector<std::byte> block(static_cast<std::size_t>(kBlockBytes));
   const std::int64_t size = file.size_bytes();
   for (std::int64_t offset = 0; offset < size; offset += kBlockBytes) {
     const auto count = static_cast<std::size_t>(std::min(kBlockBytes, size - offset));
     file.read_at(offset, std::span(block).first(count));
-    XXH3_128bits_update(state.get(), block.data(), count);
-    if (visit) visit(offset, std::span(block).first(count));
+    digest.update(std::span(block).first(count));
   }
-  return hex_of(XXH3_128bits_digest(state.get()));
+  return digest.hex();
 }
 
 std::string xxh3_128_hex(std::span<const std::byte> bytes) {

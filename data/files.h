@@ -3,10 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+
+struct XXH3_state_s;  // of xxhash.h
 
 namespace ttt::data {
 
@@ -70,11 +72,21 @@ std::int64_t file_size_bytes(const std::string& path);
 /// "1.10.8": the HDF5 library that this process uses.
 std::string hdf5_version();
 
-/// XXH3-128 of a file's bytes, 32 lower-case hexadecimal digits (what `xxhsum -H2` prints).
-/// `visit` sees the same bytes, block by block.
-using BlockVisitor = std::function<void(std::int64_t offset, std::span<const std::byte> block)>;
-std::string xxh3_128_hex_of_file(const std::string& path, const BlockVisitor& visit = {});
-/// The same of bytes in memory.
+/// XXH3-128, 32 lower-case hexadecimal digits (what `xxhsum -H2` prints), of bytes that come in pieces.
+class Xxh3Digest {
+ public:
+  Xxh3Digest();
+  void update(std::span<const std::byte> bytes);
+  [[nodiscard]] std::string hex() const;
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_s* state) const;
+  };
+  std::unique_ptr<XXH3_state_s, Free> state_;
+};
+/// The same of a file's bytes, and of bytes in memory.
+std::string xxh3_128_hex_of_file(const std::string& path);
 std::string xxh3_128_hex(std::span<const std::byte> bytes);
 
 /// Offset of the first byte that is not UTF-8 (RFC 3629: no surrogates, no overlong forms, nothing

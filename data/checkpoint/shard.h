@@ -36,9 +36,4 @@ std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
 /// stores them; they go where tensors of their names lie in the buffers. Errors: 65 naming the file and the dataset.
 void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into);
 
-/// Opens a shard that was just written as a reader will, compares its bytes with the buffers, and returns the digest of the
-/// same bytes. Errors: 65 naming the file and the dataset.
-std::string digest_of_shard(const std::string& path, const std::vector<FlatRange>& ranges,
-                            const FlatState& expected);
-
 }  // namespace ttt::data

@@ -5,6 +5,8 @@
 #include <hdf5.h>
 
 #include <array>
+#include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -64,6 +66,20 @@ struct Part {
 };
 
 std::vector<Part> parts_of(const Slice& slice, const Group& group);
+
+// A piece of the buffers and where it is in the file.
+struct Place {
+  std::int64_t offset = 0;  // bytes
+  std::span<std::byte> content;
+  std::string name;  // of group and tensor
+
+  [[nodiscard]] std::int64_t end() const { return offset + std::ssize(content); }
+};
+
+/// Of a file that holds exactly these slices, as write_shard lays them out; in the order of the file. Every other property is
+/// checked. Errors: 65 naming the file and the dataset.
+std::vector<Place> places_of_shard(const std::string& path, const FlatState& state,
+                                   std::span<const Slice> slices);
 
 hid_t file_type(DType dtype);
 

@@ -1,10 +1,11 @@
 #include <hdf5.h>
 #include <unistd.h>
 
-#include <future>
-
+#include "core/base/log.h"
+#include "core/base/timer.h"
 #include "data/checkpoint/shard.h"
 #include "data/checkpoint/shard_format.h"
+#include "data/checkpoint/shard_numbers.h"
 #include "data/files.h"
 
 namespace ttt::data {
@@ -22,7 +23,7 @@ void write_attribute(Status& status, hid_t object, const char* name,
   if (count > 0) status("H5Awrite", H5Awrite(attribute, H5T_NATIVE_INT64, values.data()));
 }
 
-void write_slice(Status& status, hid_t parent, const Group& group, const Slice& slice) {
+void create_dataset(Status& status, hid_t parent, const Group& group, const Slice& slice) {
   const std::vector<Part> parts = parts_of(slice, group);
   TTT_CHECK(parts.size() == 1 && parts[0].count == slice.count, "{} of {} is not whole on its rank",
             group.name, slice.tensor->name);
@@ -42,11 +43,11 @@ void write_slice(Status& status, hid_t parent, const Group& group, const Slice& 
   if (!status.ok()) return;
   write_attribute(status, dataset, "global_shape", slice.tensor->shape.dims());
   write_attribute(status, dataset, "offset", std::span(&slice.offset, 1));
-  status("H5Dwrite", H5Dwrite(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, parts[0].data));
 }
 
-void write_file(Status& status, const std::string& path, const FlatState& state,
-                std::span<const Slice> slices) {
+// All but the numbers, which have their place in the file then.
+void write_structure(Status& status, const std::string& path, const FlatState& state,
+                     std::span<const Slice> slices) {
   const Handle access(status, "H5Pcreate", H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
   // This format's metadata carries checksums; older ones can be misread after a bit flip.
   status("H5Pset_libver_bounds", H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110));
@@ -65,7 +66,7 @@ void write_file(Status& status, const std::string& path, const FlatState& state,
                         H5Gcreate2(file, group.name, H5P_DEFAULT, no_times, H5P_DEFAULT), H5Gclose);
     for (const Slice& slice : slices) {
       if (!status.ok()) return;
-      write_slice(status, parent, group, slice);
+      create_dataset(status, parent, group, slice);
     }
   }
   if (status.ok()) status("H5Fflush", H5Fflush(file, H5F_SCOPE_LOCAL));
@@ -88,8 +89,9 @@ config::FileDigest write_shard(const std::string& directory, int rank,
   }
   prepare_hdf5_library();
   const std::string path = directory + "/" + shard_name(rank);
+  const Timer timer;
   Status status;
-  write_file(status, path, state, slices);
+  write_structure(status, path, state, slices);
   if (!status.ok()) {
     ::unlink(path.c_str());
     fail(ExitCode::kIo, "cannot write {}: {}", path, status.message());
@@ -97,16 +99,18 @@ config::FileDigest write_shard(const std::string& directory, int rank,
   config::FileDigest digest;
   digest.set_name(shard_name(rank));
   digest.set_num_bytes(static_cast<std::uint64_t>(file_size_bytes(path)));
-  // HDF5 never syncs. Read back while the disk writes, so that the digest is not that of a file which was damaged on the way.
-  std::future<void> sync = std::async(std::launch::async, [&] { fsync_file(path); });
   try {
-    digest.set_xxh3_128(digest_of_shard(path, ranges, state));
+    const std::vector<Place> places = places_of_shard(path, state, slices);
+    write_numbers(path, places);
+    const double durable_seconds = timer.seconds();
+    digest.set_xxh3_128(read_back(path, places));
+    log::info("shard path={} bytes={} durable_seconds={:.3f} read_back_seconds={:.3f}", path,
+              digest.num_bytes(), durable_seconds, timer.seconds() - durable_seconds);
   } catch (const Error& error) {
-    sync.wait();
     ::unlink(path.c_str());
+    if (error.code() != ExitCode::kCorruptInput) throw;
     fail(ExitCode::kIo, "cannot write {}: it reads back otherwise: {}", path, error.what());
   }
-  sync.get();
   for (const FlatRange& range : ranges) {
     if (range.size() == 0) continue;
     digest.add_range(range.begin);

@@ -3,8 +3,8 @@
     nice -n -15 python3 tests/bench/checkpoint_saves.py [--directory DISK] [--repeats 5]
 
 Prints medians (smallest to largest): for how long a save keeps training from going on, asynchronous and not; how fast a
-checkpoint becomes durable beside `dd conv=fsync` of as many bytes; how fast it is read and verified beside `dd`, neither from
-memory; and the seconds from the start of a resumed run to the end of its first step. Whatever is compared takes turns."""
+checkpoint becomes durable beside `dd conv=fsync` of as many bytes; how fast it is read back, and read and verified later,
+beside `dd`, none of it from memory; and the seconds from the start of a resumed run to the end of its first step. Whatever is compared takes turns."""
 
 import argparse
 import re
@@ -54,8 +54,9 @@ class Benchmark:
         return ["train", "--config", SOURCE / f"configs/{preset}.textproto",
                 *sets(f"data.train={self.tokens}", f"data.validation={self.tokens}", f"output_directory={run}", *overrides)]
 
-    def save(self, asynchronous: bool, interval: int) -> tuple[list, list, float]:
-        """Seconds in which training stood still and seconds until the commit, save by save, and the checkpoint's MiB."""
+    def save(self, asynchronous: bool, interval: int) -> dict:
+        """Save by save: the seconds in which training stood still, until the shard was durable, until it was read back too, and
+        until the commit; and the checkpoint's MiB."""
         run = self.directory / "run"
         shutil.rmtree(run, ignore_errors=True)
         # A step more than the saves, and the last save is not counted: the run waits for that one.
@@ -65,9 +66,11 @@ class Benchmark:
                                                f"checkpoint.asynchronous={str(asynchronous).lower()}"))
         if "checkpoint_waited" in result.err.split(f"checkpoint step={SAVES * interval} ")[0]:
             raise SystemExit("a save was waited for: the disk is too slow for this interval")
-        found = re.findall(r"checkpoint step=\d+ mebibytes=(\S+) stopped_seconds=(\S+) written_after_seconds=(\S+)", result.err)
-        found = [[float(value) for value in line] for line in found[SAVES - COUNTED:SAVES]]
-        return [line[1] for line in found], [line[2] for line in found], found[0][0]
+        def figures(name):
+            return [float(value) for value in re.findall(rf" {name}=(\S+)", result.err)[SAVES - COUNTED:SAVES]]
+
+        return {name: figures(name + "_seconds") for name in ("stopped", "written_after", "durable", "read_back")} | {
+            "mebibytes": figures("mebibytes")[0]}
 
     def write_plainly(self, period: float) -> list[float]:
         """The same bytes, and as a run does it: a new file every `period` seconds, and the one before is removed afterwards.
@@ -139,26 +142,25 @@ def main():
     try:
         benchmark = Benchmark(directory)
         if not options.restarts_only:
-            stopped = {True: [], False: []}
-            written = {True: [], False: []}
-            rates = {"durable": [], "dd conv=fsync": [], "verified read": [], "dd read": []}
+            saves = {True: [], False: []}
+            rates = {"durable": [], "dd conv=fsync": [], "read back": [], "verified read": [], "dd read": []}
             for _ in range(options.repeats):
                 for asynchronous in (True, False):
-                    stops, ends, mebibytes = benchmark.save(asynchronous, 4)
-                    stopped[asynchronous] += stops
-                    written[asynchronous] += ends
+                    saves[asynchronous].append(benchmark.save(asynchronous, 4))
                 # One after the other, as dd writes.
                 begin = time.monotonic()
-                rates["durable"] += [mebibytes / seconds for seconds in benchmark.save(False, 1)[1]]
+                found = benchmark.save(False, 1)
                 period = (time.monotonic() - begin) / (SAVES + 1)
-                rates["dd conv=fsync"] += [mebibytes / seconds for seconds in benchmark.write_plainly(period)]
+                mebibytes = found["mebibytes"]
                 verified, plain = benchmark.read()
-                rates["verified read"].append(mebibytes / verified)
-                rates["dd read"].append(mebibytes / plain)
+                for name, seconds in (("durable", found["durable"]), ("dd conv=fsync", benchmark.write_plainly(period)),
+                                      ("read back", found["read_back"]), ("verified read", [verified]), ("dd read", [plain])):
+                    rates[name] += [mebibytes / value for value in seconds]
             print(f"checkpoint             {mebibytes:.0f} MiB, one in {period:.2g} s when one follows the other")
             for asynchronous, name in ((True, "asynchronous"), (False, "synchronous")):
-                print(f"{name:22} stops training for {text_of(stopped[asynchronous], ' s')}, committed after "
-                      f"{text_of(written[asynchronous], ' s')}")
+                stopped, written = ([value for save in saves[asynchronous] for value in save[key]]
+                                    for key in ("stopped", "written_after"))
+                print(f"{name:22} stops training for {text_of(stopped, ' s')}, committed after {text_of(written, ' s')}")
             for name, values in rates.items():
                 print(f"{name:22} {text_of(values, ' MiB/s')}")
         for preset, ranks in (("tiny", 0), ("tiny", 2), ("small", 0), ("small", 2)):

@@ -2,6 +2,9 @@
 
 #include <fcntl.h>
 
+#include <numeric>
+
+#include "data/direct_file.h"
 #include "tests/data/temporary_directory.h"
 
 namespace ttt::data {
@@ -38,6 +41,42 @@ TEST(Files, DigestOfAFileEqualsDigestOfItsBytes) {
   EXPECT_EQ(xxh3_128_hex_of_file(directory.write("x", bytes)),
             xxh3_128_hex(std::as_bytes(std::span(bytes))));
 }
+
+// In a directory on a disk and in one in memory, which may have no O_DIRECT.
+class DirectFiles : public testing::TestWithParam<std::filesystem::path> {};
+
+TEST_P(DirectFiles, PiecesOfAnySizeReachTheirPlace) {
+  const TemporaryDirectory directory(GetParam());
+  std::vector<std::byte> expected(9'000'001);
+  const std::string path = directory.write("a", std::string(expected.size(), '\0'));
+  std::vector<std::byte> pattern(expected.size());
+  for (std::size_t i = 0; i < pattern.size(); ++i) pattern[i] = std::byte(i * i % 251 + 1);
+  DirectFile writer(path, DirectFile::Use::kWrite);
+  DirectFile reader(path, DirectFile::Use::kRead);
+  // Offset and size: within a block, over its ends, whole blocks, many of them with a head and a tail, the end of the file.
+  const std::pair<std::size_t, std::size_t> pieces[] = {
+      {5, 7}, {4090, 12}, {8192, 4096}, {12'289, 4'300'000}, {8'999'000, 1001}, {8192, 0}};
+  for (const auto& [offset, count] : pieces) {
+    // From memory that is aligned and from memory that is not.
+    writer.write_at(std::int64_t(offset), std::span(pattern).subspan(offset, count));
+    std::copy_n(pattern.begin() + std::ptrdiff_t(offset), count,
+                expected.begin() + std::ptrdiff_t(offset));
+    std::vector<std::byte> found(count + 2);
+    reader.read_at(std::int64_t(offset), std::span(found).subspan(1, count));
+    EXPECT_TRUE(
+        std::equal(found.begin() + 1, found.end() - 1, expected.begin() + std::ptrdiff_t(offset)));
+  }
+  writer.sync();
+  std::vector<std::byte> all(expected.size());
+  reader.read_at(0, all);
+  EXPECT_TRUE(all == expected);
+  expect_error(ExitCode::kCorruptInput, {path, "ends at byte 9000001"},
+               [&] { reader.read_at(4096, all); });
+}
+
+INSTANTIATE_TEST_SUITE_P(, DirectFiles,
+                         testing::Values(std::filesystem::temp_directory_path(), "/dev/shm"),
+                         [](const auto& kind) { return kind.index == 0 ? "Disk" : "Memory"; });
 
 TEST(Files, Utf8IsCheckedAsInRfc3629) {
   const auto bad_at = [](std::string_view text) { return find_invalid_utf8(text); };

@@ -17,8 +17,9 @@ namespace ttt::data {
 
 class TemporaryDirectory {
  public:
-  TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "ttt-test-XXXXXX").string();
+  explicit TemporaryDirectory(
+      const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "ttt-test-XXXXXX").string();
     if (::mkdtemp(name.data()) == nullptr) fail(ExitCode::kIo, "no temporary directory");
     path_ = name;
   }
