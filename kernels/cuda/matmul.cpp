@@ -19,9 +19,13 @@ namespace {
 
 constexpr std::int64_t kWorkspaceBytes = kProductWorkspaceBytes;
 
+// The library does not tell a lost device from a mistake of ours; CUDA does.
 void check_cublas(cublasStatus_t status, const char* what) {
-  TTT_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt, {}: {}", what,
-            cublasLtGetStatusString(status));
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const cudaError_t cause = cudaGetLastError();
+  fail(status == CUBLAS_STATUS_ALLOC_FAILED ? ExitCode::kOutOfMemory : exit_code_of(cause),
+       "cuBLASLt, {}: {} (CUDA: {})", what, cublasLtGetStatusString(status),
+       cudaGetErrorString(cause));
 }
 
 cudaDataType_t cuda_type(DType dtype) { return dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F; }
@@ -35,11 +39,22 @@ using MatmulDesc = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
 using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
 using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
 
+/// Bytes that divide the addresses of a, b, c and d. Parameters lie one behind the other, so those of a weight may be
+/// few, and cuBLASLt takes 256 for granted unless it is told.
+using Alignments = std::array<std::uint32_t, 4>;
+
+std::uint32_t alignment_of(const void* pointer) {
+  constexpr std::uintptr_t kMost = 256;
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer) | kMost;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
 /// d [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked.
 struct Product {
   std::int64_t m, n, k;
   bool transpose_a, transpose_b;
   DType operands, result;
+  Alignments alignments{};  // of the call
 
   auto operator<=>(const Product&) const = default;
 };
@@ -78,12 +93,23 @@ class Plan {
     check_cublas(cublasLtMatmulPreferenceSetAttribute(
                      preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)),
                  "the workspace's size");
+    constexpr std::array kAlignments = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (std::size_t i = 0; i < kAlignments.size(); ++i) {
+      check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, kAlignments[i],
+                                                        &p.alignments[i], sizeof(p.alignments[i])),
+                   "the alignment of a matrix");
+    }
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
-    check_cublas(cublasLtMatmulAlgoGetHeuristic(handle, desc, a_.get(), b_.get(), c_.get(),
-                                                c_.get(), preference, 1, &found, &count),
-                 "an algorithm");
-    TTT_CHECK(count == 1, "cuBLASLt has no algorithm for {} x {} x {}", p.m, p.n, p.k);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, desc, a_.get(), b_.get(), c_.get(), c_.get(), preference, 1, &found, &count);
+    TTT_CHECK(
+        status != CUBLAS_STATUS_NOT_SUPPORTED && (status != CUBLAS_STATUS_SUCCESS || count == 1),
+        "cuBLASLt has no algorithm for {} x {} x {} of {} to {}", p.m, p.n, p.k,
+        name_of(p.operands), name_of(p.result));
+    check_cublas(status, "an algorithm");
     algorithm_ = found.algo;
   }
 
@@ -114,9 +140,11 @@ class Products {
     check_cublas(cublasLtCreate(&handle_), "a handle");
   }
 
-  void run(const Product& product, const void* a, const void* b, const void* c, void* d,
-           Stream& stream) {
+  void run(Product product, const void* a, const void* b, const void* c, void* d, Stream& stream) {
     if (product.m == 0 || product.n == 0) return;
+    if (product.k == 0 && c == d) return;  // nothing to add
+    product.alignments = {alignment_of(a), alignment_of(b), alignment_of(c != nullptr ? c : d),
+                          alignment_of(d)};
     auto& plan = plans_[product];
     if (!plan) plan = std::make_unique<Plan>(handle_, product);
     plan->run(handle_, a, b, c, d, workspace_.view().raw(), stream);
