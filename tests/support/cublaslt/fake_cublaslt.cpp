@@ -1,8 +1,10 @@
 #include "tests/support/cublaslt/fake_cublaslt.h"
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "core/base/dtype.h"
@@ -15,6 +17,12 @@ constexpr std::uint32_t kAssumedAlignment = 256;  // of a matrix of which nothin
 struct Layout : cublasLtMatrixLayoutOpaque_t {
   cudaDataType_t type;
   std::int64_t rows, columns, stride;
+  std::int32_t batch = 1;
+  std::int64_t batch_stride = 0;  // elements
+
+  [[nodiscard]] std::int64_t batch_bytes() const {
+    return batch_stride * (type == CUDA_R_32F ? 4 : 2);
+  }
 };
 struct Description : cublasLtMatmulDescOpaque_t {
   cublasComputeType_t compute;
@@ -91,8 +99,33 @@ void write(void* data, const Layout& layout, std::int64_t row, std::int64_t colu
   }
 }
 
-bool is_aligned(const void* pointer, std::uint32_t bytes) {
-  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+// Every matrix of the batch.
+bool is_aligned(const void* pointer, const Layout& layout, std::uint32_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0 &&
+         layout.batch_bytes() % bytes == 0;
+}
+
+template <typename T>
+T* in_batch(T* first, const Layout& layout, std::int32_t i) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+  return reinterpret_cast<Byte*>(first) + i * layout.batch_bytes();
+}
+
+// d = scale op(a) op(b) + kept c of one matrix each.
+void multiply(const Description& op, double scale, const void* a, const Layout& of_a, const void* b,
+              const Layout& of_b, double kept, const void* c, const Layout& of_c, void* d,
+              const Layout& of_d) {
+  const std::int64_t inner = size_of(of_a, op.a).second;
+  for (std::int64_t j = 0; j < of_d.columns; ++j) {
+    for (std::int64_t i = 0; i < of_d.rows; ++i) {
+      double sum = 0;
+      for (std::int64_t n = 0; n < inner; ++n) {
+        sum += (op.a == CUBLAS_OP_N ? read(a, of_a, i, n) : read(a, of_a, n, i)) *
+               (op.b == CUBLAS_OP_N ? read(b, of_b, n, j) : read(b, of_b, j, n));
+      }
+      write(d, of_d, i, j, scale * sum + (kept == 0 ? 0 : kept * read(c, of_c, i, j)));
+    }
+  }
 }
 
 }  // namespace
@@ -143,6 +176,16 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* result, cudaDa
       result,
       Layout{
           {}, type, static_cast<std::int64_t>(rows), static_cast<std::int64_t>(columns), stride});
+}
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
+                                                cublasLtMatrixLayoutAttribute_t attribute,
+                                                const void* value, size_t bytes) {
+  auto& inner = inside<Layout>(layout);
+  if (attribute == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT) return assign(inner.batch, value, bytes);
+  if (attribute == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET) {
+    return assign(inner.batch_stride, value, bytes);
+  }
+  return CUBLAS_STATUS_INVALID_VALUE;
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
   return destroy<Layout>(layout);
@@ -221,25 +264,26 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t /*handle*/, cublasLtMatmulDesc_t 
       of_c.rows != of_d.rows || of_c.columns != of_d.columns) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
-  if (c == d && of_c.stride != of_d.stride) return CUBLAS_STATUS_INVALID_VALUE;
+  const bool is_one_batch =
+      of_a.batch == of_d.batch && of_b.batch == of_d.batch && of_c.batch == of_d.batch;
+  const bool is_in_place = c == d;
+  if (!is_one_batch ||
+      (is_in_place && (of_c.stride != of_d.stride || of_c.batch_stride != of_d.batch_stride))) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
   Algorithm chosen{};
   std::memcpy(&chosen, algorithm, sizeof(chosen));
-  const bool is_kept = is_aligned(a, chosen.alignments[0]) && is_aligned(b, chosen.alignments[1]) &&
-                       is_aligned(c, chosen.alignments[2]) && is_aligned(d, chosen.alignments[3]);
+  const bool is_kept =
+      is_aligned(a, of_a, chosen.alignments[0]) && is_aligned(b, of_b, chosen.alignments[1]) &&
+      is_aligned(c, of_c, chosen.alignments[2]) && is_aligned(d, of_d, chosen.alignments[3]);
   if (!is_kept || workspace == nullptr || workspace_bytes < chosen.workspace_bytes) {
     return CUBLAS_STATUS_INVALID_VALUE;  // a device would end the context: misaligned address
   }
   const double scale = *static_cast<const float*>(alpha);
   const double kept = *static_cast<const float*>(beta);
-  for (std::int64_t j = 0; j < columns; ++j) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      double sum = 0;
-      for (std::int64_t n = 0; n < inner; ++n) {
-        sum += (op.a == CUBLAS_OP_N ? read(a, of_a, i, n) : read(a, of_a, n, i)) *
-               (op.b == CUBLAS_OP_N ? read(b, of_b, n, j) : read(b, of_b, j, n));
-      }
-      write(d, of_d, i, j, scale * sum + (kept == 0 ? 0 : kept * read(c, of_c, i, j)));
-    }
+  for (std::int32_t i = 0; i < of_d.batch; ++i) {
+    multiply(op, scale, in_batch(a, of_a, i), of_a, in_batch(b, of_b, i), of_b, kept,
+             in_batch(c, of_c, i), of_c, in_batch(d, of_d, i), of_d);
   }
   return CUBLAS_STATUS_SUCCESS;
 }
