@@ -8,7 +8,8 @@
 // Dims: N rows (tokens), I inputs, O outputs, S layers; weights are stored [O, I].
 // Numerics: F64 and F32 through BLAS; with Precision::kBF16, F32 or BF16 operands are rounded to bf16 and products
 //   accumulate in fp32. Work is cut into blocks whose sizes depend on the shapes alone, so the bits do not depend on
-//   the number of threads. On CUDA any operand and result may be F32 or BF16; kNative multiplies in fp32.
+//   the number of threads. On CUDA operands and results may be F32 or BF16; kNative multiplies
+//   in fp32 and gives F32.
 // Errors: kInternal when shapes or dtypes do not fit.
 // Source: "Learning representations by back-propagating errors"; any text on linear layers.
 
