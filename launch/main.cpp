@@ -12,6 +12,7 @@
 #include "core/base/log.h"
 #include "dist/launch_environment.h"
 #include "launch/commands.h"
+#include "launch/memory_at_load.h"
 #ifdef TTT_CUDA
 #include "kernels/cuda/ops.h"
 #endif
@@ -78,6 +79,13 @@ int run(int argc, char** argv, ttt::dist::Communicator& communicator) {
   }
   return static_cast<int>(action(communicator));
 }
+
+// Not under sanitizers, whose own start must come first.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+__attribute__((section(".preinit_array"),
+               used)) void (*const kAtLoad)(int, char**,
+                                            char**) = &ttt::launch::check_memory_at_load;
+#endif
 
 }  // namespace
 

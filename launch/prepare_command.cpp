@@ -97,6 +97,13 @@ void prepare(const data::PrepareOptions& options, dist::Communicator& communicat
   const bool is_first = communicator.rank() == 0;
   data::PrepareJob job(options);
   communicator.barrier();  // nothing is made before all have found nothing in the way
+  if (job.is_done()) {
+    if (!is_first) return;
+    const config::CorpusManifest manifest = job.finish();
+    std::cout << "already prepared\n";
+    print_summary(options, manifest, {});
+    return;
+  }
   if (is_first) job.begin();
   communicator.barrier();
   job.scan(communicator.rank(), communicator.size());

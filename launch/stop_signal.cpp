@@ -2,7 +2,9 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
+#include <cstdint>
 #include <ctime>
 #include <initializer_list>
 
@@ -11,23 +13,21 @@
 namespace ttt::launch {
 namespace {
 
-volatile std::sig_atomic_t stop_flag = 0;
-timespec first_signal;
+// Handlers run on any thread, several at a time: all that they share is this one number, which they may touch because it
+// has no lock. On a clock that nobody sets; 0: no signal yet.
+std::atomic<std::int64_t> first_signal_ns = 0;
+static_assert(std::atomic<std::int64_t>::is_always_lock_free);
 
 // One request may arrive as several signals: Slurm's to the ranks, and the launcher's that forwards its own.
-constexpr double kSameRequestSeconds = 1;
+constexpr std::int64_t kSameRequestNs = 1'000'000'000;
 
 void on_signal(int signal) {
-  timespec now;
+  timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
-  if (stop_flag == 0) {
-    first_signal = now;
-    stop_flag = 1;
-    return;
-  }
-  const double seconds = static_cast<double>(now.tv_sec - first_signal.tv_sec) +
-                         static_cast<double>(now.tv_nsec - first_signal.tv_nsec) * 1e-9;
-  if (seconds > kSameRequestSeconds) _exit(128 + signal);
+  const std::int64_t now_ns = std::int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+  std::int64_t first_ns = 0;
+  if (first_signal_ns.compare_exchange_strong(first_ns, now_ns)) return;
+  if (now_ns - first_ns > kSameRequestNs) _exit(128 + signal);
 }
 
 }  // namespace
@@ -42,7 +42,7 @@ void install_stop_handlers() {
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
 }
 
-bool stop_requested() { return stop_flag != 0; }
+bool stop_requested() { return first_signal_ns != 0; }
 
 void stop_if_requested(std::string_view work) {
   if (stop_requested()) fail(ExitCode::kStoppedEarly, "{} stopped on request", work);

@@ -39,6 +39,11 @@ TensorView TensorView::slice(std::int64_t begin, std::int64_t end) const {
           Shape(std::span<const std::int64_t>(dims.data(), shape_.dims().size())), dtype_};
 }
 
+TensorView TensorView::at(std::int64_t index) const {
+  const TensorView row = slice(index, index + 1);
+  return row.reshape(Shape(shape_.dims().subspan(1)));
+}
+
 Tensor::Tensor(const Shape& shape, DType dtype)
     : storage_(memory::allocate(shape.numel() * size_of(dtype))),
       view_(storage_.get(), shape, dtype) {}
@@ -48,6 +53,12 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype) {
   if (memory::is_counting_only()) return tensor;
   std::memset(tensor.view().raw(), 0, static_cast<std::size_t>(tensor.view().num_bytes()));
   return tensor;
+}
+
+Tensor Tensor::at(std::int64_t index) const {
+  Tensor row(*this);
+  row.view_ = view_.at(index);
+  return row;
 }
 
 void expect_shape(const char* name, const TensorView& view, const Shape& shape) {

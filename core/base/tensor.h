@@ -42,6 +42,8 @@ class TensorView {
   [[nodiscard]] TensorView reshape(const Shape& shape) const;
   /// Rows [begin, end) of dimension 0.
   [[nodiscard]] TensorView slice(std::int64_t begin, std::int64_t end) const;
+  /// Row `index` of dimension 0, without that dimension.
+  [[nodiscard]] TensorView at(std::int64_t index) const;
 
  private:
   void* data_ = nullptr;
@@ -57,6 +59,8 @@ class Tensor {
   static Tensor zeros(const Shape& shape, DType dtype);
 
   [[nodiscard]] TensorView view() const { return view_; }
+  /// Row `index` of dimension 0, without that dimension: owns the whole memory with the others.
+  [[nodiscard]] Tensor at(std::int64_t index) const;
   // A tensor is passed where a view is taken everywhere.
   // NOLINTNEXTLINE(google-explicit-constructor)
   operator TensorView() const { return view_; }

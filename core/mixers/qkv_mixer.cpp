@@ -1,5 +1,7 @@
 #include "core/mixers/qkv_mixer.h"
 
+#include <utility>
+
 #include "core/sequence_exchange.h"
 #include "kernels/copy.h"
 #include "kernels/norm.h"
@@ -37,24 +39,26 @@ struct QkvMixer::Activations final : Saved {
 QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
                    const config::ModelConfig& config, std::int64_t context_length,
                    std::int64_t layer)
-    : store_(store), head_dim_(config.hidden_size() / config.num_heads()) {
+    : store_(store),
+      head_dim_(config.hidden_size() / config.num_heads()),
+      has_gate_(config.use_gate()) {
   const std::int64_t channels = config.hidden_size();
   const Initializer normal = Initializer::normal(config.initializer_range());
   const bool grouped = config.mixer() == config::ATTENTION && config.attention().num_kv_heads() > 0;
   const std::int64_t kv_channels =
       grouped ? config.attention().num_kv_heads() * head_dim_ : channels;
-  const auto linear = [&](const char* name, std::int64_t outputs) {
-    return std::make_unique<Linear>(store, prefix + "." + name + ".weight", outputs, channels,
-                                    normal);
-  };
-  q_proj_ = linear("q_proj", channels);
+  projections_ = std::make_unique<Projections>(
+      store,
+      std::vector<Projections::Output>{
+          {prefix + ".q_proj.weight", channels},
+          {prefix + ".g_proj.weight", has_gate_ ? channels : 0},
+          {prefix + ".k_proj.weight", config.share_qk() ? 0 : kv_channels},
+          {prefix + ".v_proj.weight", kv_channels}},
+      channels, normal);
   if (config.share_qk()) {
     shared_qk_ =
         std::make_unique<SharedQk>(store, prefix, channels, config.conv_kernel(), head_dim_);
-  } else {
-    k_proj_ = linear("k_proj", kv_channels);
   }
-  v_proj_ = linear("v_proj", kv_channels);
   core_ = make_core(store, prefix, config, context_length, layer);
   // Plain Llama has no norm here; every core in a gated block does, as TTT has.
   if (config.mixer() != config::ATTENTION || config.use_gate()) {
@@ -62,8 +66,7 @@ QkvMixer::QkvMixer(ParameterStore& store, const std::string& prefix,
         &store.add(prefix + ".post_norm.weight", {channels}, Initializer::constant(1));
     post_norm_bias_ = &store.add(prefix + ".post_norm.bias", {channels}, Initializer::constant(0));
   }
-  if (config.use_gate()) g_proj_ = linear("g_proj", channels);
-  o_proj_ = linear("o_proj", channels);
+  o_proj_ = std::make_unique<Linear>(store, prefix + ".o_proj.weight", channels, channels, normal);
 }
 
 CoreInputs QkvMixer::core_inputs(TensorView x, const Activations& a) const {
@@ -79,8 +82,11 @@ void QkvMixer::project(TensorView x, Activations& a, DecodeState* decoding,
   auto* const state = static_cast<QkvDecodeState*>(decoding);
   std::optional<kernels::RopeOptions> rope = core_->rope();
   if (rope && state != nullptr) rope->first_position = state->position;
+  std::vector<Tensor> projected = projections_->forward(x, context);
+  const auto take = [&](Projection i) { return std::exchange(projected[i], {}); };
+  a.gate = take(kGate);
   if (shared_qk_) {
-    a.p = tokens_to_heads(q_proj_->forward(x, context), context);
+    a.p = tokens_to_heads(take(kQ), context);
     a.q = Tensor(a.p.shape(), x.dtype());
     a.k = Tensor(a.p.shape(), x.dtype());
     if (state == nullptr) {
@@ -90,22 +96,21 @@ void QkvMixer::project(TensorView x, Activations& a, DecodeState* decoding,
       shared_qk_->extend(a.p, rope, a.q, a.k, state->history, context);
     }
   } else {
-    a.q = tokens_to_heads(q_proj_->forward(x, context), context);
-    a.k = tokens_to_heads(k_proj_->forward(x, context), context);
+    a.q = tokens_to_heads(take(kQ), context);
+    a.k = tokens_to_heads(take(kK), context);
     if (rope) {
       kernels::rope_forward(split_heads(a.q), split_heads(a.q), *rope, context.stream);
       kernels::rope_forward(split_heads(a.k), split_heads(a.k), *rope, context.stream);
     }
   }
   if (state != nullptr) state->position += x.size(1);
-  a.v = tokens_to_heads(v_proj_->forward(x, context), context);
+  a.v = tokens_to_heads(take(kV), context);
   a.core_out = Tensor(a.q.shape(), x.dtype());
 }
 
 void QkvMixer::finish(TensorView x, Activations& a, TensorView residual, TensorView y,
                       Context& context) const {
   a.y = heads_to_tokens(a.core_out, context);
-  if (g_proj_) a.gate = g_proj_->forward(x, context);
   Tensor mixed = a.y;
   if (post_norm_weight_ != nullptr) {
     const std::int64_t rows = x.size(0) * x.size(1);
@@ -141,7 +146,7 @@ void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, Tensor
   Tensor d_gate;
   if (post_norm_weight_ != nullptr) {
     mixed = Tensor(x.shape(), d_y.dtype());
-    if (g_proj_) d_gate = Tensor(x.shape(), d_y.dtype());
+    if (has_gate_) d_gate = Tensor(x.shape(), d_y.dtype());
     kernels::layer_norm_backward(rows_of(a.y), post_norm_weight_->value, post_norm_bias_->value,
                                  rows_of(a.gate), a.mean, a.rstd, rows_of(d_mixed), rows_of(mixed),
                                  rows_of(d_mixed), rows_of(d_gate), post_norm_weight_->grad,
@@ -149,8 +154,8 @@ void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, Tensor
   }
   o_proj_->backward_weight(mixed, d_y, context);
   mixed = {};
-  if (g_proj_) {
-    g_proj_->backward(x, d_gate, d_x, kernels::Accumulate::kNo, context);
+  if (has_gate_) {
+    (*projections_)[kGate].backward(x, d_gate, d_x, kernels::Accumulate::kNo, context);
     d_gate = {};
   } else {
     kernels::fill(d_x, 0, context.stream);
@@ -161,8 +166,14 @@ void QkvMixer::backward(const Saved& saved, TensorView x, TensorView d_y, Tensor
   core_->backward(*a.core, core_inputs(x, a), split_heads(a.core_out),
                   split_heads(tokens_to_heads(d_mixed, context)),
                   {split_heads(d_q), split_heads(d_k), split_heads(d_v), d_x}, context);
-  v_proj_->backward(x, heads_to_tokens(d_v, context), d_x, kernels::Accumulate::kYes, context);
+  add_gradients(kV, x, d_v, d_x, context);
   backward_qk(a, x, d_q, d_k, d_x, context);
+}
+
+void QkvMixer::add_gradients(Projection i, TensorView x, const Tensor& d_heads, TensorView d_x,
+                             Context& context) const {
+  (*projections_)[i].backward(x, heads_to_tokens(d_heads, context), d_x, kernels::Accumulate::kYes,
+                              context);
 }
 
 void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
@@ -171,14 +182,14 @@ void QkvMixer::backward_qk(const Activations& a, TensorView x, const Tensor& d_q
   if (shared_qk_) {
     const Tensor d_p(a.p.shape(), a.p.dtype());
     shared_qk_->backward(a.p, a.halo, rope, d_q, d_k, d_p, context);
-    q_proj_->backward(x, heads_to_tokens(d_p, context), d_x, kernels::Accumulate::kYes, context);
+    add_gradients(kQ, x, d_p, d_x, context);
   } else {
     if (rope) {
       kernels::rope_backward(split_heads(d_q), split_heads(d_q), *rope, context.stream);
       kernels::rope_backward(split_heads(d_k), split_heads(d_k), *rope, context.stream);
     }
-    q_proj_->backward(x, heads_to_tokens(d_q, context), d_x, kernels::Accumulate::kYes, context);
-    k_proj_->backward(x, heads_to_tokens(d_k, context), d_x, kernels::Accumulate::kYes, context);
+    add_gradients(kQ, x, d_q, d_x, context);
+    add_gradients(kK, x, d_k, d_x, context);
   }
 }
 

@@ -7,6 +7,7 @@
 //   y = core(q, k, v; x)
 //   y = LayerNorm(y)                   with post_norm
 //   y = gelu_tanh(x Wg^T) * y          with use_gate, which has post_norm
+//                                      (all the products with x are one; core/layers/projections.h)
 //   out = y Wo^T                       + residual
 //
 // With head exchange p (or q and k), v and y pass to the ranks of their heads and back, around conv and core.
@@ -19,6 +20,7 @@
 
 #include "configs/run.pb.h"
 #include "core/layers/linear.h"
+#include "core/layers/projections.h"
 #include "core/layers/shared_qk.h"
 #include "core/mixers/sequence_core.h"
 
@@ -47,10 +49,15 @@ class QkvMixer final : public Layer {
 
  private:
   struct Activations;
+  /// Of x, those of one shape beside each other. Without a gate there is no kGate, with share_qk no kK.
+  enum Projection : std::size_t { kQ, kGate, kK, kV };
   /// `decoding`: the tokens go on from there.
   void project(TensorView x, Activations& a, DecodeState* decoding, Context& context) const;
   void finish(TensorView x, Activations& a, TensorView residual, TensorView y,
               Context& context) const;
+  /// Adds to d_x and to the weight's grad what comes from the gradient of the heads' side.
+  void add_gradients(Projection i, TensorView x, const Tensor& d_heads, TensorView d_x,
+                     Context& context) const;
   void backward_qk(const Activations& a, TensorView x, const Tensor& d_q, const Tensor& d_k,
                    TensorView d_x, Context& context) const;
   /// [B, T, H F] as [B, T, H, F].
@@ -58,11 +65,13 @@ class QkvMixer final : public Layer {
   [[nodiscard]] CoreInputs core_inputs(TensorView x, const Activations& a) const;
   ParameterStore& store_;
   std::int64_t head_dim_;
-  std::unique_ptr<Linear> q_proj_, k_proj_, v_proj_, g_proj_, o_proj_;  // k and g may be absent
-  std::unique_ptr<SharedQk> shared_qk_;                                 // with share_qk
-  const Parameter* post_norm_weight_ = nullptr;                         // with post_norm
+  std::unique_ptr<Projections> projections_;
+  bool has_gate_;
+  std::unique_ptr<SharedQk> shared_qk_;          // with share_qk
+  const Parameter* post_norm_weight_ = nullptr;  // with post_norm
   const Parameter* post_norm_bias_ = nullptr;
   std::unique_ptr<SequenceCore> core_;
+  std::unique_ptr<Linear> o_proj_;
 };
 
 /// The core that `config` names, with its parameters registered under `prefix`.

@@ -91,8 +91,9 @@ config::CheckpointManifest read_manifest(const std::string& directory);
 /// Checks size and digest of every file the manifest lists. Errors: 66 or 65 naming the file.
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest);
 
-/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in. `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ
-/// (or the dtype), 65 / 66 as in verify_checkpoint.
+/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges and the order of tensors it was saved in.
+/// `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ (or the dtype), 65 / 66 as in
+/// verify_checkpoint.
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
                 const FlatState& into);
 

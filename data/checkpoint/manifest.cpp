@@ -8,6 +8,7 @@
 #include <limits>
 #include <set>
 
+#include "data/file_name.h"
 #include "data/files.h"
 
 namespace ttt::data {
@@ -62,7 +63,7 @@ void check_contents(const std::string& path, const config::CheckpointManifest& m
   std::set<std::string> names;
   for (const config::FileDigest& file : manifest.files()) {
     const std::string& name = file.name();
-    if (name.empty() || name.starts_with('.') || name.find('/') != std::string::npos) {
+    if (!is_plain_file_name(name)) {
       damaged(path, "'{}' is not the name of a file in the directory", name);
     }
     if (!names.insert(name).second) damaged(path, "'{}' is listed twice", name);

@@ -11,7 +11,7 @@ namespace ttt::data {
 /// The part of one tensor that falls into a rank's flat range.
 struct Slice {
   const NamedShape* tensor = nullptr;
-  std::int64_t flat_begin = 0;  // in the flat buffers
+  std::int64_t flat_begin = 0;  // of the slice in the flat buffers
   std::int64_t offset = 0;      // of the slice in the flattened tensor
   std::int64_t count = 0;
 };
@@ -32,9 +32,8 @@ std::vector<std::vector<FlatRange>> ranges_of_shards(const config::CheckpointMan
 std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
                              const std::vector<FlatRange>& ranges);
 
-/// Reads a shard whose digest has been verified. The file must hold exactly the slices of these
-/// ranges, stored the way write_shard stores them. Errors: 65 naming the file and the dataset.
-void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
-                const FlatState& into);
+/// Reads a shard whose digest has been verified. The file must hold exactly these slices, stored the way write_shard
+/// stores them; they go where tensors of their names lie in the buffers. Errors: 65 naming the file and the dataset.
+void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into);
 
 }  // namespace ttt::data

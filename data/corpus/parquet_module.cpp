@@ -22,10 +22,37 @@ namespace {
 
 constexpr std::int64_t kReadBytes = std::int64_t{1} << 20;
 constexpr int kMaxNamedColumns = 20;
+// Far above what writers make: pyarrow's largest are of 1,024 texts.
+constexpr std::int64_t kMaxPageBytes = std::int64_t{1} << 30;
+
+// Arrow holds a page whole. It asks for the memory by what the page's header says, before it decompresses.
+class PageMemory final : public arrow::ProxyMemoryPool {
+ public:
+  // malloc gives a page's memory back when the page goes; Arrow's own pools keep it.
+  PageMemory() : ProxyMemoryPool(arrow::system_memory_pool()) {}
+
+  arrow::Status Allocate(std::int64_t size, std::int64_t alignment, std::uint8_t** out) override {
+    if (size > kMaxPageBytes) return refuse(size);
+    return ProxyMemoryPool::Allocate(size, alignment, out);
+  }
+  arrow::Status Reallocate(std::int64_t old_size, std::int64_t new_size, std::int64_t alignment,
+                           std::uint8_t** block) override {
+    if (new_size > kMaxPageBytes) return refuse(new_size);
+    return ProxyMemoryPool::Reallocate(old_size, new_size, alignment, block);
+  }
+
+ private:
+  static arrow::Status refuse(std::int64_t size) {
+    return arrow::Status::Invalid(
+        fmt::format("a page takes {} bytes, and at most {} are held: write the file again with "
+                    "smaller pages",
+                    size, kMaxPageBytes));
+  }
+};
 
 parquet::ReaderProperties reader_properties() {
-  // malloc gives a page's memory back when the page goes; Arrow's own pools keep it.
-  parquet::ReaderProperties properties(arrow::system_memory_pool());
+  static PageMemory* const memory = new PageMemory;  // outlives every reader
+  parquet::ReaderProperties properties(memory);
   properties.enable_buffered_stream();  // else a whole column of a row group is read at once
   properties.set_buffer_size(kReadBytes);
   properties.set_page_checksum_verification(true);

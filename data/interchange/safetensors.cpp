@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 
+#include "data/file_name.h"
 #include "data/files.h"
 
 namespace ttt::data {
@@ -250,7 +251,7 @@ SafetensorsFile open_model(const std::string& directory) {
   std::set<std::string> shards;
   for (const auto& [name, shard] : index["weight_map"].items()) {
     const std::string file = shard.is_string() ? shard.get<std::string>() : "";
-    if (file.empty() || file.starts_with('.') || file.find('/') != std::string::npos) {
+    if (!is_plain_file_name(file)) {
       damaged("{}: tensor '{}': {} is not a file name", index_path, name, shard.dump());
     }
     shards.insert(file);

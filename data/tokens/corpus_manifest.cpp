@@ -3,11 +3,11 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
-#include <climits>
 #include <filesystem>
 #include <string_view>
 
 #include "core/base/error.h"
+#include "data/file_name.h"
 #include "data/files.h"
 #include "data/tokenizer/tokenizer.h"
 #include "data/tokens/prepare.h"
@@ -25,12 +25,6 @@ class FirstError final : public google::protobuf::io::ErrorCollector {
   }
   std::string text;
 };
-
-// Names come from a file that may be anyone's: only plain names in the same directory.
-bool is_plain_name(const std::string& name) {
-  return !name.empty() && name.size() <= NAME_MAX && name != "." && name != ".." &&
-         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
-}
 
 std::string join(const std::string& directory, const std::string& name) {
   return (std::filesystem::path(directory) / name).string();
@@ -54,11 +48,11 @@ config::CorpusManifest read_corpus_manifest(const std::string& directory) {
   if (manifest.vocab_size() < 1 || manifest.vocab_size() > kMaxVocabSize) {
     fail(kCorrupt, "{}: a vocabulary of {}", path, manifest.vocab_size());
   }
-  if (!manifest.tokenizer().empty() && !is_plain_name(manifest.tokenizer())) {
+  if (!manifest.tokenizer().empty() && !is_plain_file_name(manifest.tokenizer())) {
     fail(kCorrupt, "{}: \"{}\" is not a file name in this directory", path, manifest.tokenizer());
   }
   for (const config::FileDigest& file : manifest.files()) {
-    if (!is_plain_name(file.name())) {
+    if (!is_plain_file_name(file.name())) {
       fail(kCorrupt, "{}: \"{}\" is not a file name in this directory", path, file.name());
     }
     const std::int64_t size = file_size_bytes(join(directory, file.name()));

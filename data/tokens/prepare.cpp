@@ -10,7 +10,6 @@
 
 #include "core/base/error.h"
 #include "core/base/log.h"
-#include "core/base/rng.h"
 #include "data/checkpoint/run_lock.h"
 #include "data/files.h"
 #include "data/tokens/duplicates.h"
@@ -121,11 +120,17 @@ class PrepareJob::Work {
     }
     const std::string& output = options.output_directory;
     std::error_code error;
-    if (fs::exists(output, error) &&
-        !(fs::is_directory(output, error) && fs::is_empty(output, error))) {
+    const bool is_free = !fs::exists(output, error) ||
+                         (fs::is_directory(output, error) && fs::is_empty(output, error));
+    if (!is_free && !holds_plan_digest(output)) {
       fail(ExitCode::kLocked, "{} exists and is not an empty directory", output);
     }
     plan = plan_preparation(options);  // what is missing is told before anything is made
+    is_done = !is_free;
+    if (is_done && !is_output_of(plan, output)) {
+      fail(ExitCode::kLocked, "{} exists, prepared from other inputs or with other options",
+           output);
+    }
     directory = output + ".partial";
     result = directory + "/result";
   }
@@ -163,6 +168,7 @@ class PrepareJob::Work {
 
   PrepareOptions options;
   PreparePlan plan;
+  bool is_done = false;   // OUTPUT is there
   std::string directory;  // OUTPUT.partial
   std::string result;     // what becomes OUTPUT
   std::unique_ptr<RunLock> lock;
@@ -172,6 +178,8 @@ class PrepareJob::Work {
 
 PrepareJob::PrepareJob(const PrepareOptions& options) : work_(std::make_unique<Work>(options)) {}
 PrepareJob::~PrepareJob() = default;
+
+bool PrepareJob::is_done() const { return work_->is_done; }
 
 void PrepareJob::begin() {
   Work& work = *work_;
@@ -291,6 +299,14 @@ void PrepareJob::tokenize(int rank, int num_ranks, const OnProgress& on_progress
 config::CorpusManifest PrepareJob::finish(
     const std::function<void(const std::string& directory)>& add_files) {
   Work& work = *work_;
+  if (work.is_done) {
+    if (std::error_code error; fs::exists(work.directory, error)) {
+      work.lock = std::make_unique<RunLock>(work.directory);
+      work.remove_directory();
+      work.lock.reset();
+    }
+    return read_corpus_manifest(work.options.output_directory);
+  }
   config::CorpusManifest manifest;
   const auto add_file = [&](const std::string& name, std::int64_t num_bytes, std::string digest) {
     config::FileDigest& file = *manifest.add_files();
@@ -360,6 +376,7 @@ config::CorpusManifest PrepareJob::finish(
   std::string text;
   TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
   write_file_atomically(work.result + "/manifest.textproto", text);
+  write_plan_digest(work.plan, work.result);
   if (add_files) add_files(work.result);
   rename_durably(work.result, work.options.output_directory);
   work.remove_directory();
@@ -372,18 +389,12 @@ const PrepareStats& PrepareJob::stats() const { return work_->stats; }
 config::CorpusManifest prepare_corpus(const PrepareOptions& options,
                                       const OnProgress& on_progress) {
   PrepareJob job(options);
+  if (job.is_done()) return job.finish();
   job.begin();
   job.scan(0, 1);
   job.compare_digests();
   job.tokenize(0, 1, on_progress);
   return job.finish();
-}
-
-bool is_validation_document(const PrepareOptions& options, std::int64_t number,
-                            std::string_view text) {
-  if (!options.validation_inputs.empty()) return false;
-  if (options.validation_every > 0) return (number + 1) % options.validation_every == 0;
-  return uniform_of_text(options.seed, "validation split", text) < options.validation_fraction;
 }
 
 }  // namespace ttt::data

@@ -5,7 +5,8 @@
 // order of the input. The output directory holds train-00000.h5 ..., validation-00000.h5 ..., the tokenizer's
 // file (unless bytes), prepare.json and, written last, manifest.textproto.
 //
-// Work is done beside it, in OUTPUT.partial, and renamed in the end: OUTPUT is whole or absent. A part
+// Work is done beside it, in OUTPUT.partial, and renamed in the end: OUTPUT is whole or absent. It keeps the digest of
+// inputs and options, plan.xxh3, by which the same command finds that nothing is left to do. A part
 // (prepare_plan.h) is cut in segments of at most shard_tokens; a finished segment is a shard of each split
 // and a record, so that a run that was killed goes on behind the last. None of it depends on threads or ranks.
 
@@ -66,12 +67,14 @@ using OnProgress = std::function<void(const PrepareProgress&)>;
 /// The phases of a preparation. With several ranks each has one; between two phases all ranks wait.
 class PrepareJob {
  public:
-  /// Checks options and inputs, and that `output_directory` is absent or empty.
+  /// Checks options and inputs, and that `output_directory` is absent, empty, or what this job makes.
   explicit PrepareJob(const PrepareOptions& options);
   ~PrepareJob();
   PrepareJob(const PrepareJob&) = delete;
   PrepareJob& operator=(const PrepareJob&) = delete;
 
+  /// `output_directory` is there already: only `finish` is left.
+  [[nodiscard]] bool is_done() const;
   /// One rank: takes OUTPUT.partial, made new or left by a run of the same plan; trains or copies the tokenizer.
   /// Leaves nothing behind unless a segment was finished.
   void begin();
@@ -83,7 +86,7 @@ class PrepareJob {
   /// is called after every document, from the calling thread.
   void tokenize(int rank, int num_ranks, const OnProgress& on_progress);
   /// One rank: puts the segments together and names the directory, into which `add_files` (may be empty) has put what else
-  /// belongs there.
+  /// belongs there. Where that is done it removes what a killed run left beside it.
   config::CorpusManifest finish(
       const std::function<void(const std::string& directory)>& add_files = {});
   /// What was counted; after `finish`.
@@ -96,7 +99,7 @@ class PrepareJob {
 
 /// All phases on one rank.
 /// Errors: 64 for options that contradict each other and for a corpus without a training document; 73 if
-/// output_directory exists and is not empty, or another process prepares it; 78 if OUTPUT.partial has finished
+/// output_directory is something else, or another process prepares it; 78 if OUTPUT.partial has finished
 /// segments of another plan; those of read_file_documents and open_tokenizer.
 config::CorpusManifest prepare_corpus(const PrepareOptions& options,
                                       const OnProgress& on_progress = {});

@@ -2,16 +2,20 @@
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <system_error>
 #include <utility>
 
 #include "core/base/error.h"
+#include "core/base/rng.h"
 #include "data/files.h"
 
 namespace ttt::data {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::int64_t kMaxDigestBytes = 4096;
 
 void append_parts(const std::vector<std::string>& inputs, bool is_validation,
                   std::int64_t part_bytes, nlohmann::json& files, PreparePlan& plan) {
@@ -33,6 +37,12 @@ void append_parts(const std::vector<std::string>& inputs, bool is_validation,
     if (part.num_bytes >= part_bytes) close();
   }
   close();
+}
+
+std::string digest_path(const std::string& output) { return output + "/plan.xxh3"; }
+
+std::string digest_text(const PreparePlan& plan) {
+  return xxh3_128_hex(std::as_bytes(std::span(plan.fingerprint))) + "\n";
 }
 
 }  // namespace
@@ -67,6 +77,19 @@ PreparePlan plan_preparation(const PrepareOptions& options) {
   return plan;
 }
 
+void write_plan_digest(const PreparePlan& plan, const std::string& output) {
+  write_file_atomically(digest_path(output), digest_text(plan));
+}
+
+bool holds_plan_digest(const std::string& output) {
+  std::error_code error;
+  return fs::exists(digest_path(output), error);
+}
+
+bool is_output_of(const PreparePlan& plan, const std::string& output) {
+  return read_text_file(digest_path(output), kMaxDigestBytes) == digest_text(plan);
+}
+
 void read_part(const PreparePart& part, const PrepareOptions& options,
                const std::function<void(CorpusItem&&)>& push,
                std::atomic<std::int64_t>* bytes_read) {
@@ -98,6 +121,13 @@ void judge_item(const PreparePart& part, const PrepareOptions& options, CorpusIt
   item.left_out = options.filter.reason_to_leave_out(item.document);
   item.is_validation = part.is_validation ||
                        is_validation_document(options, item.document_number, item.document.text);
+}
+
+bool is_validation_document(const PrepareOptions& options, std::int64_t number,
+                            std::string_view text) {
+  if (!options.validation_inputs.empty()) return false;
+  if (options.validation_every > 0) return (number + 1) % options.validation_every == 0;
+  return uniform_of_text(options.seed, "validation split", text) < options.validation_fraction;
 }
 
 }  // namespace ttt::data

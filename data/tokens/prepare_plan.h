@@ -26,6 +26,11 @@ struct PreparePlan {
 /// 66 and 64 as list_corpus_files.
 PreparePlan plan_preparation(const PrepareOptions& options);
 
+/// A finished output directory holds the digest of its plan, and so tells whose output it is.
+void write_plan_digest(const PreparePlan& plan, const std::string& output);
+bool holds_plan_digest(const std::string& output);
+bool is_output_of(const PreparePlan& plan, const std::string& output);
+
 /// Visits the items of a part in order, with `rejected` or a document; numbers are counted through its files.
 /// The first rejection is an error (65) unless `skip_rejected`.
 void read_part(const PreparePart& part, const PrepareOptions& options,

@@ -135,10 +135,16 @@ void multiply(const Product& product, Precision precision) {
 
 void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
                     Precision precision, Stream& stream) {
-  TTT_CHECK(x.shape().rank() == 2 && w.shape().rank() == 2, "x {} and w {} must be matrices",
-            x.shape().str(), w.shape().str());
-  expect_shape("w", w, {w.size(0), x.size(1)});
-  expect_shape("y", y, {x.size(0), w.size(0)});
+  const bool is_stack = w.shape().rank() == 3;
+  TTT_CHECK(x.shape().rank() == 2 && (w.shape().rank() == 2 || is_stack),
+            "x {} must be a matrix and w {} one or several", x.shape().str(), w.shape().str());
+  if (is_stack) {
+    expect_shape("w", w, {w.size(0), w.size(1), x.size(1)});
+    expect_shape("y", y, {w.size(0), x.size(0), w.size(1)});
+  } else {
+    expect_shape("w", w, {w.size(0), x.size(1)});
+    expect_shape("y", y, {x.size(0), w.size(0)});
+  }
   if (!residual.empty()) {
     expect_shape("residual", residual, y.shape());
     TTT_CHECK(residual.dtype() == y.dtype() && residual.raw() != y.raw(),
@@ -147,6 +153,13 @@ void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView 
   }
   if (const DeviceOps* ops = device_ops(stream)) {
     return ops->linear_forward(x, w, residual, y, precision, stream);
+  }
+  if (is_stack) {
+    for (std::int64_t s = 0; s < w.size(0); ++s) {
+      linear_forward(x, w.at(s), residual.empty() ? residual : residual.at(s), y.at(s), precision,
+                     stream);
+    }
+    return;
   }
   if (precision == Precision::kNative && x.size(0) <= cpu::kFewRows) {
     expect_operands(x.dtype(), w.dtype(), y.dtype());

@@ -19,9 +19,13 @@ namespace {
 
 constexpr std::int64_t kWorkspaceBytes = kProductWorkspaceBytes;
 
+// The library does not tell a lost device from a mistake of ours; CUDA does.
 void check_cublas(cublasStatus_t status, const char* what) {
-  TTT_CHECK(status == CUBLAS_STATUS_SUCCESS, "cuBLASLt, {}: {}", what,
-            cublasLtGetStatusString(status));
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const cudaError_t cause = cudaGetLastError();
+  fail(status == CUBLAS_STATUS_ALLOC_FAILED ? ExitCode::kOutOfMemory : exit_code_of(cause),
+       "cuBLASLt, {}: {} (CUDA: {})", what, cublasLtGetStatusString(status),
+       cudaGetErrorString(cause));
 }
 
 cudaDataType_t cuda_type(DType dtype) { return dtype == DType::kBF16 ? CUDA_R_16BF : CUDA_R_32F; }
@@ -35,31 +39,58 @@ using MatmulDesc = std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy>;
 using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, Destroy>;
 using Preference = std::unique_ptr<cublasLtMatmulPreferenceOpaque_t, Destroy>;
 
-/// d [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked.
+/// Bytes that divide the addresses of a, b, c and d, in a stack of all of them. Parameters lie one behind the other, so those
+/// of a weight may be few, and cuBLASLt takes 256 for granted unless it is told.
+using Alignments = std::array<std::uint32_t, 4>;
+
+std::uint32_t alignment_of(const void* pointer, std::int64_t bytes_to_next) {
+  constexpr std::uintptr_t kMost = 256;
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer) |
+                       static_cast<std::uintptr_t>(bytes_to_next) | kMost;
+  return static_cast<std::uint32_t>(address & (~address + 1));
+}
+
+/// d [m, n] = op(a) op(b) (+ c), column-major; op transposes where asked. Of a stack `count` times, with one b for all and
+/// a, c and d one behind the other.
 struct Product {
   std::int64_t m, n, k;
   bool transpose_a, transpose_b;
   DType operands, result;
+  std::int64_t count = 1;
+  Alignments alignments{};  // of the call
 
   auto operator<=>(const Product&) const = default;
 };
 
-Layout make_layout(DType dtype, std::int64_t rows, std::int64_t columns) {
+/// `count` matrices, `offset` elements from one to the next: 0 is one matrix for all.
+Layout make_layout(DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t count,
+                   std::int64_t offset) {
   cublasLtMatrixLayout_t layout = nullptr;
   check_cublas(
       cublasLtMatrixLayoutCreate(&layout, cuda_type(dtype), static_cast<std::uint64_t>(rows),
                                  static_cast<std::uint64_t>(columns), rows),
       "a matrix layout");
-  return Layout(layout);
+  Layout owned(layout);
+  if (count == 1) return owned;
+  const auto batch = static_cast<std::int32_t>(count);
+  check_cublas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch,
+                                                sizeof(batch)),
+               "the number of matrices");
+  check_cublas(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &offset, sizeof(offset)),
+               "the way from one matrix to the next");
+  return owned;
 }
 
 /// What cuBLASLt needs to run one shape of product; the algorithm is chosen once, so equal calls give equal bits.
 class Plan {
  public:
   Plan(cublasLtHandle_t handle, const Product& p)
-      : a_(p.transpose_a ? make_layout(p.operands, p.k, p.m) : make_layout(p.operands, p.m, p.k)),
-        b_(p.transpose_b ? make_layout(p.operands, p.n, p.k) : make_layout(p.operands, p.k, p.n)),
-        c_(make_layout(p.result, p.m, p.n)) {
+      : a_(p.transpose_a ? make_layout(p.operands, p.k, p.m, p.count, p.m * p.k)
+                         : make_layout(p.operands, p.m, p.k, p.count, p.m * p.k)),
+        b_(p.transpose_b ? make_layout(p.operands, p.n, p.k, p.count, 0)
+                         : make_layout(p.operands, p.k, p.n, p.count, 0)),
+        c_(make_layout(p.result, p.m, p.n, p.count, p.m * p.n)) {
     cublasLtMatmulDesc_t desc = nullptr;
     check_cublas(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a descriptor");
     desc_.reset(desc);
@@ -78,12 +109,23 @@ class Plan {
     check_cublas(cublasLtMatmulPreferenceSetAttribute(
                      preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof(bytes)),
                  "the workspace's size");
+    constexpr std::array kAlignments = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (std::size_t i = 0; i < kAlignments.size(); ++i) {
+      check_cublas(cublasLtMatmulPreferenceSetAttribute(preference, kAlignments[i],
+                                                        &p.alignments[i], sizeof(p.alignments[i])),
+                   "the alignment of a matrix");
+    }
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
-    check_cublas(cublasLtMatmulAlgoGetHeuristic(handle, desc, a_.get(), b_.get(), c_.get(),
-                                                c_.get(), preference, 1, &found, &count),
-                 "an algorithm");
-    TTT_CHECK(count == 1, "cuBLASLt has no algorithm for {} x {} x {}", p.m, p.n, p.k);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, desc, a_.get(), b_.get(), c_.get(), c_.get(), preference, 1, &found, &count);
+    TTT_CHECK(
+        status != CUBLAS_STATUS_NOT_SUPPORTED && (status != CUBLAS_STATUS_SUCCESS || count == 1),
+        "cuBLASLt has no algorithm for {} x {} x {} x {} of {} to {}", p.count, p.m, p.n, p.k,
+        name_of(p.operands), name_of(p.result));
+    check_cublas(status, "an algorithm");
     algorithm_ = found.algo;
   }
 
@@ -114,9 +156,15 @@ class Products {
     check_cublas(cublasLtCreate(&handle_), "a handle");
   }
 
-  void run(const Product& product, const void* a, const void* b, const void* c, void* d,
-           Stream& stream) {
-    if (product.m == 0 || product.n == 0) return;
+  void run(Product product, const void* a, const void* b, const void* c, void* d, Stream& stream) {
+    if (product.m == 0 || product.n == 0 || product.count == 0) return;
+    if (product.k == 0 && c == d) return;  // nothing to add
+    const std::int64_t has_next = product.count > 1 ? 1 : 0;
+    const std::int64_t to_next_a = has_next * product.m * product.k * size_of(product.operands);
+    const std::int64_t to_next_d = has_next * product.m * product.n * size_of(product.result);
+    product.alignments = {alignment_of(a, to_next_a), alignment_of(b, 0),
+                          alignment_of(c != nullptr ? c : d, to_next_d),
+                          alignment_of(d, to_next_d)};
     auto& plan = plans_[product];
     if (!plan) plan = std::make_unique<Plan>(handle_, product);
     plan->run(handle_, a, b, c, d, workspace_.view().raw(), stream);
@@ -152,8 +200,9 @@ void linear_forward(TensorView x, TensorView w, TensorView residual, TensorView 
   Tensor x_scratch, w_scratch;
   const TensorView a = converted(w, type, w_scratch, stream);
   const TensorView b = converted(x, type, x_scratch, stream);
-  products().run({w.size(0), x.size(0), x.size(1), true, false, type, y.dtype()}, a.raw(), b.raw(),
-                 residual.raw(), y.raw(), stream);
+  const std::int64_t count = w.shape().rank() == 3 ? w.size(0) : 1;
+  products().run({w.size(-2), x.size(0), x.size(1), true, false, type, y.dtype(), count}, a.raw(),
+                 b.raw(), residual.raw(), y.raw(), stream);
 }
 
 void linear_backward_input(TensorView d_y, TensorView w, TensorView d_x, Accumulate accumulate,

@@ -40,9 +40,15 @@ void note_product(OpCall call, TensorView a, TensorView b, double flops, Precisi
 
 void planned_linear_forward(TensorView x, TensorView w, TensorView residual, TensorView y,
                             Precision precision, Stream& stream) {
-  note_product(
-      Noted<"linear_forward", &linear_forward>::describe(x, w, residual, y, precision, stream), w,
-      x, product_flops(number(x.size(0)), number(w.size(0)), number(w.size(1))), precision, stream);
+  OpCall call =
+      Noted<"linear_forward", &linear_forward>::describe(x, w, residual, y, precision, stream);
+  const bool is_stack = w.shape().rank() == 3;
+  // Every product of a stack reads x. A small one comes from the cache, which is not counted on.
+  if (is_stack) call.bytes += number(w.size(0) - 1) * number(x.num_bytes());
+  // The CPU rounds the weights of one after the other.
+  const bool is_cuda = stream.device() == Device::kCuda;
+  note_product(std::move(call), is_stack && !is_cuda ? w.at(0) : w, x,
+               2 * number(x.size(0)) * number(w.numel()), precision, stream);
 }
 
 void planned_linear_backward_input(TensorView d_y, TensorView w, TensorView d_x,

@@ -9,6 +9,8 @@
 #include <numeric>
 #include <vector>
 
+#include "core/base/memory.h"
+
 namespace ttt {
 namespace {
 
@@ -72,6 +74,22 @@ TEST(Tensor, CopiesShareTheElements) {
   const Tensor b = a;
   b.data<float>()[1] = 4;
   EXPECT_EQ(a.data<float>()[1], 4.0F);
+}
+
+TEST(Tensor, ARowOwnsTheMemoryOfAll) {
+  Tensor whole({2, 3, 4}, DType::kF32);
+  const float* const begin = whole.data<float>();
+  const std::int64_t live = memory::live_bytes();
+  Tensor row = whole.at(1);
+  EXPECT_EQ(row.shape(), (Shape{3, 4}));
+  EXPECT_EQ(row.data<float>(), begin + 12);
+  EXPECT_EQ(whole.view().at(1).raw(), row.view().raw());
+  whole = {};
+  EXPECT_EQ(memory::live_bytes(), live);
+  row = {};
+  EXPECT_LT(memory::live_bytes(), live);
+  EXPECT_THROW(static_cast<void>(Tensor({2}, DType::kF32).at(2)), Error);
+  EXPECT_THROW(static_cast<void>(Tensor(Shape{}, DType::kF32).at(0)), Error);
 }
 
 TEST(ExpectShape, NamesTheArgument) {

@@ -154,9 +154,6 @@ TEST_F(DamagedCheckpoint, AnotherModelIsAMismatch) {
   renamed.tensors[2].name = "W9";
   expect_mismatch(renamed, "W9 [2, 3, 5] is not in the checkpoint");
   expect_mismatch(renamed, "seq_modeling_block.W1 [2, 3, 5] is not in the model");
-  State reordered;
-  std::swap(reordered.tensors[0], reordered.tensors[1]);
-  expect_mismatch(reordered, "tensor 0 is model.embed_tokens.weight");
 }
 
 // Files with a right digest that use what HDF5 offers an attacker.

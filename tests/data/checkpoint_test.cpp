@@ -90,6 +90,33 @@ TEST(Checkpoint, RangesMayLieAnywhereAndMomentsWithTheirOwners) {
   expect_error(ExitCode::kCorruptInput, "end at element", [&] { load(directory, whole); });
 }
 
+// A layer that registers its parameters in another order than an earlier program's still finds them.
+TEST(Checkpoint, TensorsAreFoundByNameWhateverTheirOrder) {
+  State saved;
+  saved.fill_with_numbers();
+  const TemporaryDirectory run;
+  const std::string directory = save(run.str(), saved, 3, 3);
+  State moved;
+  std::ranges::rotate(moved.tensors, moved.tensors.begin() + 2);
+  load(directory, moved);
+  const auto part = [](const State& state, const Tensor& flat, const std::string& name) {
+    std::int64_t begin = 0;
+    for (const NamedShape& tensor : state.tensors) {
+      const std::int64_t end = begin + tensor.shape.numel();
+      if (tensor.name == name) return flat.view().slice(begin, end);
+      begin = end;
+    }
+    throw std::runtime_error("no " + name);
+  };
+  for (const NamedShape& tensor : saved.tensors) {
+    for (const auto group : {&State::values, &State::m, &State::v}) {
+      EXPECT_TRUE(equal_bits(part(moved, moved.*group, tensor.name),
+                             part(saved, saved.*group, tensor.name)))
+          << tensor.name;
+    }
+  }
+}
+
 TEST(Checkpoint, FormatVersionOneIsRead) {
   State state;
   state.fill_with_numbers();

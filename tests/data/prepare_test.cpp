@@ -35,8 +35,8 @@ TEST(Prepare, DocumentsBecomeBosIdsEosInOrder) {
   EXPECT_EQ(manifest.vocab_size(), 259);
   EXPECT_EQ(manifest.tokenizer(), "");
   EXPECT_THAT(names_in(directory.path("out")),
-              testing::ElementsAre("manifest.textproto", "prepare.json", "train-00000.h5",
-                                   "validation-00000.h5"));
+              testing::ElementsAre("manifest.textproto", "plan.xxh3", "prepare.json",
+                                   "train-00000.h5", "validation-00000.h5"));
   EXPECT_EQ(read_corpus_manifest(directory.path("out")).SerializeAsString(),
             manifest.SerializeAsString());
   verify_corpus(directory.path("out"));
@@ -165,6 +165,26 @@ TEST(Prepare, RefusesADirectoryThatIsNotEmpty) {
   std::filesystem::remove(directory.path("out/x"));
   prepare_corpus(options_for(input, directory.path("out") + "/"));
   EXPECT_THAT(names_in(directory.path("")), testing::ElementsAre("a.txt", "out"));
+}
+
+TEST(Prepare, TheSameCommandFindsThatItIsDone) {
+  const TemporaryDirectory directory;
+  const auto input = directory.write("a.txt", "a text");
+  PrepareOptions options = options_for(input, directory.path("out"));
+  const config::CorpusManifest manifest = prepare_corpus(options);
+  static_cast<void>(directory.write("out.partial/part-00000-00000.json", ""));  // killed just then
+  const auto expect_no_work = [](const PrepareProgress&) { ADD_FAILURE() << "prepared again"; };
+  EXPECT_EQ(prepare_corpus(options, expect_no_work).SerializeAsString(),
+            manifest.SerializeAsString());
+  EXPECT_THAT(names_in(directory.path("")), testing::ElementsAre("a.txt", "out"));
+
+  options.seed = 1;
+  expect_error(ExitCode::kLocked, {"out exists", "other options"},
+               [&] { prepare_corpus(options, expect_no_work); });
+  options.seed = 0;
+  static_cast<void>(directory.write("a.txt", "another text"));
+  expect_error(ExitCode::kLocked, {"out exists", "other inputs"},
+               [&] { prepare_corpus(options, expect_no_work); });
 }
 
 TEST(PreparedCorpus, DisagreementWithTheManifestIsCorruptInput) {

@@ -208,6 +208,9 @@ TEST(Safetensors, ShardedModelIsOneModel) {
   expect_refused(R"({"c":")" + one + R"("})", "tensor 'a': the index does not place it here");
   expect_refused(R"({"a":"../)" + one + R"("})", "not a file name");
   expect_refused(R"({"a":5})", "not a file name");
+  // No file system has these: as files they would be missing or unreadable, which is the machine's fault.
+  expect_refused(R"({"a":")" + std::string(256, 'm') + R"("})", "not a file name");
+  expect_refused(R"({"a":"m\u0000.safetensors"})", "not a file name");
   expect_refused("[]", "no weight_map");
   write_index(R"({"a":"model-00009-of-00009.safetensors"})");
   expect_error(ExitCode::kMissingInput, "00009", [&] { open_model(directory.str()); });

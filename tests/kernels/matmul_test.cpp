@@ -12,6 +12,7 @@
 #include "kernels/cpu/bf16_gemm.h"
 #include "kernels/reference/matmul.h"
 #include "tests/support/complex_step.h"
+#include "tests/support/kernel_check.h"
 #include "tests/support/tensors.h"
 
 namespace ttt::kernels {
@@ -143,6 +144,77 @@ INSTANTIATE_TEST_SUITE_P(Sizes, Matmul,
                                          Sizes{3, 1, 9}, Sizes{8, 129, 13}, Sizes{4, 768, 30},
                                          Sizes{65, 33, 129}, Sizes{1, 800, 777},
                                          Sizes{515, 97, 391}, Sizes{40, 401, 517}));
+
+// Layers of one input.
+struct Stack {
+  std::int64_t count;
+  Sizes size;
+  std::vector<double> x, w, residual;
+
+  Stack(std::int64_t n, const Sizes& s)
+      : count(n),
+        size(s),
+        x(rounded_to_bf16(random_values("x", s.rows * s.inputs))),
+        w(rounded_to_bf16(random_values("w", n * s.outputs * s.inputs))),
+        residual(random_values("residual", n * s.rows * s.outputs)) {}
+
+  [[nodiscard]] std::vector<double> reference() const {
+    std::vector<double> y = residual;
+    for (std::int64_t s = 0; s < count; ++s) {
+      reference::linear_forward(x.data(), w.data() + s * size.outputs * size.inputs,
+                                y.data() + s * size.rows * size.outputs, size.rows, size.inputs,
+                                size.outputs);
+    }
+    return y;
+  }
+  [[nodiscard]] Tensor run(DType operand, Precision precision, bool together,
+                           Stream& stream) const {
+    const Tensor tx = tensor_of(x, {size.rows, size.inputs}, operand);
+    const Tensor tw = tensor_of(w, {count, size.outputs, size.inputs}, operand);
+    const Shape y_shape{count, size.rows, size.outputs};
+    const DType result = operand == DType::kF64 ? DType::kF64 : DType::kF32;
+    const Tensor added = tensor_of(residual, y_shape, result);
+    Tensor y = test::unset(y_shape, result);
+    if (together) {
+      linear_forward(tx, tw, added, y, precision, stream);
+    } else {
+      for (std::int64_t s = 0; s < count; ++s) {
+        linear_forward(tx, tw.at(s), added.at(s), y.at(s), precision, stream);
+      }
+    }
+    return y;
+  }
+};
+
+const Stack kStacks[] = {{3, {1, 64, 40}}, {3, {37, 48, 24}}, {1, {9, 16, 8}}, {4, {2, 5, 3}}};
+
+// Operands that are bf16 already: what remains is the rounding of fp32 sums of at most 64 terms, sqrt(64) * 2^-24 = 5e-7,
+// and some spread.
+TEST(MatmulStack, FloatEqualsReference) {
+  Stream stream = test::stream();
+  for (const Stack& stack : kStacks) {
+    const std::vector<double> expected = stack.reference();
+    for (const auto& [operand, precision] : {std::pair(DType::kF32, Precision::kNative),
+                                             {DType::kF32, Precision::kBF16},
+                                             {DType::kBF16, Precision::kBF16}}) {
+      const Tensor y = stack.run(operand, precision, true, stream);
+      stream.synchronize();
+      expect_close("y", values_of(y), expected, 2e-6);
+    }
+  }
+}
+
+TEST(MatmulStack, BitsAreThoseOfTheProductsOneByOne) {
+  Stream stream;
+  for (const Stack& stack : kStacks) {
+    for (const auto& [operand, precision] : {std::pair(DType::kF64, Precision::kNative),
+                                             {DType::kF32, Precision::kNative},
+                                             {DType::kF32, Precision::kBF16}}) {
+      EXPECT_EQ(values_of(stack.run(operand, precision, true, stream)),
+                values_of(stack.run(operand, precision, false, stream)));
+    }
+  }
+}
 
 TEST(MatmulDecode, BitsOfARowDoNotDependOnTheOtherRows) {
   const std::vector<double> x_values = random_values("x", 8 * 75);
@@ -300,6 +372,10 @@ TEST(MatmulContract, WrongShapesAndTypesAreNamed) {
   EXPECT_THAT(message(wide, good), testing::HasSubstr("operands F32 and F64"));
   EXPECT_THAT(message(w, good, good), testing::HasSubstr("of one type and apart"));
   EXPECT_THAT(message(w, good, y), testing::HasSubstr("residual has shape [2, 5]"));
+  const Tensor stack({5, 4, 3}, DType::kF32);
+  EXPECT_THAT(message(stack, good), testing::HasSubstr("y has shape [2, 4], expected [5, 2, 4]"));
+  EXPECT_THAT(message(Tensor({5, 4, 2}, DType::kF32), good),
+              testing::HasSubstr("w has shape [5, 4, 2], expected [5, 4, 3]"));
 }
 
 }  // namespace

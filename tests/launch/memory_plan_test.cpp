@@ -134,6 +134,39 @@ TEST(StepTrace, TheUpdateLooksThroughTheWholeGradientForWhatIsNotFinite) {
   EXPECT_NEAR(bytes_of("block_sums_of_squares") / all, 0.5, 0.01);
 }
 
+TEST(StepTrace, AStackOfProductsIsOneOpWithTheWorkOfAll) {
+  const kernels::AddressSpace addresses;
+  kernels::PlanningTrace trace;
+  Stream stream = kernels::make_planning_stream({Device::kCuda}, trace);
+  const Tensor x({7, 5}, DType::kBF16);
+  const Tensor w({3, 4, 5}, DType::kBF16);
+  const Tensor y({3, 7, 4}, DType::kBF16);
+  const auto multiply = [&](TensorView weights, TensorView out) {
+    kernels::linear_forward(x, weights, {}, out, kernels::Precision::kBF16, stream);
+  };
+  multiply(w, y);
+  for (std::int64_t s = 0; s < 3; ++s) multiply(w.view().at(s), y.view().at(s));
+  ASSERT_EQ(trace.calls.size(), 4U);
+  EXPECT_EQ(trace.calls[0].flops, 3 * trace.calls[1].flops);
+  EXPECT_EQ(trace.calls[0].bytes, 3 * trace.calls[1].bytes);
+}
+
+TEST(StepTrace, TheCpuRoundsTheWeightsOfAStackOneByOne) {
+  const kernels::AddressSpace addresses;
+  kernels::PlanningTrace trace;
+  Stream stream = kernels::make_planning_stream({Device::kCpu}, trace);
+  const Tensor x({7, 64}, DType::kF32);
+  const Tensor w({3, 48, 64}, DType::kF32);
+  const Tensor y({3, 7, 48}, DType::kF32);
+  const auto needed = [&](TensorView weights, TensorView out) {
+    memory::reset_peak();
+    kernels::linear_forward(x, weights, {}, out, kernels::Precision::kBF16, stream);
+    return memory::peak_bytes() - memory::live_bytes();
+  };
+  EXPECT_GT(needed(w, y), 0);
+  EXPECT_EQ(needed(w, y), needed(w.view().at(0), y.view().at(0)));
+}
+
 // A device's decode step is bound by the ops that the host queues: docs/architecture.md, decision 20.
 TEST(StepTrace, ADecodeStepQueuesTheSameOpsForOneSequenceAndForMany) {
   const auto calls = [](std::int64_t batch) {
@@ -148,6 +181,11 @@ TEST(StepTrace, ADecodeStepQueuesTheSameOpsForOneSequenceAndForMany) {
     const Tensor ids({batch, 1}, DType::kI64);
     trace.calls.clear();
     static_cast<void>(model.extend(ids, *state, true, context));
+    const auto products = std::ranges::count_if(trace.calls, [](const kernels::OpCall& call) {
+      return std::string_view(call.op) == "linear_forward";
+    });
+    // Of a block: the mixer's projections, together, its inner rate and its output; of SwiGLU two. And the head.
+    EXPECT_EQ(products, 5 * config.model().num_layers() + 1);
     return trace.calls.size();
   };
   EXPECT_GT(calls(1), 0U);

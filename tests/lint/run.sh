@@ -17,7 +17,7 @@ run() {
   fi
 }
 run "self-test" python3 tests/lint/self_test.py --quiet
-for script in include_direction file_limits header_contracts doc_paths no_marks; do
+for script in include_direction file_limits header_contracts doc_paths no_marks clocks; do
   run "$script" python3 "tests/lint/$script.py"
 done
 run "clang_format" bash tests/lint/clang_format.sh

@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import clocks
 import doc_paths
 import file_limits
 import header_contracts
@@ -147,6 +148,20 @@ class NoMarks(LintCase):
                    "  GTEST_SKIP();\n}\nTEST(Cpu, DISABLED_Slow) {}\n")
         self.assertEqual(self.found(no_marks), [
             ("tests/README.md", 6), ("tests/core/a_test.cpp", 5), ("tests/core/a_test.cpp", 7)])
+
+
+class Clocks(LintCase):
+    def test_clocks_that_can_jump(self):
+        self.write("dist/a.cpp", "auto t = std::chrono::system_clock::now();\nauto s = std::chrono::steady_clock::now();\n"
+                   "clock_gettime(CLOCK_REALTIME, &t);\nclock_gettime(CLOCK_MONOTONIC, &t);\nsrand(time(nullptr));\n"
+                   "const double time(3);\n")
+        self.write("tests/run/a.py", "deadline = time.monotonic() + 5\ndeadline = time.time() + 5\n")
+        self.write("launch/a.sh", "id=$(date +%s%N)\ndate\n")
+        self.write("launch/tensorboard.cpp", "double wall_time;\n")
+        self.write("launch/supervise.sh", "id=$(date +%s%N)\n")
+        self.assertEqual(self.found(clocks), [
+            ("dist/a.cpp", 1), ("dist/a.cpp", 3), ("dist/a.cpp", 5), ("launch/a.sh", 1), ("tests/lint/clocks.py", 1),
+            ("tests/run/a.py", 2)])
 
 
 if __name__ == "__main__":

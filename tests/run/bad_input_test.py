@@ -1,14 +1,16 @@
 """Whatever is wrong with what a user gives is named, ends with the documented code and leaves nothing behind."""
 
 import os
+import resource
 import shutil
 import struct
 import unittest
 from pathlib import Path
 
 import harness
-from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, PERMISSION, SMALL, SOURCE, TINY, USAGE,
-                     RunTest, checkpoints, files_under, read_safetensors, stored_zstd, ttt, write_safetensors)
+from harness import (CORRUPT, IO, LOCKED, MISMATCH, MISSING, OUT_OF_MEMORY, PERMISSION, SMALL, SOURCE, TINY, USAGE,
+                     RunTest, checkpoints, files_under, finish, read_safetensors, start, stored_zstd, ttt,
+                     write_safetensors)
 
 ONE_STEP = (*SMALL, "train.steps=1", "optimizer.warmup_steps=0", "eval.num_windows=2")
 # What a run directory may hold after a refusal: the lock, and the log that says why.
@@ -200,6 +202,15 @@ class Texts(BadInput):
 
     def test_an_output_that_exists(self):
         self.refuse(LOCKED, [self.tokens, "exists"], "prepare", self.directory / "books", "-o", self.tokens)
+
+    def test_a_limit_that_openblas_cannot_bear(self):
+        """Without the look before its constructor the process would never begin."""
+        for limit, mib in ((resource.RLIMIT_DATA, 100), (resource.RLIMIT_AS, 230)):  # of which libraries take some 160
+            with self.subTest(limit=limit):
+                lower = lambda: resource.setrlimit(limit, (mib << 20, mib << 20))
+                result = finish(start("inspect", self.tokens, preexec_fn=lower), timeout=20)
+                self.assertEqual(result.code, OUT_OF_MEMORY, result.err)
+                self.assertIn("OpenBLAS takes 128 MiB a thread (threads: 1)", result.err)
 
     def test_bad_options(self):
         books, out = self.directory / "books", self.directory / "out"

@@ -221,6 +221,7 @@ class GoingOn(CorporaTest):
                 self.assertEqual(process.returncode, OK)
             if output.exists():  # whole, whenever the kill came
                 self.same(output, whole)
+                self.assertIn("already prepared", self.succeed(*arguments, "-o", output).out)
                 shutil.rmtree(output)
                 shutil.rmtree(f"{output}.partial", ignore_errors=True)
             kills += not finished
