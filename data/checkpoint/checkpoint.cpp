@@ -114,12 +114,6 @@ std::vector<std::string> differences(const std::vector<NamedShape>& saved,
       result.push_back(fmt::format("{} {} is not in the model", tensor.name, tensor.shape.str()));
     }
   }
-  for (std::size_t i = 0; result.empty() && i < saved.size(); ++i) {
-    if (saved[i].name != expected[i].name) {
-      result.push_back(fmt::format("tensor {} is {} in the checkpoint, {} in the model", i,
-                                   saved[i].name, expected[i].name));
-    }
-  }
   return result;
 }
 
@@ -183,6 +177,7 @@ void describe_state(const FlatState& state, config::CheckpointManifest& manifest
     config::TensorEntry& entry = *manifest.add_tensors();
     entry.set_name(tensor.name);
     for (const std::int64_t extent : tensor.shape.dims()) entry.add_shape(extent);
+    entry.set_begin(tensor.begin);
   }
 }
 
@@ -248,9 +243,11 @@ void read_state(const std::string& directory, const config::CheckpointManifest& 
                 const FlatState& into) {
   require_same_tensors(directory, manifest, into);
   verify_checkpoint(directory, manifest);
+  const std::vector<NamedShape> saved = tensors_of(manifest);
   const auto ranges = ranges_of_shards(manifest);
   for (std::size_t rank = 0; rank < ranges.size(); ++rank) {
-    read_shard(fs::path(directory) / shard_name(static_cast<int>(rank)), ranges[rank], into);
+    read_shard(fs::path(directory) / shard_name(static_cast<int>(rank)),
+               slices_of(saved, ranges[rank]), into);
   }
 }
 

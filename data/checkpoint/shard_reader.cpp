@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <map>
 #include <span>
 
 #include "data/checkpoint/shard_format.h"
@@ -139,11 +140,13 @@ class ShardReader {
 
 }  // namespace
 
-void read_shard(const std::string& path, const std::vector<FlatRange>& ranges,
-                const FlatState& into) {
+void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into) {
   check_buffers(into, true);
   prepare_hdf5_library();
-  ShardReader(path, ShardReader::Use::kFill).read(into, slices_of(into.tensors, ranges));
+  std::map<std::string_view, std::int64_t> begins;
+  for (const NamedShape& tensor : into.tensors) begins[tensor.name] = tensor.begin;
+  for (Slice& slice : slices) slice.flat_begin = begins.at(slice.tensor->name) + slice.offset;
+  ShardReader(path, ShardReader::Use::kFill).read(into, slices);
 }
 
 std::vector<Place> places_of_shard(const std::string& path, const FlatState& state,

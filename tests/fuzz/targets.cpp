@@ -89,7 +89,8 @@ std::vector<std::string> checkpoint_shards(const std::string& directory) {
 void read_checkpoint_shard(const std::string& directory, const std::string& input) {
   const data::State into;
   data::read_shard(put(directory, "rank-00000.h5", input),
-                   {data::even_range(into.values.numel(), 0, 2)}, into.flat());
+                   data::slices_of(into.tensors, {data::even_range(into.values.numel(), 0, 2)}),
+                   into.flat());
 }
 
 // ---- Tokens ----------------------------------------------------------------------------------
