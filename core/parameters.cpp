@@ -26,40 +26,54 @@ void draw(const Parameter& parameter, std::uint64_t seed, Stream& stream) {
   }
 }
 
-// The part of a flat buffer that holds elements [begin, begin + shape.numel()).
-TensorView part(const TensorView& flat, std::int64_t begin, const Shape& shape) {
-  return flat.slice(begin, begin + shape.numel()).reshape(shape);
-}
-
 }  // namespace
 
-Parameter& ParameterStore::add(const std::string& name, const Shape& shape,
-                               Initializer initializer) {
+std::int64_t ParameterStore::aligned_end() const {
+  return (num_elements_ + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+Parameter& ParameterStore::add_at(std::int64_t begin, const std::string& name, const Shape& shape,
+                                  Initializer initializer) {
   TTT_CHECK(values_.empty(), "parameter {} is added after allocation", name);
   for (const Parameter& other : parameters_) {
     TTT_CHECK(other.name != name, "two parameters are called {}", name);
   }
-  num_elements_ += shape.numel();
-  return parameters_.emplace_back(Parameter{name, shape, initializer, {}, {}, {}});
+  num_elements_ = begin + shape.numel();
+  return parameters_.emplace_back(Parameter{name, shape, initializer, begin, {}, {}, {}});
+}
+
+Parameter& ParameterStore::add(const std::string& name, const Shape& shape,
+                               Initializer initializer) {
+  return add_at(aligned_end(), name, shape, initializer);
 }
 
 const Parameter& ParameterStore::add_stacked(const std::vector<std::string>& names,
                                              const Shape& shape, Initializer initializer) {
   TTT_CHECK(!names.empty() && shape.rank() == 2, "{} matrices of shape {}", names.size(),
             shape.str());
-  const std::int64_t begin = num_elements_;
-  for (const std::string& name : names) add(name, shape, initializer);
+  const std::int64_t begin = aligned_end();
+  std::int64_t end = begin;
+  for (const std::string& name : names) {
+    add_at(end, name, shape, initializer);
+    end = num_elements_;
+  }
   const Shape whole{static_cast<std::int64_t>(names.size()) * shape[0], shape[1]};
-  return stacks_.emplace_back(Stack{{names.front(), whole, initializer, {}, {}, {}}, begin}).whole;
+  return stacks_.emplace_back(Parameter{names.front(), whole, initializer, begin, {}, {}, {}});
+}
+
+std::int64_t ParameterStore::num_parameters() const {
+  std::int64_t count = 0;
+  for (const Parameter& parameter : parameters_) count += parameter.shape.numel();
+  return count;
 }
 
 void ParameterStore::divide(TensorView flat, TensorView Parameter::*view) {
-  std::int64_t begin = 0;
-  for (Parameter& parameter : parameters_) {
-    parameter.*view = part(flat, begin, parameter.shape);
-    begin += parameter.shape.numel();
+  for (std::deque<Parameter>* list : {&parameters_, &stacks_}) {
+    for (Parameter& parameter : *list) {
+      const std::int64_t end = parameter.begin + parameter.shape.numel();
+      parameter.*view = flat.slice(parameter.begin, end).reshape(parameter.shape);
+    }
   }
-  for (Stack& stack : stacks_) stack.whole.*view = part(flat, stack.begin, stack.whole.shape);
 }
 
 void ParameterStore::allocate(DType dtype) {

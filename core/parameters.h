@@ -33,6 +33,7 @@ struct Parameter {
   std::string name;  // as in ttt-lm-pytorch's state_dict
   Shape shape;
   Initializer initializer;
+  std::int64_t begin = 0;  // of its first element in the flat buffers
   TensorView value;
   TensorView grad;     // empty unless gradients are bound
   TensorView rounded;  // the value in BF16; empty unless the store keeps it
@@ -45,6 +46,10 @@ struct Parameter {
 
 class ParameterStore {
  public:
+  /// Every parameter begins at a multiple of this many elements: products in bf16 read and write fastest from 128 bytes on,
+  /// and a few learning rates would shift all weights behind them. Matrices that are stacked have no gap between them.
+  static constexpr std::int64_t kAlignment = 64;
+
   /// Registers a parameter; the reference stays valid. Throws on a duplicate name or after allocate.
   Parameter& add(const std::string& name, const Shape& shape, Initializer initializer);
   /// Registers matrices [R, C], one behind the other, and returns them as one [n R, C], for products with all of them
@@ -52,7 +57,7 @@ class ParameterStore {
   const Parameter& add_stacked(const std::vector<std::string>& names, const Shape& shape,
                                Initializer initializer);
 
-  /// Allocates the values (F32 or F64), in order of registration and without gaps.
+  /// Allocates the values (F32 or F64), in order of registration; gaps are zero, as are their gradients and moments.
   void allocate(DType dtype);
   /// Every element is a function of (seed, name, index), whatever the layout or rank.
   void initialize(std::uint64_t seed);
@@ -63,7 +68,10 @@ class ParameterStore {
   /// weights each time. Who writes values later writes these too, as AdamW does, or calls this again.
   void keep_rounded(Stream& stream);
 
+  /// Of a flat buffer, gaps included.
   [[nodiscard]] std::int64_t num_elements() const { return num_elements_; }
+  /// Numbers that are learned.
+  [[nodiscard]] std::int64_t num_parameters() const;
   [[nodiscard]] DType dtype() const { return values_.dtype(); }
   [[nodiscard]] TensorView values() const { return values_; }
   /// [num_elements] BF16, or empty.
@@ -71,15 +79,15 @@ class ParameterStore {
   [[nodiscard]] const std::deque<Parameter>& all() const { return parameters_; }
 
  private:
-  struct Stack {
-    Parameter whole;
-    std::int64_t begin;  // of its first element
-  };
+  /// Where the next one begins.
+  [[nodiscard]] std::int64_t aligned_end() const;
+  Parameter& add_at(std::int64_t begin, const std::string& name, const Shape& shape,
+                    Initializer initializer);
   /// Points `view` of every parameter and stack to its part of `flat` [num_elements].
   void divide(TensorView flat, TensorView Parameter::*view);
 
   std::deque<Parameter> parameters_;
-  std::deque<Stack> stacks_;
+  std::deque<Parameter> stacks_;
   Tensor values_;
   Tensor rounded_;
   std::int64_t num_elements_ = 0;

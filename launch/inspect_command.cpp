@@ -112,7 +112,7 @@ bool inspect(const DataInspection& inspection, bool verify) {
     const config::RunConfig config = config::load_run_config(path, {}, 0);
     std::cout << config::complete_text(config);
     const LanguageModel model(config.model(), config.data().context_length());
-    std::cout << fmt::format("# {} parameters\n", model.parameters().num_elements());
+    std::cout << fmt::format("# {} parameters\n", model.parameters().num_parameters());
     if (inspection.num_samples > 0) inspect_samples(config, inspection.num_samples);
   } else {
     fail(ExitCode::kUsage,

@@ -37,7 +37,7 @@ void export_model(const ExportOptions& options) {
   settings.eos_id = tokenizer->eos_id();
   data::export_hf(options.output, source.config.model(), named_tensors(*model), settings);
   std::cout << fmt::format("{}: {} parameters in {}\n", options.output,
-                           model->parameters().num_elements(), options.bf16 ? "bf16" : "fp32");
+                           model->parameters().num_parameters(), options.bf16 ? "bf16" : "fp32");
 }
 
 // A Hugging Face model becomes a run directory with one checkpoint, at step 0.
@@ -60,7 +60,7 @@ void import_model(const ImportOptions& options, dist::Communicator& communicator
   CheckpointSaver(settings, flat_state(*model, optimizer), optimizer.ranges(), communicator)
       .begin(describe_run(config, {}, communicator.size()), stream);
   std::cout << fmt::format("{}: checkpoint of {} parameters\n", options.output,
-                           model->parameters().num_elements());
+                           model->parameters().num_parameters());
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ ModelSource open_model_source(const std::string& path) {
 data::FlatState flat_state(const LanguageModel& model, TensorView m, TensorView v) {
   data::FlatState state;
   for (const Parameter& parameter : model.parameters().all()) {
-    state.tensors.push_back({parameter.name, parameter.shape});
+    state.tensors.push_back({parameter.name, parameter.shape, parameter.begin});
   }
   state.values = model.parameters().values();
   state.m = m;

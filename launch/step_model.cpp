@@ -175,7 +175,7 @@ void add_gradient_sums(const config::RunConfig& config, std::int64_t world, cons
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const RankGroup data{world / sequence_ranks, sequence_ranks, machine.ranks_per_node()};
   const RankGroup sequence{sequence_ranks, 1, machine.ranks_per_node()};
-  const double bytes = number(trace.num_parameters * size_of(dtype_of(config.train().precision())));
+  const double bytes = number(trace.num_elements * size_of(dtype_of(config.train().precision())));
   const double forward_and_backward =
       (result.compute() - result.update) / number(trace.micro_batches);  // the last micro-batch
   const double pieces = number(config.model().num_layers());

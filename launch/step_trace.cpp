@@ -78,16 +78,17 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   const bool rounds = keeps_rounded(config, device.device);
   if (rounds) model.parameters().keep_rounded(stream);
   trace.calls.clear();  // that was once
-  result.num_parameters = model.parameters().num_elements();
+  result.num_parameters = model.parameters().num_parameters();
+  result.num_elements = model.parameters().num_elements();
   result.flops_per_token = model.flops_per_token(config.data().context_length());
   result.memory.parameters = memory::live_bytes();
 
   const std::int64_t owned =
-      has_zero(config) ? divided_up(result.num_parameters, world) : result.num_parameters;
+      has_zero(config) ? divided_up(result.num_elements, world) : result.num_elements;
   Optimizer optimizer(config.optimizer(), config.train().steps(), owned, dtype);
   result.memory.moments = memory::live_bytes() - result.memory.parameters;
 
-  dist::TreeAccumulator accumulator({result.num_parameters}, dtype);
+  dist::TreeAccumulator accumulator({result.num_elements}, dtype);
   const Tensor scratch({exchange_elements(model, config, world)}, dtype);
   const std::int64_t sequence_ranks = config.parallel().sequence_ranks();
   const std::int64_t data_ranks = world / sequence_ranks;
@@ -117,10 +118,10 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
     }
     if (shard < shards - 1) accumulator.push(stream);
   }
-  const TensorView gradients = accumulator.merge({0, result.num_parameters}, stream);
+  const TensorView gradients = accumulator.merge({0, result.num_elements}, stream);
   result.memory.gradients = memory::live_bytes() - result.memory.parameters - result.memory.moments;
   // Every rank looks through its whole gradient, before the ranks' are summed.
-  const Tensor places({divided_up(result.num_parameters, kernels::kNonFiniteBlock)}, DType::kF64);
+  const Tensor places({divided_up(result.num_elements, kernels::kNonFiniteBlock)}, DType::kF64);
   const Tensor first_place({1}, DType::kF64);
   kernels::find_non_finite(gradients, 0, places, stream);
   kernels::smallest(places, first_place, stream);
@@ -135,7 +136,7 @@ StepTrace trace_step(const config::RunConfig& config, std::int64_t world,
   result.memory.library = kernels::library_workspace_bytes(device.device);
   result.memory.is_host = device.device == Device::kCpu;
   if (is_saved_asynchronously(config))
-    result.memory.snapshot = 3 * divided_up(result.num_parameters, world) * size_of(dtype);
+    result.memory.snapshot = 3 * divided_up(result.num_elements, world) * size_of(dtype);
   result.memory.workspace = result.memory.peak - result.memory.parameters -
                             result.memory.gradients - result.memory.moments -
                             result.memory.activations;

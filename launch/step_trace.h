@@ -36,6 +36,7 @@ struct CountedCall {
 struct StepTrace {
   MemoryPlan memory;
   std::int64_t num_parameters = 0;
+  std::int64_t num_elements = 0;         // of a flat buffer: with the gaps between parameters
   double flops_per_token = 0;            // forward, LanguageModel::flops_per_token
   std::int64_t rows = 0;                 // that a pass runs together
   std::int64_t micro_batches = 0;        // that a rank runs in a step

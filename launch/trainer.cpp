@@ -125,7 +125,7 @@ void Trainer::take_up() {
   if (communicator.rank() == 0) {
     output_.reset();  // an earlier one writes the same files
     output_ = std::make_unique<RunOutput>(
-        config_, state_.step, communicator.size(), model_->parameters().num_elements(),
+        config_, state_.step, communicator.size(), model_->parameters().num_parameters(),
         3.0 * model_->flops_per_token(config_.data().context_length()));
   }
 }

@@ -11,12 +11,10 @@ namespace ttt::launch {
 namespace {
 
 const std::string& tensor_at(const ParameterStore& parameters, std::int64_t place) {
-  std::int64_t end = 0;
   for (const Parameter& parameter : parameters.all()) {
-    end += parameter.shape.numel();
-    if (place < end) return parameter.name;
+    if (place < parameter.begin + parameter.shape.numel()) return parameter.name;
   }
-  fail(ExitCode::kInternal, "there is no element {} in {} parameters", place, end);
+  fail(ExitCode::kInternal, "there is no element {} in {}", place, parameters.num_elements());
 }
 
 }  // namespace
@@ -110,12 +108,12 @@ void Trainer::compare_replicas() {
     tensors.push_back({parameter.name, parameter.value});
   }
   if (config_.parallel().zero() == config::ParallelConfig::ZERO_NONE) {
-    std::int64_t begin = 0;
     for (const Parameter& parameter : model_->parameters().all()) {
-      const std::int64_t end = begin + parameter.shape.numel();
-      tensors.push_back({"moment m of " + parameter.name, optimizer_.m().slice(begin, end)});
-      tensors.push_back({"moment v of " + parameter.name, optimizer_.v().slice(begin, end)});
-      begin = end;
+      const std::int64_t end = parameter.begin + parameter.shape.numel();
+      tensors.push_back(
+          {"moment m of " + parameter.name, optimizer_.m().slice(parameter.begin, end)});
+      tensors.push_back(
+          {"moment v of " + parameter.name, optimizer_.v().slice(parameter.begin, end)});
     }
   }
   check_replicas(tensors, state_.step, grid_.world());

@@ -177,6 +177,7 @@ void describe_state(const FlatState& state, config::CheckpointManifest& manifest
     config::TensorEntry& entry = *manifest.add_tensors();
     entry.set_name(tensor.name);
     for (const std::int64_t extent : tensor.shape.dims()) entry.add_shape(extent);
+    entry.set_begin(tensor.begin);
   }
 }
 

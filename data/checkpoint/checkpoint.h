@@ -19,14 +19,17 @@
 
 namespace ttt::data {
 
-inline constexpr std::uint32_t kCheckpointFormatVersion = 3;
+inline constexpr std::uint32_t kCheckpointFormatVersion = 4;
 
 struct NamedShape {
   std::string name;  // as in ttt-lm-pytorch's state_dict
   Shape shape;
+  std::int64_t begin = 0;  // of its first element in the flat buffers
+
+  [[nodiscard]] std::int64_t end() const { return begin + shape.numel(); }
 };
 
-/// All parameters, flattened and concatenated in the order of `tensors`, and AdamW's moments.
+/// All parameters, flattened, in the order of `tensors` with gaps between them, and AdamW's moments.
 /// Views on the caller's buffers, all F32 or all F64. For reading, `m` and `v` may be empty: only
 /// the values are read then.
 struct FlatState {
@@ -91,9 +94,8 @@ config::CheckpointManifest read_manifest(const std::string& directory);
 /// Checks size and digest of every file the manifest lists. Errors: 66 or 65 naming the file.
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest);
 
-/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges and the order of tensors it was saved in.
-/// `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ (or the dtype), 65 / 66 as in
-/// verify_checkpoint.
+/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in and wherever its tensors lay. `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ
+/// (or the dtype), 65 / 66 as in verify_checkpoint.
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
                 const FlatState& into);
 

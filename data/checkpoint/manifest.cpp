@@ -94,21 +94,28 @@ void write_manifest(const std::string& directory, config::CheckpointManifest man
 
 std::vector<NamedShape> tensors_of(const config::CheckpointManifest& manifest) {
   std::vector<NamedShape> result;
-  std::int64_t total = 0;
+  std::int64_t end = 0;
   for (const config::TensorEntry& entry : manifest.tensors()) {
+    const std::int64_t begin = entry.has_begin() ? entry.begin() : end;
+    if (begin < end) {
+      fail(ExitCode::kCorruptInput,
+           "the manifest has '{}' at element {}, before the end of the one before it, {}",
+           entry.name(), begin, end);
+    }
     std::int64_t count = 1;
     bool is_valid = entry.shape_size() <= Shape::kMaxRank;
     for (const std::int64_t extent : entry.shape()) {
       is_valid = is_valid && extent >= 0 && !__builtin_mul_overflow(count, extent, &count);
     }
-    // The sum, times the world size, must fit too.
-    if (!is_valid || __builtin_add_overflow(total, count, &total) ||
-        total > std::numeric_limits<std::int64_t>::max() / kMaxWorldSize) {
+    // The end, times the world size, must fit too.
+    if (!is_valid || __builtin_add_overflow(begin, count, &end) ||
+        end > std::numeric_limits<std::int64_t>::max() / kMaxWorldSize) {
       fail(ExitCode::kCorruptInput, "the manifest's shape of '{}' is impossible", entry.name());
     }
-    result.push_back(
-        {entry.name(), Shape(std::span<const std::int64_t>(
-                           entry.shape().data(), static_cast<std::size_t>(entry.shape_size())))});
+    result.push_back({entry.name(),
+                      Shape(std::span<const std::int64_t>(
+                          entry.shape().data(), static_cast<std::size_t>(entry.shape_size()))),
+                      begin});
   }
   return result;
 }

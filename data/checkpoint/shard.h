@@ -19,7 +19,7 @@ struct Slice {
 /// "rank-00000.h5"
 std::string shard_name(int rank);
 
-/// Number of elements of all tensors.
+/// Number of elements of a flat buffer.
 std::int64_t flat_size(const std::vector<NamedShape>& tensors);
 
 /// The range of rank r of P in format version 1.
@@ -33,7 +33,7 @@ std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
                              const std::vector<FlatRange>& ranges);
 
 /// Reads a shard whose digest has been verified. The file must hold exactly these slices, stored the way write_shard
-/// stores them; they go where tensors of their names lie in the buffers. Errors: 65 naming the file and the dataset.
+/// stores them; they go where the tensors of their names lie in the buffers. Errors: 65 naming the file and the dataset.
 void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into);
 
 }  // namespace ttt::data

@@ -52,9 +52,7 @@ void check_buffers(const FlatState& state, bool values_only_allowed) {
 std::string shard_name(int rank) { return fmt::format("rank-{:05}.h5", rank); }
 
 std::int64_t flat_size(const std::vector<NamedShape>& tensors) {
-  std::int64_t count = 0;
-  for (const NamedShape& tensor : tensors) count += tensor.shape.numel();
-  return count;
+  return tensors.empty() ? 0 : tensors.back().end();
 }
 
 FlatRange even_range(std::int64_t n, int rank, int world_size) {
@@ -65,15 +63,12 @@ FlatRange even_range(std::int64_t n, int rank, int world_size) {
 std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
                              const std::vector<FlatRange>& ranges) {
   std::vector<Slice> slices;
-  std::int64_t position = 0;
   for (const NamedShape& tensor : tensors) {
-    const std::int64_t tensor_end = position + tensor.shape.numel();
     for (const FlatRange& range : ranges) {
-      const std::int64_t from = std::max(range.begin, position);
-      const std::int64_t to = std::min(range.end, tensor_end);
-      if (from < to) slices.push_back({&tensor, from, from - position, to - from});
+      const std::int64_t from = std::max(range.begin, tensor.begin);
+      const std::int64_t to = std::min(range.end, tensor.end());
+      if (from < to) slices.push_back({&tensor, from, from - tensor.begin, to - from});
     }
-    position = tensor_end;
   }
   return slices;
 }

@@ -143,12 +143,8 @@ class ShardReader {
 void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into) {
   check_buffers(into, true);
   prepare_hdf5_library();
-  std::map<std::string, std::int64_t> begins;
-  std::int64_t position = 0;
-  for (const NamedShape& tensor : into.tensors) {
-    begins[tensor.name] = position;
-    position += tensor.shape.numel();
-  }
+  std::map<std::string_view, std::int64_t> begins;
+  for (const NamedShape& tensor : into.tensors) begins[tensor.name] = tensor.begin;
   for (Slice& slice : slices) slice.flat_begin = begins.at(slice.tensor->name) + slice.offset;
   ShardReader(path, ShardReader::Use::kFill).read(into, slices);
 }

@@ -118,7 +118,7 @@ TEST(ModelSize, ParametersAreThePublishedTotalsToThePrintedDigit) {
   for (const Size& size : kSizes) {
     for (const char* context : {"_2k", "_8k"}) {
       const auto count = static_cast<double>(
-          model_of(std::string(size.preset) + context).parameters().num_elements());
+          model_of(std::string(size.preset) + context).parameters().num_parameters());
       EXPECT_DOUBLE_EQ(std::round(count / 1e5) / 10, size.millions) << size.preset << context;
     }
   }

@@ -95,17 +95,43 @@ TEST(ParameterStore, EveryInitializerHasItsDistribution) {
 }
 
 TEST(ParameterStore, ValuesAndGradientsAreFlatInOrderOfRegistration) {
+  constexpr std::size_t kAligned = ParameterStore::kAlignment;
   ParameterStore store;
   store.add("a", {2, 3}, Initializer::constant(1));
   store.add("b", {4}, Initializer::constant(2));
-  EXPECT_EQ(store.num_elements(), 10);
+  EXPECT_EQ(store.num_elements(), ParameterStore::kAlignment + 4);
+  EXPECT_EQ(store.num_parameters(), 10);
   store.allocate(DType::kF32);
   store.initialize(0);
-  EXPECT_EQ(values_of(store.values()), (std::vector<double>{1, 1, 1, 1, 1, 1, 2, 2, 2, 2}));
-  const Tensor gradients = Tensor::zeros({10}, DType::kF32);
+  std::vector<double> expected(kAligned + 4, 0);
+  std::fill_n(expected.begin(), 6, 1);
+  std::fill_n(expected.begin() + kAligned, 4, 2);
+  EXPECT_EQ(values_of(store.values()), expected);
+  const Tensor gradients = Tensor::zeros({store.num_elements()}, DType::kF32);
   store.bind_gradients(gradients);
   fill(find(store, "b").grad, 3);
-  EXPECT_EQ(values_of(gradients), (std::vector<double>{0, 0, 0, 0, 0, 0, 3, 3, 3, 3}));
+  std::fill_n(expected.begin(), 6, 0);
+  std::fill_n(expected.begin() + kAligned, 4, 3);
+  EXPECT_EQ(values_of(gradients), expected);
+}
+
+// What a product in bf16 reads, of every weight of a model with 12 heads: 12 learning rates would shift what follows.
+TEST(ParameterStore, ProductsReadAlignedWeights) {
+  ParameterStore store;
+  store.add("learnable_ttt_lr.bias", {12, 1}, Initializer::constant(1));
+  const Parameter& stacked = store.add_stacked({"gate", "up"}, {3, 5}, Initializer::constant(2));
+  store.add("down", {8, 8}, Initializer::constant(3));
+  store.allocate(DType::kF32);
+  store.initialize(0);
+  Stream stream;
+  store.keep_rounded(stream);
+  for (const Parameter* parameter : {&stacked, &find(store, "down")}) {
+    EXPECT_EQ(reinterpret_cast<std::uintptr_t>(parameter->rounded.raw()) % 16, 0U)
+        << parameter->name;
+    EXPECT_EQ(parameter->begin % ParameterStore::kAlignment, 0) << parameter->name;
+  }
+  EXPECT_EQ(values_of(stacked.value), std::vector<double>(30, 2));
+  EXPECT_EQ(find(store, "up").value.raw(), stacked.value.data<float>() + 15);
 }
 
 TEST(ParameterStore, ContractsAreChecked) {

@@ -126,8 +126,8 @@ TEST_F(DamagedCheckpoint, ManifestThatIsWrongIsRefused) {
     edit_manifest(from, to);
     expect(ExitCode::kCorruptInput, part);
   };
-  expect_after("format_version: 3", "format_version: 4\nnew_field: 3", "use a newer one");
-  expect_after("format_version: 3\n", "", "no format version");
+  expect_after("format_version: 4", "format_version: 5\nnew_field: 3", "use a newer one");
+  expect_after("format_version: 4\n", "", "no format version");
   expect_after("step: 9", "stepp: 9", "stepp");
   expect_after("step: 9", "step: 9\nstep: 10", "step");
   expect_after("world_size: 2", "world_size: 3", "rank-00002.h5 is not listed");
@@ -136,6 +136,10 @@ TEST_F(DamagedCheckpoint, ManifestThatIsWrongIsRefused) {
   expect_after("\"rank-00001.h5\"", "\"rank-00000.h5\"", "listed twice");
   expect_after("dtype: \"F32\"", "dtype: \"F16\"", "F16");
   expect_after("shape: 2000", "shape: -1", "impossible");
+  expect_after("begin: 744", "begin: 740",
+               "at element 740, before the end of the one before it, 741");
+  expect_after("shape: 2000\n  begin: 784", "shape: 2000\n  begin: 9223372036854775000",
+               "impossible");
   expect_after("shape: 2000", "shape: 4000000000000 shape: 4000000000000", "impossible");
   write_bytes(file("manifest.textproto"), "");
   expect(ExitCode::kCorruptInput, "digest line");

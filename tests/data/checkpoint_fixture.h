@@ -12,9 +12,9 @@
 
 namespace ttt::data {
 
-// A whole state in memory; sizes are chosen so that slices cut through tensors.
+// A whole state in memory; sizes are chosen so that slices cut through tensors. Tensors begin at multiples of `alignment`.
 struct State {
-  explicit State(DType dtype = DType::kF32, std::int64_t width = 37) {
+  explicit State(DType dtype = DType::kF32, std::int64_t width = 37, std::int64_t alignment = 8) {
     tensors = {{"model.embed_tokens.weight", Shape{19, width}},
                {"model.layers.0.seq_norm.weight", Shape{width}},
                {"model.layers.0.seq_modeling_block.W1", Shape{2, 3, 5}},
@@ -22,19 +22,25 @@ struct State {
                {"nothing", Shape{0, 4}},
                {"model.norm.weight", Shape{2000}}};
     std::int64_t n = 0;
-    for (const auto& tensor : tensors) n += tensor.shape.numel();
+    for (NamedShape& tensor : tensors) {
+      tensor.begin = (n + alignment - 1) / alignment * alignment;
+      n = tensor.end();
+    }
     values = Tensor::zeros(Shape{n}, dtype);
     m = Tensor::zeros(Shape{n}, dtype);
     v = Tensor::zeros(Shape{n}, dtype);
   }
+  // Gaps stay zero.
   void fill_with_numbers() {
-    for (const auto& [tensor, scale] : {std::pair(&values, 1.0), {&m, -0.5}, {&v, 1e-6}}) {
-      for (std::int64_t i = 0; i < tensor->numel(); ++i) {
-        const double value = scale * static_cast<double>(i + 1);
-        if (tensor->dtype() == DType::kF32) {
-          tensor->data<float>()[i] = static_cast<float>(value);
-        } else {
-          tensor->data<double>()[i] = value;
+    for (const auto& [buffer, scale] : {std::pair(&values, 1.0), {&m, -0.5}, {&v, 1e-6}}) {
+      for (const NamedShape& tensor : tensors) {
+        for (std::int64_t i = tensor.begin; i < tensor.end(); ++i) {
+          const double value = scale * static_cast<double>(i + 1);
+          if (buffer->dtype() == DType::kF32) {
+            buffer->data<float>()[i] = static_cast<float>(value);
+          } else {
+            buffer->data<double>()[i] = value;
+          }
         }
       }
     }

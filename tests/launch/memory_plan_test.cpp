@@ -128,7 +128,7 @@ TEST(StepTrace, TheUpdateLooksThroughTheWholeGradientForWhatIsNotFinite) {
     }
     return bytes;
   };
-  const auto all = static_cast<double>(trace.num_parameters * size_of(DType::kF32));
+  const auto all = static_cast<double>(trace.num_elements * size_of(DType::kF32));
   EXPECT_NEAR(bytes_of("find_non_finite") / all, 1, 0.01);
   EXPECT_GT(bytes_of("smallest"), 0);
   EXPECT_NEAR(bytes_of("block_sums_of_squares") / all, 0.5, 0.01);
@@ -198,8 +198,8 @@ TEST(MemoryPlan, OnCudaBFloat16WeightsLieBesideTheOthers) {
   };
   const StepTrace bf16 = trace("BF16", 1);
   const std::int64_t more = bf16.memory.parameters - trace("FP32", 1).memory.parameters;
-  EXPECT_GE(more, bf16.num_parameters * size_of(DType::kBF16));
-  EXPECT_LE(more, bf16.num_parameters * size_of(DType::kBF16) + 4096);  // blocks are rounded up
+  EXPECT_GE(more, bf16.num_elements * size_of(DType::kBF16));
+  EXPECT_LE(more, bf16.num_elements * size_of(DType::kBF16) + 4096);  // blocks are rounded up
   const auto rounded_in = [](const std::vector<CountedCall>& calls) {
     return std::ranges::count_if(calls, [](const CountedCall& counted) {
       return std::string_view(counted.call.op) == "copy";
