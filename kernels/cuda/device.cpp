@@ -22,7 +22,9 @@ namespace {
 class CudaEvent final : public QueueEvent {
  public:
   explicit CudaEvent(cudaStream_t stream) {
-    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "an event");
+    // Who waits sleeps: two threads of a rank do so for most of a step.
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+               "an event");
     check_cuda(cudaEventRecord(event_, stream), "an event");
   }
   CudaEvent(const CudaEvent&) = delete;
