@@ -1,8 +1,10 @@
 #include "launch/batch_reader.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "core/base/rng.h"
 #include "data/tokens/prepare.h"
@@ -190,22 +192,22 @@ BatchReader::Buffers BatchReader::make_buffers(std::int64_t rows) const {
 
 void BatchReader::read(std::int64_t position, std::int64_t global_rows,
                        const Buffers& buffers) const {
-  const Shape whole{context_length()};
-  const Buffers window{Tensor(whole, DType::kI64), Tensor(whole, DType::kI64),
-                       Tensor(whole, DType::kF64), Tensor(whole, DType::kF64)};
+  // No tensors: they would be a device's memory, and of another device on a thread that has not chosen one.
+  const auto length = static_cast<std::size_t>(context_length());
+  std::vector<std::int64_t> ids(length), targets(length);
+  std::vector<double> mask(length), weight(length);
   for (std::int64_t row = 0; row < buffers.ids.size(0); ++row) {
     const Place place = place_of(position + row);
-    data::read_window(place.source.tokens, place.source.layout, place.window, masked_target_,
-                      window.ids.span<std::int64_t>(), window.targets.span<std::int64_t>(),
-                      window.mask.span<double>());
-    set_row_weights(window.mask.span<double>(), global_rows, window.weight.span<double>());
-    const auto take = [&](const Tensor& from, const Tensor& to) {
-      copy(from.view().slice(begin_, end_), to.view().slice(row, row + 1).reshape({end_ - begin_}));
+    data::read_window(place.source.tokens, place.source.layout, place.window, masked_target_, ids,
+                      targets, mask);
+    set_row_weights(mask, global_rows, weight);
+    const auto take = [&]<typename T>(const std::vector<T>& from, const Tensor& to) {
+      std::copy(from.begin() + begin_, from.begin() + end_, to.data<T>() + row * (end_ - begin_));
     };
-    take(window.ids, buffers.ids);
-    take(window.targets, buffers.targets);
-    take(window.mask, buffers.mask);
-    take(window.weight, buffers.weight);
+    take(ids, buffers.ids);
+    take(targets, buffers.targets);
+    take(mask, buffers.mask);
+    take(weight, buffers.weight);
   }
 }
 

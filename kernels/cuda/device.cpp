@@ -8,7 +8,9 @@
 
 #include <array>
 #include <map>
+#include <mutex>
 
+#include "core/base/log.h"
 #include "core/base/memory.h"
 #include "kernels/cuda/attention_library.h"
 #include "kernels/cuda/launch.h"
@@ -20,7 +22,9 @@ namespace {
 class CudaEvent final : public QueueEvent {
  public:
   explicit CudaEvent(cudaStream_t stream) {
-    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "an event");
+    // Who waits sleeps: two threads of a rank do so for most of a step.
+    check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming | cudaEventBlockingSync),
+               "an event");
     check_cuda(cudaEventRecord(event_, stream), "an event");
   }
   CudaEvent(const CudaEvent&) = delete;
@@ -87,6 +91,7 @@ class DeviceMemory {
     if (limit_ == 0) {
       std::size_t total = 0;
       check_cuda(cudaMemGetInfo(&limit_, &total), "the device's memory");
+      limit_ -= limit_ / kPartLeft;
     }
     const auto size = static_cast<std::size_t>(bytes);
     if (used_ + size > limit_) return nullptr;
@@ -109,7 +114,10 @@ class DeviceMemory {
   }
 
  private:
-  std::size_t limit_ = 0;  // what was free at first
+  // Of what was free at first one part in so many is left to what takes memory later: kernels' code, libraries, NCCL.
+  static constexpr std::size_t kPartLeft = 32;
+
+  std::size_t limit_ = 0;
   std::size_t used_ = 0;
   std::map<void*, std::size_t> sizes_;
 };
@@ -146,12 +154,33 @@ void release_device(std::byte* block) { device_memory().give(block); }
 std::byte* allocate_pinned(std::int64_t bytes) {
   void* block = nullptr;
   const cudaError_t status = cudaMallocHost(&block, static_cast<std::size_t>(bytes));
-  if (status == cudaErrorMemoryAllocation) return nullptr;
+  if (status == cudaErrorMemoryAllocation) {
+    static_cast<void>(cudaGetLastError());
+    return nullptr;
+  }
   check_cuda(status, "pinned memory");
   return static_cast<std::byte*>(block);
 }
 
 void release_pinned(std::byte* block) { cudaFreeHost(block); }
+
+}  // namespace
+
+namespace {
+
+// Once a program: such devices serve what is careful, such as tests that wait after each kernel.
+void tell_exclusive_managed_memory(int device) {
+  static std::once_flag told;
+  int is_concurrent = 0;
+  check_cuda(cudaDeviceGetAttribute(&is_concurrent, cudaDevAttrConcurrentManagedAccess, device),
+             "managed memory");
+  if (is_concurrent != 0) return;
+  std::call_once(told, [] {
+    log::warning(
+        "managed_memory=exclusive: this machine lets the host touch managed memory only while no "
+        "kernel runs; a segmentation fault may be due to that");
+  });
+}
 
 }  // namespace
 
@@ -200,6 +229,7 @@ Stream make_stream(int device) {
     fail(ExitCode::kUsage, "{}; --device cpu needs none", reason);
   }
   check_cuda(cudaSetDevice(device), "choosing a device");
+  tell_exclusive_managed_memory(device);
   memory::set_block_sources({{&allocate_managed, &release_device},
                              {&allocate_device, &release_device},
                              {&allocate_pinned, &release_pinned}});

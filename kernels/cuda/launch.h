@@ -19,7 +19,7 @@ struct LaunchShape {
   unsigned cluster = 1;          // blocks of a cluster, along x
 };
 
-/// kOutOfMemory, kPeerLost (the device is lost) or kInternal.
+/// kOutOfMemory, kPeerLost (the device is lost), kUsage (no code for this device) or kInternal.
 ExitCode exit_code_of(cudaError_t status);
 /// Throws it with CUDA's reason.
 void check_cuda(cudaError_t status, const char* what);

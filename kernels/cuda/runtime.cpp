@@ -22,6 +22,8 @@ ExitCode exit_code_of(cudaError_t status) {
     case cudaErrorNoDevice:  // once there was one: it fell off the bus
     case cudaErrorUnknown:
       return ExitCode::kPeerLost;
+    case cudaErrorNoKernelImageForDevice:
+      return ExitCode::kUsage;
     default:
       return ExitCode::kInternal;
   }
@@ -31,8 +33,12 @@ void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());  // an error that is not sticky must not be reported twice
   const ExitCode code = exit_code_of(status);
-  fail(code, "{}: {}{} ({})", what, code == ExitCode::kPeerLost ? "the device is lost: " : "",
-       cudaGetErrorString(status), cudaGetErrorName(status));
+  const char* const meaning =
+      code == ExitCode::kPeerLost ? "the device is lost: "
+      : code == ExitCode::kUsage
+          ? "this program was built for other devices (CMAKE_CUDA_ARCHITECTURES): "
+          : "";
+  fail(code, "{}: {}{} ({})", what, meaning, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 
 BlockLimits block_limits() {

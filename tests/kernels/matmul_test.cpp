@@ -10,6 +10,9 @@
 #include <fstream>
 
 #include "kernels/cpu/bf16_gemm.h"
+#ifdef TTT_TEST_CUDA
+#include "kernels/device_ops.h"
+#endif
 #include "kernels/reference/matmul.h"
 #include "tests/support/complex_step.h"
 #include "tests/support/kernel_check.h"
@@ -323,6 +326,68 @@ TEST(MatmulContract, NoRowsLeaveTheWeightGradientAlone) {
     EXPECT_THAT(values_of(d_w), testing::ElementsAre(5, 6));
   }
 }
+
+#ifdef TTT_TEST_CUDA
+// In the types of training: bf16 operands, fp32 gradients of weights. Weights and their gradients begin anywhere in flat
+// buffers, at 2 and 4 bytes.
+void expect_products_of_views(const Sizes& s, DType result, std::int64_t begin) {
+  SCOPED_TRACE(
+      fmt::format("{} x {} x {} to {} at {}", s.rows, s.inputs, s.outputs, name_of(result), begin));
+  Case c(s);
+  for (auto* values : {&c.x, &c.w, &c.d_y, &c.residual, &c.d_x_before}) {
+    *values = rounded_to_bf16(*values);
+  }
+  Stream stream = make_stream(Device::kCuda, 0);
+  const std::int64_t count = s.outputs * s.inputs;
+  const auto behind = [&](const std::vector<double>& values, DType dtype) {
+    std::vector<double> flat(static_cast<std::size_t>(begin), 7.0);
+    flat.insert(flat.end(), values.begin(), values.end());
+    return tensor_of(flat, {begin + count}, dtype);
+  };
+  const Tensor flat_w = behind(c.w, DType::kBF16);
+  const Tensor flat_d_w = behind(c.d_w_before, DType::kF32);
+  const Shape w_shape{s.outputs, s.inputs};
+  const TensorView w = flat_w.view().slice(begin, begin + count).reshape(w_shape);
+  const TensorView d_w = flat_d_w.view().slice(begin, begin + count).reshape(w_shape);
+  const Tensor x = tensor_of(c.x, {s.rows, s.inputs}, DType::kBF16);
+  const Tensor d_y = tensor_of(c.d_y, {s.rows, s.outputs}, DType::kBF16);
+  const Tensor residual = tensor_of(c.residual, {s.rows, s.outputs}, result);
+  const Tensor y = test::unset({s.rows, s.outputs}, result);
+  const Tensor d_x = tensor_of(c.d_x_before, {s.rows, s.inputs}, result);
+  linear_forward(x, w, residual, y, Precision::kBF16, stream);
+  linear_backward_input(d_y, w, d_x, Accumulate::kYes, Precision::kBF16, stream);
+  linear_backward_weight(d_y, x, d_w, Precision::kBF16, stream);
+  stream.synchronize();
+  const Products expected = c.reference();
+  // Sums as above; a result in bf16 is rounded once more, by 2^-9.
+  const double tolerance = result == DType::kBF16 ? 4e-3 : 5e-6;
+  expect_close("y", values_of(y), expected.y, tolerance);
+  expect_close("d_x", values_of(d_x), expected.d_x, tolerance);
+  expect_close("d_w", values_of(d_w), expected.d_w, 5e-6);
+  const std::vector<double> before = values_of(flat_d_w.view().slice(0, begin));
+  EXPECT_THAT(before, testing::Each(7.0));
+}
+
+TEST(CudaMatmul, ServesOddSizesAndWeightsAtAnyElement) {
+  for (const Sizes& s : {Sizes{1, 1, 1}, Sizes{1, 64, 3}, Sizes{7, 5, 259}, Sizes{40, 401, 17},
+                         Sizes{65, 96, 128}}) {
+    for (const DType result : {DType::kF32, DType::kBF16}) {
+      for (const std::int64_t begin : {0, 1, 2, 4, 8}) expect_products_of_views(s, result, begin);
+    }
+  }
+}
+
+TEST(CudaMatmul, Fp32IsNotRoundedToTensorFloat) {
+  const Case c({65, 400, 33});
+  Stream stream = make_stream(Device::kCuda, 0);
+  const Tensor y = tensor_of(c.residual, {65, 33}, DType::kF32);
+  const Tensor x = tensor_of(c.x, {65, 400}, DType::kF32);
+  const Tensor w = tensor_of(c.w, {33, 400}, DType::kF32);
+  linear_forward(x, w, tensor_of(c.residual, {65, 33}, DType::kF32), y, Precision::kNative, stream);
+  stream.synchronize();
+  expect_close("y", values_of(y), c.reference().y, 5e-6);  // TF32 has a rounding of 5e-4
+}
+#endif
 
 #ifndef __SANITIZE_ADDRESS__  // which itself would be refused memory
 // In a process of its own: OpenBLAS keeps its buffers, and without room for one it would ask for ever.

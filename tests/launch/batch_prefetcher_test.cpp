@@ -6,6 +6,7 @@
 #include <future>
 #include <thread>
 
+#include "core/base/memory.h"
 #include "tests/launch/token_run.h"
 #include "tests/support/tensors.h"
 
@@ -52,6 +53,15 @@ TEST_F(BatchPrefetcherTest, GivesTheMicroBatchesInTheirOrder) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   EXPECT_THROW(prefetcher.next(), Error);
+}
+
+// On a device that would be memory which queued kernels may still use, taken by a thread that knows no device.
+TEST_F(BatchPrefetcherTest, ReadingTakesNoMemoryOfTensors) {
+  const BatchReader::Buffers buffers = reader_.make_buffers(2);
+  const std::int64_t before = memory::live_bytes();
+  memory::reset_peak();
+  reader_.read(0, 8, buffers);
+  EXPECT_EQ(memory::peak_bytes(), before);
 }
 
 class WaitsForPromise final : public QueueEvent {

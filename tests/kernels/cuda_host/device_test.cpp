@@ -60,6 +60,15 @@ TEST(CudaErrors, ALostDeviceIsAPeerLost) {
   }
 }
 
+TEST(CudaErrors, KernelsForOtherDevicesAreTheBuilders) {
+  ExitCode code = ExitCode::kOk;
+  EXPECT_EQ(
+      error_of([] { check_cuda(cudaErrorNoKernelImageForDevice, "a launch"); }, &code),
+      "a launch: this program was built for other devices (CMAKE_CUDA_ARCHITECTURES): no kernel "
+      "image is available for execution on the device (cudaErrorNoKernelImageForDevice)");
+  EXPECT_EQ(code, ExitCode::kUsage);
+}
+
 TEST(CudaErrors, OthersAreOurs) {
   const std::pair<cudaError_t, ExitCode> cases[] = {
       {cudaErrorMemoryAllocation, ExitCode::kOutOfMemory},

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/base/dtype.h"
+#include "tests/support/cudart/fake_cudart.h"
 
 namespace {
 
@@ -41,7 +42,6 @@ struct Algorithm {  // in the caller's cublasLtMatmulAlgo_t
 int num_asked = 0;
 int num_multiplied = 0;
 cublasStatus_t next_status = CUBLAS_STATUS_SUCCESS;
-cudaError_t last_error = cudaSuccess;
 
 template <typename Inner, typename Opaque>
 Inner& inside(Opaque* opaque) {
@@ -137,14 +137,14 @@ int num_algorithms_asked() { return num_asked; }
 int num_products() { return num_multiplied; }
 void set_next_failure(cublasStatus_t status, cudaError_t reason) {
   next_status = status;
-  last_error = reason;
+  fake_device().last_error = reason;
 }
 
 }  // namespace ttt::test
 
 extern "C" {
 
-cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+size_t cublasLtGetVersion() { return CUBLAS_VERSION; }
 
 const char* cublasLtGetStatusString(cublasStatus_t status) {
   return status == CUBLAS_STATUS_ALLOC_FAILED ? "no memory" : "a failure";
