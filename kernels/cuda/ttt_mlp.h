@@ -140,14 +140,6 @@ __device__ __forceinline__ void publish(std::byte* matrix, const StateTile<F>& w
   }
 }
 
-/// The place of an element of an fp32 matrix with rows of F. Pairs in the order of C fragments and single elements in
-/// the order of the transpose's B fragments both meet no bank conflict.
-template <int F>
-__device__ __forceinline__ int wide_index(int row, int column) {
-  static_assert(F % 32 == 0);
-  return row * F + (column ^ (((row ^ (row >> 2)) & 3) << 3));
-}
-
 // --- products; c is the own columns of the result, over the lanes as C fragments ---
 
 /// c += a b for the A fragment of a and, as load_transposed gives them, the B fragments of b.
@@ -271,6 +263,10 @@ __device__ __forceinline__ void add_token_sums(float (&sums)[2][2], const Fragme
 
 // --- exchange between slices: partial sums [slice][token that the receiver owns][F] in fp32, words of rows ---
 
+/// Floats from one row of partial sums to the next: four rows of C fragments meet no bank conflict.
+template <int F>
+constexpr int kPartialStride = F + 8;
+
 /// This slice's part of a sum, at its own columns, goes to the warps that own the tokens.
 template <int F, bool kCluster>
 __device__ __forceinline__ void send(float* partial, const Square& c, const Place<F>& at) {
@@ -280,11 +276,11 @@ __device__ __forceinline__ void send(float* partial, const Square& c, const Plac
       const int token = at.g + 8 * k;
       if constexpr (kCluster) {
         const int row = at.slice * kOwnedTokens + token % kOwnedTokens;
-        store_in_cluster(partial + wide_index<F>(row, column), token / kOwnedTokens, c[j][2 * k],
-                         c[j][2 * k + 1]);
+        store_in_cluster(partial + row * kPartialStride<F> + column, token / kOwnedTokens,
+                         c[j][2 * k], c[j][2 * k + 1]);
       } else {
         const int row = at.slice * kTokens + token;
-        *reinterpret_cast<float2*>(partial + wide_index<F>(row, column)) =
+        *reinterpret_cast<float2*>(partial + row * kPartialStride<F> + column) =
             make_float2(c[j][2 * k], c[j][2 * k + 1]);
       }
     }

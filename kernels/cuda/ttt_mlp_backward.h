@@ -31,19 +31,61 @@ namespace ttt::kernels::cuda::mlp {
 
 // --- products with the gradients of the state ---
 
+/// Turns of a product's loop that are laid out at once: with head dim 96 registers are short. Even, so that which of the
+/// groups below an index takes is a constant.
+template <int F>
+constexpr int kUnrolled = F == 64 ? 4 : 2;
+
+/// The place of an element of an fp32 matrix with rows of F: eight columns stay together, and the four such groups of 32
+/// columns trade places from row to row. Pairs in the order of C fragments and single elements in the order of the
+/// transpose's B fragments both meet no bank conflict.
+template <int F>
+__device__ __forceinline__ int wide_index(int row, int column) {
+  static_assert(F % 32 == 0);
+  return row * F + (column ^ (((row ^ (row >> 2)) & 3) << 3));
+}
+/// Such a matrix as a thread sees it: where its elements would lie for each of the four places of a group, so that all
+/// else of an index is a constant.
+template <int F>
+struct WideRows {
+  float* group[4];
+
+  __device__ WideRows(float* matrix, const Place<F>& at) {
+    float* const first = matrix + (16 * at.warp + at.g) * F + 2 * at.t;
+    for (int x = 0; x < 4; ++x) group[x] = first + 8 * (x ^ (at.g & 3) ^ (at.g >> 2));
+  }
+  /// wide_index(own row 8 j + g, column 8 tile + 2 t)
+  [[nodiscard]] __device__ float2& pair(int j, int tile) const {
+    return *reinterpret_cast<float2*>(group[(tile & 3) ^ (2 * j)] + 8 * j * F + 32 * (tile >> 2));
+  }
+};
+template <int F>
+struct WideColumns {
+  const float* group[4];
+
+  __device__ WideColumns(const float* matrix, const Place<F>& at) {
+    const float* const first = matrix + 2 * at.t * F + 32 * (at.warp >> 1) + at.g;
+    const int swap = 2 * (at.warp & 1) ^ 2 * (at.t & 1) ^ (at.t >> 1);
+    for (int x = 0; x < 4; ++x) group[x] = first + 8 * (x ^ swap);
+  }
+  /// wide_index(row 8 tile + 2 t + e, own column 8 j + g)
+  [[nodiscard]] __device__ float element(int tile, int e, int j) const {
+    return group[(2 * (tile & 1)) ^ e ^ j][(8 * tile + e) * F];
+  }
+};
+
 /// c += a m^T for the own rows of an fp32 [F x F] matrix.
 template <int F>
-__device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* a, const float* m,
+__device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* a, float* m,
                                                     const Place<F>& at) {
-#pragma unroll 2
-  for (int part = 0; part < F / 16; ++part) {
+  const WideRows<F> rows(m, at);
+#pragma unroll(kUnrolled <F>)
+  for (int i = 0; i < F / 16; ++i) {
     Fragment left;
-    load_rows<F>(left, a, part, at.lane);
+    load_rows<F>(left, a, i, at.lane);
     for (int j = 0; j < 2; ++j) {
-      const int row = 16 * at.warp + 8 * j + at.g;
-      const int column = 16 * part + 2 * at.t;
-      const float2 near = *reinterpret_cast<const float2*>(m + wide_index<F>(row, column));
-      const float2 far = *reinterpret_cast<const float2*>(m + wide_index<F>(row, column + 8));
+      const float2 near = rows.pair(j, 2 * i);
+      const float2 far = rows.pair(j, 2 * i + 1);
       mma_m16n8k16(c[j], left, pack_bf16(near.x, near.y), pack_bf16(far.x, far.y));
     }
   }
@@ -52,16 +94,16 @@ __device__ __forceinline__ void add_times_wide_rows(Square& c, const std::byte* 
 template <int F>
 __device__ __forceinline__ void add_times_wide_columns(Square& c, const std::byte* a,
                                                        const float* m, const Place<F>& at) {
-#pragma unroll 2
-  for (int part = 0; part < F / 16; ++part) {
+  const WideColumns<F> columns(m, at);
+#pragma unroll(kUnrolled <F>)
+  for (int i = 0; i < F / 16; ++i) {
     Fragment left;
-    load_rows<F>(left, a, part, at.lane);
+    load_rows<F>(left, a, i, at.lane);
     for (int j = 0; j < 2; ++j) {
-      const int column = 16 * at.warp + 8 * j + at.g;
-      const int row = 16 * part + 2 * at.t;
-      const auto element = [&](int i) { return m[wide_index<F>(row + i, column)]; };
-      mma_m16n8k16(c[j], left, pack_bf16(element(0), element(1)),
-                   pack_bf16(element(8), element(9)));
+      const auto pair = [&](int tile) {
+        return pack_bf16(columns.element(tile, 0, j), columns.element(tile, 1, j));
+      };
+      mma_m16n8k16(c[j], left, pair(2 * i), pair(2 * i + 1));
     }
   }
 }
@@ -76,15 +118,11 @@ __device__ __forceinline__ void add_outer(Square& sum, const Fragment& a_t, cons
 }
 /// m += sum at the own rows, columns 16 part..
 template <int F>
-__device__ __forceinline__ void add_to_wide(float* m, const Square& sum, int part,
-                                            const Place<F>& at) {
+__device__ __forceinline__ void add_to_wide(const WideRows<F>& m, const Square& sum, int part) {
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
-      const int row = 16 * at.warp + at.g + 8 * k;
-      const int column = 16 * part + 8 * j + 2 * at.t;
-      auto* const to = reinterpret_cast<float2*>(m + wide_index<F>(row, column));
-      const float2 old = *to;
-      *to = make_float2(old.x + sum[j][2 * k], old.y + sum[j][2 * k + 1]);
+      float2& to = m.pair(k, 2 * part + j);
+      to = make_float2(to.x + sum[j][2 * k], to.y + sum[j][2 * k + 1]);
     }
   }
 }
@@ -113,7 +151,7 @@ struct BackwardLayout {
   static constexpr int kStages = 2;
   static constexpr int kStageBytes = 6 * kTileBytes + Layout<F>::kRateBytes;
   static constexpr int kWideBytes = F * F * 4;
-  static constexpr int kPartialBytes = kTokens * F * 4;
+  static constexpr int kPartialBytes = kTokens * kPartialStride<F> * 4;
   // Byte offsets.
   static constexpr int kDW1 = kStages * kStageBytes;
   static constexpr int kDW2 = kDW1 + kWideBytes;

@@ -314,13 +314,14 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
   load_transposed<F>(d_z2_t, s.v, at.warp, 0, at.lane);
   add_column_sums(L::kDB2, d_z2_t, 1.0F);
   load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
-#pragma unroll 2
+  const WideRows<F> d_w(floats(L::kDW2), at);
+#pragma unroll(kUnrolled <F>)
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z2_bar_t, tile(L::kX2Bar), part, at);
     add_outer(sum, d_z2_t, tile(L::kX2), part, at);
     add_outer(sum, g2_t, tile(L::kDU), part, at);
-    add_to_wide(floats(L::kDW2), sum, part, at);
+    add_to_wide(d_w, sum, part);
   }
   // d_k by way of the step of W1, while the other warps' rows of d_W1 are still those after it.
   Square stepped = {};
@@ -339,12 +340,13 @@ __device__ __forceinline__ void Backward<F>::hidden_state_gradients(const Backwa
   add_column_sums(L::kDB1, d_z1_bar_t, 1.0F);
   transpose_blocks(d_z1_t, d_z1);
   add_column_sums(L::kDB1, d_z1_t, 1.0F);
-#pragma unroll 2
+  const WideRows<F> d_w(floats(L::kDW1), at);
+#pragma unroll(kUnrolled <F>)
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z1_bar_t, s.q, part, at);
     add_outer(sum, d_z1_t, s.k, part, at);
-    add_to_wide(floats(L::kDW1), sum, part, at);
+    add_to_wide(d_w, sum, part);
   }
 }
 

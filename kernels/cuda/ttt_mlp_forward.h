@@ -28,7 +28,7 @@ struct ForwardLayout {
   static constexpr int kStages = 3;
   static constexpr int kStageBytes = 3 * kTileBytes + Layout<F>::kRateBytes;  // k, q, v
   static constexpr int kMatrixBytes = F * Layout<F>::kRowBytes;
-  static constexpr int kPartialBytes = kLocalSlices * kTokens * F * 4;
+  static constexpr int kPartialBytes = kLocalSlices * kTokens * kPartialStride<F> * 4;
   // Byte offsets. X2 has two buffers: the next mini-batch's is written while slower warps still read this one's.
   static constexpr int kX2 = kStages * kStageBytes;
   static constexpr int kX2Bar = kX2 + 2 * kLocalSlices * kTileBytes;
