@@ -57,6 +57,10 @@ __device__ __forceinline__ void Backward<F>::load_state() {
     floats(L::kDB1)[place] = has_d_final ? d_from.b1[i1] : 0.0F;
     floats(L::kDB2)[place] = has_d_final ? d_from.b2[i2] : 0.0F;
   }
+  const std::int64_t head = pair % in.heads;
+  const float mean_square =
+      LaneNorm<F>(in.norm_weight + head * F, in.norm_bias + head * F, at.lane).mean_square();
+  if (threadIdx.x == 0) floats(L::kMeanSquare)[0] = mean_square;
 }
 
 template <int F>
@@ -79,6 +83,7 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
   // The matrix's area is free by now.
   float* const norms = floats(L::kMatrix);            // [owner][2][F]
   float* const steps = norms + kOwnedTokens * 2 * F;  // [warp][2]: whole mini-batches, a short one
+  float* const scales = steps + 2 * Layout<F>::kWarps;  // [warp][16]
   if (at.owns_token()) {
     for_each_pair<F>(at.lane, [&](int i, int feature) {
       for (int e = 0; e < 2; ++e) {
@@ -89,8 +94,12 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
   }
   float sums[2] = {d_step, d_short_step};
   sum_over_warp(sums);
-  if (at.lane == 0) {
-    for (int i = 0; i < 2; ++i) steps[2 * at.warp + i] = sums[i];
+  for (int k = 0; k < 2; ++k) {
+    for (int mask = 1; mask < 4; mask *= 2) {
+      d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
+    }
+    if (at.lane == 0) steps[2 * at.warp + k] = sums[k];
+    if (at.t == 0) scales[kTokens * at.warp + at.g + 8 * k] = d_scale[k];
   }
   __syncthreads();
   float* const to = arguments.partials + std::int64_t{blockIdx.x} * fused::partial_size(F);
@@ -99,20 +108,17 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
     for (int owner = 0; owner < kOwnedTokens; ++owner) total += norms[owner * 2 * F + i];
     to[kTokens + i] = total;
   }
-  if (at.warp != 0) return;
+  if (threadIdx.x >= kTokens) return;
   // The state's step is taken with the scale of the mini-batch's last token.
+  const auto token = static_cast<int>(threadIdx.x);
   const int last = (in.tokens - 1) % kTokens;
-  for (int k = 0; k < 2; ++k) {
-    for (int mask = 1; mask < 4; mask *= 2) {
-      d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
-    }
-    const int token = at.g + 8 * k;
-    for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
-      if (token == kTokens - 1) d_scale[k] += steps[2 * warp];
-      if (token == last) d_scale[k] += steps[2 * warp + 1];
-    }
-    if (at.t == 0) to[token] = d_scale[k];
+  float total = 0;
+  for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
+    total += scales[kTokens * warp + token];
+    if (token == kTokens - 1) total += steps[2 * warp];
+    if (token == last) total += steps[2 * warp + 1];
   }
+  to[token] = total;
 }
 
 template <int F>

@@ -179,7 +179,13 @@ struct BackwardLayout {
   static constexpr int kSlope = kBeta + F * 4;
   static constexpr int kBend = kSlope + kFragmentBytes;
   static constexpr int kSlopeBar = kBend + kFragmentBytes;
-  static constexpr int kBytes = kSlopeBar + kFragmentBytes;
+  // Matrices of tokens by tokens: what multiplies g1 and g2 in the read step, and the gradient of the scores, of one layer
+  // after the other; then the masked scores of both layers, as the lanes of the warps that made them hold them.
+  static constexpr int kReadWeights = kSlopeBar + kFragmentBytes;
+  static constexpr int kDScores = kReadWeights + 2 * kScoreBytes;
+  static constexpr int kScores = kDScores + kScoreBytes;
+  static constexpr int kMeanSquare = kScores + 2 * kScoreBytes;  // of gamma
+  static constexpr int kBytes = kMeanSquare + 16;
   static_assert(kSlope % 16 == 0);
   static_assert((F == 64 ? 2 : 1) * (kBytes + 1024) <= 228 * 1024);
 };
@@ -207,11 +213,10 @@ struct Backward {
   int m = 0;  // mini-batch
   // State and sums over the mini-batches.
   StateTile<F> w1, w2;
-  float d_scale[2] = {};   // of this lane's two rows, in the slice's first warp
+  float d_scale[2] = {};   // of this lane's two rows, in the warps that make scores
   float d_step = 0;        // this lane's part of dL/dc_r by way of the state's step,
   float d_short_step = 0;  // and of a short last mini-batch
   // From one phase to the next.
-  Fragment read1;  // -(M / l * (scores + 1)) of the first layer
   Fragment d_z1;
   Square d_k;
 
@@ -225,18 +230,6 @@ struct Backward {
 
   /// Addresses of one phase are not kept for the next one.
   __device__ void begin_phase() { at = Place<F>(cluster_rank()); }
-
-  /// One of this thread's own fragments, from one phase to a later one.
-  __device__ void keep(int offset, const Fragment& x) const {
-    reinterpret_cast<uint4*>(shared + offset)[threadIdx.x] = uint4{x[0], x[1], x[2], x[3]};
-  }
-  __device__ void load_kept(Fragment& x, int offset) const {
-    const uint4 words = reinterpret_cast<const uint4*>(shared + offset)[threadIdx.x];
-    x[0] = words.x;
-    x[1] = words.y;
-    x[2] = words.z;
-    x[3] = words.w;
-  }
 
   __device__ BackwardStage stage() const {
     std::byte* const tiles = shared + m % L::kStages * L::kStageBytes;
@@ -252,19 +245,25 @@ struct Backward {
   __device__ OwnedRow<F>& owned() const {
     return reinterpret_cast<OwnedRow<F>*>(shared + L::kOwned)[32 * at.warp + at.lane];
   }
-  /// The "+1" of scores that are summed over slices.
-  __device__ float one() const { return at.slice == 0 ? 1.0F : 0.0F; }
+  __device__ std::byte* read_weights(int layer) const {
+    return tile(L::kReadWeights + layer * kScoreBytes);
+  }
+  /// The "+1" of a layer's scores; those of the second are summed over slices.
+  __device__ float one(int layer) const { return layer == 0 || at.slice == 0 ? 1.0F : 0.0F; }
   /// Where the owner's row lies in tensors [B, T, H, F].
   __device__ bool has_token() const { return at.owns_token() && at.token() < rows.count(m); }
   __device__ std::int64_t owned_row() const { return rows.row(m * kTokens + at.token()); }
 
+  /// Of the tokens' scores in a layer that two warps make for the slice's.
+  __device__ void make_scores(int layer, const std::byte* x_bar, const std::byte* x) const;
+  __device__ void make_score_gradients(int layer, const std::byte* d_z_bar, const std::byte* g);
+  __device__ uint2& own_scores(int layer) const {
+    return reinterpret_cast<uint2*>(shared +
+                                    L::kScores)[64 * layer + 32 * at.score_tile() + at.lane];
+  }
   /// A bias or its gradient, where `offset` is, += scale times the sums over tokens at the own columns.
   __device__ void add_column_sums(int offset, const Fragment& x_t, float scale) const {
-    float sums[2][2] = {};
-    add_token_sums(sums, x_t, scale);
-    if (at.g != 0) return;
-    for_each_bias(
-        at, [&](int j, int e, int column) { floats(offset)[16 * at.warp + column] += sums[j][e]; });
+    add_row_sums(floats(offset) + 16 * at.warp, x_t, scale, at);
   }
   /// A product at the own columns begins with a bias.
   __device__ void start_with(Square& c, int offset) const {

@@ -25,6 +25,11 @@ __device__ __forceinline__ void Forward<F, kCluster>::load_state() {
     });
     if (at.lane == 0) floats(L::kB2Mean)[0] = mean;
   }
+  if (threadIdx.x < F) {
+    const auto place = static_cast<int>(threadIdx.x);
+    floats(L::kGamma)[place] = in.norm_weight[head * F + place];
+    floats(L::kBeta)[place] = in.norm_bias[head * F + place];
+  }
   slice_barrier();
   const float* const pair_w1 = from.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {

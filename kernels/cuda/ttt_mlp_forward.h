@@ -39,7 +39,13 @@ struct ForwardLayout {
   static constexpr int kB2 = kZ2Bar + kPartialBytes;
   static constexpr int kRowMeans = kB2 + F * 4;  // of the initial W2
   static constexpr int kB2Mean = kRowMeans + kLocalSlices * F * 4;
-  static constexpr int kBytes = kB2Mean + 16;
+  static constexpr int kScores = kB2Mean + 16;  // of both layers: what multiplies l G
+  static constexpr int kGamma = kScores + 2 * kLocalSlices * kScoreBytes;
+  static constexpr int kBeta = kGamma + F * 4;
+  // Each thread's own fragment of phi'(Z1), from hidden_layer to step_hidden.
+  static constexpr int kSlope = kBeta + F * 4;
+  static constexpr int kBytes = kSlope + kThreads * 16;
+  static_assert(kSlope % 16 == 0);
 };
 
 /// A mini-batch's inputs in shared memory.
@@ -64,7 +70,6 @@ struct Forward {
   float b1[2][2];
   // From one phase to the next.
   Square z1_bar;
-  Fragment slope, weights;
   std::uint32_t previous_q[kLanePairs<F>] = {};  // of the row whose output is still to be written
 
   __device__ Forward(const ForwardArguments& all, std::byte* shared_bytes)
@@ -79,8 +84,10 @@ struct Forward {
                         .mean_square()) {}
 
   __device__ static Place<F> place() { return Place<F>(kCluster ? cluster_rank() : -1); }
-  /// Addresses of one phase are not kept for the next one.
-  __device__ void begin_phase() { at = place(); }
+  /// Where registers are short, addresses of one phase are not kept for the next one.
+  __device__ void begin_phase() {
+    if constexpr (!(kCluster && F == 64)) at = place();
+  }
   __device__ void slice_barrier() const {
     if constexpr (kCluster) {
       __syncthreads();
@@ -104,6 +111,9 @@ struct Forward {
   }
   __device__ std::byte* w2_matrix() const {
     return shared + L::kW2 + at.local_slice * L::kMatrixBytes;
+  }
+  __device__ std::byte* scores(int layer) const {
+    return shared + L::kScores + (2 * at.local_slice + layer) * kScoreBytes;
   }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
   __device__ float* row_means() const { return floats(L::kRowMeans) + at.local_slice * F; }
@@ -148,13 +158,15 @@ struct Forward {
 template <int F, bool kCluster>
 __device__ __forceinline__ void Forward<F, kCluster>::hidden_layer(const ForwardStage& s,
                                                                    std::byte* x2) {
-  Square scores = {};
+  if (at.makes_scores(0)) {
+    store_read_weights(scores(0), causal_scores<F>(s.q, s.k, 1.0F, at),
+                       RowScales(in.token_scale, at.g), at);
+  }
   Square z1;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) z1[j][i] = z1_bar[j][i] = b1[j][i & 1];
   }
-  read_layer<F, true>(z1, z1_bar, scores, s.k, s.q, w1, at);
-  read_weights(weights, scores, 1.0F, RowScales(in.token_scale, at.g), at);
+  read_layer<F>(z1, z1_bar, s.k, s.q, w1, at);
   Square value, derivative;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -163,8 +175,9 @@ __device__ __forceinline__ void Forward<F, kCluster>::hidden_layer(const Forward
       derivative[j][i] = phi.slope;
     }
   }
-  pack(slope, derivative);
   Fragment packed;
+  pack(packed, derivative);
+  keep_fragment(shared + L::kSlope, packed);
   pack(packed, value);
   store_fragment(x2, packed, at);
 }
@@ -196,7 +209,7 @@ __device__ __forceinline__ void Forward<F, kCluster>::write_output(int m,
 template <int F, bool kCluster>
 __device__ __forceinline__ void Forward<F, kCluster>::finish_tokens(const ForwardStage& s, int m) {
   if (!at.owns_token()) return;
-  const LaneNorm<F> norm(in.norm_weight + head * F, in.norm_bias + head * F, at.lane);
+  const LaneNorm<F> norm(floats(L::kGamma), floats(L::kBeta), at.lane);
   if (m > 0) write_output(m - 1, norm);
   if (m == rows.num_mini_batches()) return;
   LaneRow<F> z;
@@ -225,6 +238,8 @@ __device__ __forceinline__ void Forward<F, kCluster>::step_hidden(const ForwardS
                                                                   float step) {
   Square u = {};
   add_times_matrix(u, shared + L::kG2, w2_matrix(), at);
+  Fragment slope;
+  load_kept(slope, shared + L::kSlope);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) u[j][i] *= unpacked(slope, j, i);
   }
@@ -242,6 +257,8 @@ __device__ __forceinline__ void Forward<F, kCluster>::step_hidden(const ForwardS
   }
   Fragment g1_t;
   transpose_blocks(g1_t, g1);
+  Fragment weights;
+  load_scores(weights, scores(0), at.lane);
   multiply_add(z1_bar, weights, g1_t);
   Square value;
   for (int j = 0; j < 2; ++j) {
@@ -257,31 +274,35 @@ __device__ __forceinline__ void Forward<F, kCluster>::step_hidden(const ForwardS
 template <int F, bool kCluster>
 __device__ __forceinline__ void Forward<F, kCluster>::read_and_step(const std::byte* x2,
                                                                     float step) {
+  const std::byte* const x2_bar = slice_tile(L::kX2Bar);
+  const std::byte* const g2 = shared + L::kG2;
   // What is not a sum over hidden units, b2 and the "+1" of the scores, is slice 0's.
-  float* const b2 = floats(L::kB2) + at.first_output() + 2 * at.t;
+  if (at.makes_scores(1)) {
+    store_read_weights(scores(1), causal_scores<F>(x2_bar, x2, at.slice == 0 ? 1.0F : 0.0F, at),
+                       RowScales(in.token_scale, at.g), at);
+  }
+  float* const b2 = floats(L::kB2) + at.first_output();
   Square z2 = {};
   if (at.slice == 0) {
     for (int j = 0; j < 2; ++j) {
-      for (int i = 0; i < 4; ++i) z2[j][i] = b2[8 * j + (i & 1)];
+      for (int i = 0; i < 4; ++i) z2[j][i] = b2[8 * j + 2 * at.t + (i & 1)];
     }
   }
-  Square scores = {};
-  read_layer<F, false>(z2, z2, scores, x2, slice_tile(L::kX2Bar), w2, at);
-  read_weights(weights, scores, at.slice == 0 ? 1.0F : 0.0F, RowScales(in.token_scale, at.g), at);
+  add_times_state<F>(z2, x2_bar, w2, at);
   Fragment g2_t;
-  load_transposed<F>(g2_t, shared + L::kG2, at.warp, 0, at.lane);
-  multiply_add(z2, weights, g2_t);
-  send<F, kCluster>(floats(L::kZ2Bar), z2, at);
+  load_transposed_left<F>(g2_t, g2, at.warp, at.lane);
   if (is_first_of_block()) {
-    float change[2][2] = {};
-    add_token_sums(change, g2_t, -step);
     __syncwarp();  // these entries have been read above, by this warp alone
-    if (at.g == 0) {
-      for_each_bias(at, [&](int j, int e, int) { b2[8 * j + e] += change[j][e]; });
-    }
+    add_row_sums(b2, g2_t, -step, at);
   }
   add_outer_product<F>(w2, x2, g2_t, -step, at.lane);
   publish<F>(w2_matrix(), w2, at);
+  slice_barrier();
+  Fragment weights;
+  load_scores(weights, scores(1), at.lane);
+  load_transposed<F>(g2_t, g2, at.warp, 0, at.lane);
+  multiply_add(z2, weights, g2_t);
+  send<F, kCluster>(floats(L::kZ2Bar), z2, at);
 }
 
 }  // namespace ttt::kernels::cuda::mlp

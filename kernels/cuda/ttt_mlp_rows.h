@@ -56,13 +56,28 @@ __device__ __forceinline__ void load_words(std::uint32_t (&x)[kLanePairs<F>], st
   for_each_pair<F>(lane, [&](int i, int feature) { x[i] = pair_at<F>(tile, row, feature); });
 }
 
-/// Every sum over the warp's lanes.
+/// Every sum over the warp's lanes, to all of them. Lanes that differ in one bit take over half of the other's sums until
+/// each has one; that one is added up over the other lanes, and all are read from those that have them.
 template <int kCount>
 __device__ __forceinline__ void sum_over_warp(float (&sums)[kCount]) {
+  constexpr int kHeld = kCount == 1 ? 1 : kCount == 2 ? 2 : kCount <= 4 ? 4 : 8;
+  static_assert(kCount <= kHeld);
+  const auto lane = static_cast<int>(threadIdx.x) & 31;
+  float held[kHeld] = {};
+  for (int s = 0; s < kCount; ++s) held[s] = sums[s];
 #pragma unroll
-  for (int mask = 1; mask < 32; mask *= 2) {
-    for (int s = 0; s < kCount; ++s) sums[s] += __shfl_xor_sync(kAllLanes, sums[s], mask);
+  for (int half = kHeld / 2; half > 0; half /= 2) {
+    const bool takes_upper = (lane & half) != 0;
+    for (int s = 0; s < half; ++s) {
+      const float sent = takes_upper ? held[s] : held[s + half];
+      held[s] = (takes_upper ? held[s + half] : held[s]) + __shfl_xor_sync(kAllLanes, sent, half);
+    }
   }
+#pragma unroll
+  for (int mask = kHeld; mask < 32; mask *= 2) {
+    held[0] += __shfl_xor_sync(kAllLanes, held[0], mask);
+  }
+  for (int s = 0; s < kCount; ++s) sums[s] = __shfl_sync(kAllLanes, held[0], s);
 }
 template <int F, int kCount>
 __device__ __forceinline__ void mean_over_features(float (&sums)[kCount]) {
