@@ -37,7 +37,6 @@ using fused::pack;
 using fused::PairRows;
 using fused::pointers;
 using fused::tile_offset;
-using fused::token_sums;
 using fused::transpose_blocks;
 using fused::transpose_matrix;
 using fused::unpacked;
@@ -152,6 +151,29 @@ __device__ __forceinline__ void load_kept(Fragment& x, const std::byte* of_threa
   x[2] = words.z;
   x[3] = words.w;
 }
+/// A thread's 16 bytes of the tiles of a mini-batch, on their way from rows `width` wide of [B, T, H, ...]; tokens that
+/// are not there are zeros.
+template <int F>
+struct TileCopy {
+  int place;            // in a tile
+  std::int64_t offset;  // in a tensor
+  bool is_there;
+
+  __device__ TileCopy(const PairRows& rows, int m, int width, int thread) {
+    const int token = thread / (F / 8);
+    const int chunk = thread % (F / 8);
+    place = tile_offset<F>(token, chunk);
+    offset = rows.row(m * kTokens + token) * width + 8 * chunk;
+    is_there = token < rows.count(m);
+  }
+  __device__ void operator()(std::byte* tile, const BFloat16* from) const {
+    if (is_there) {
+      copy_async_16(tile + place, from + offset);
+    } else {
+      *reinterpret_cast<uint4*>(tile + place) = uint4{0, 0, 0, 0};
+    }
+  }
+};
 /// Rounds this warp's state into the own rows of an [F x F] matrix for the other warps of the slice. It is rounded anew: the
 /// operands of an earlier product, kept until here, would take half as many registers as the state.
 template <int F>
@@ -301,23 +323,15 @@ __device__ __forceinline__ void for_each_state_element(const Place<F>& at, Funct
   }
 }
 
-/// f(j, e, column) for this thread's entries among a warp's 16; lanes with equal t have the same.
-template <int F, typename Function>
-__device__ __forceinline__ void for_each_bias(const Place<F>& at, Function&& f) {
+/// c = such entries at the own columns, for every token.
+template <int F>
+__device__ __forceinline__ void start_with(Square& c, const float* first, const Place<F>& at) {
   for (int j = 0; j < 2; ++j) {
-    for (int e = 0; e < 2; ++e) f(j, e, 8 * j + 2 * at.t + e);
+    for (int i = 0; i < 4; ++i) c[j][i] = first[8 * j + 2 * at.t + (i & 1)];
   }
 }
-/// sums[j][e] += scale * the sum over tokens of own column 8 j + 2 t + e.
-__device__ __forceinline__ void add_token_sums(float (&sums)[2][2], const Fragment& x_t,
-                                               float scale) {
-  for (int j = 0; j < 2; ++j) {
-    float sum[4] = {};
-    token_sums(sum, x_t, j);
-    for (int e = 0; e < 2; ++e) sums[j][e] += scale * sum[e];
-  }
-}
-/// The same to entries in shared memory, `first` that of own column 0; `x_t` as load_transposed_left gives it.
+/// Entries in shared memory, `first` that of own column 0, += scale times the sums over tokens; `x_t` best as
+/// load_transposed_left gives it.
 template <int F>
 __device__ __forceinline__ void add_row_sums(float* first, const Fragment& x_t, float scale,
                                              const Place<F>& at) {
@@ -335,17 +349,31 @@ __device__ __forceinline__ void add_row_sums(float* first, const Fragment& x_t, 
 template <int F>
 constexpr int kPartialStride = F + 8;
 
+/// Bytes that a block of a cluster gets: of a sum's partial sums, of all rows of a tile.
+template <int F>
+constexpr int kPartialsMail = kSlices* kOwnedTokens* F * 4;
+template <int F>
+constexpr int kRowsMail = kTokens* F * 2;
+/// Waits for `bytes` bytes, the mailbox's `phase`-th mail. Only those are ordered before what follows, nothing else that
+/// other warps have written.
+__device__ __forceinline__ void receive(Mailbox* box, int phase, int bytes) {
+  if (threadIdx.x == 0) expect_bytes(box, bytes);
+  wait_for_mail(box, phase & 1);
+  __syncwarp();  // its lanes need not have seen it at once
+}
+
 /// This slice's part of a sum, at its own columns, goes to the warps that own the tokens.
 template <int F, bool kCluster>
-__device__ __forceinline__ void send(float* partial, const Square& c, const Place<F>& at) {
+__device__ __forceinline__ void send(float* partial, const Square& c, const Place<F>& at,
+                                     Mailbox* box) {
   for (int j = 0; j < 2; ++j) {
     const int column = at.first_output() + 8 * j + 2 * at.t;
     for (int k = 0; k < 2; ++k) {
       const int token = at.g + 8 * k;
       if constexpr (kCluster) {
         const int row = at.slice * kOwnedTokens + token % kOwnedTokens;
-        store_in_cluster(partial + row * kPartialStride<F> + column, token / kOwnedTokens,
-                         c[j][2 * k], c[j][2 * k + 1]);
+        send_in_cluster(partial + row * kPartialStride<F> + column, token / kOwnedTokens,
+                        c[j][2 * k], c[j][2 * k + 1], box);
       } else {
         const int row = at.slice * kTokens + token;
         *reinterpret_cast<float2*>(partial + row * kPartialStride<F> + column) =
@@ -356,9 +384,10 @@ __device__ __forceinline__ void send(float* partial, const Square& c, const Plac
 }
 /// A word of a row that this warp owns goes to all slices.
 template <bool kCluster>
-__device__ __forceinline__ void send_to_all(std::uint32_t& word, std::uint32_t value) {
+__device__ __forceinline__ void send_to_all(std::uint32_t& word, std::uint32_t value,
+                                            Mailbox* box) {
   if constexpr (kCluster) {
-    for (int rank = 0; rank < kSlices; ++rank) store_in_cluster(&word, rank, value);
+    for (int rank = 0; rank < kSlices; ++rank) send_in_cluster(&word, rank, value, box);
   } else {
     word = value;
   }

@@ -11,20 +11,14 @@ template <int F>
 __device__ __forceinline__ void Backward<F>::load_stage() const {
   if (m >= 0) {
     const BackwardStage s = stage();
-    const std::int64_t row = rows.row(m * kTokens);
-    const std::int64_t stride = std::int64_t{in.heads} * F;
-    const int count = rows.count(m);
-    const auto load = [&](std::byte* tile, const BFloat16* from) {
-      fused::copy_tile_async<F>(tile, from + row * F, stride, count);
-    };
-    load(s.k, in.k);
-    load(s.q, in.q);
-    load(s.v, in.v);
-    load(s.d_out, arguments.d_out);
-    load(s.g2, arguments.step_gradients);
-    fused::copy_tile_async<F>(s.g1,
-                              arguments.hidden_step_gradients + row * kHidden<F> + at.slice * F,
-                              stride * kSlices, count);
+    const auto thread = static_cast<int>(threadIdx.x);
+    const TileCopy<F> copy(rows, m, F, thread);
+    copy(s.k, in.k);
+    copy(s.q, in.q);
+    copy(s.v, in.v);
+    copy(s.d_out, arguments.d_out);
+    copy(s.g2, arguments.step_gradients);
+    TileCopy<F>(rows, m, kHidden<F>, thread)(s.g1, arguments.hidden_step_gradients + at.slice * F);
     fused::copy_rates_async(s.rates, in.token_lr, rows, m);
   }
   copy_async_commit();
@@ -128,28 +122,31 @@ __device__ __forceinline__ void Backward<F>::run() {
   }
   load_state();
   copy_async_wait<L::kStages - 1>();
-  cluster_barrier();  // also: every block has started before anyone stores into it
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kMailboxes; ++i) open_mailbox(mail(static_cast<BackwardMail>(i)));
+  }
+  cluster_barrier();  // also: every block has started before anyone sends to it
 #pragma unroll 1
-  for (m = rows.num_mini_batches() - 1; m >= 0;) {
+  for (m = rows.num_mini_batches() - 1; m >= 0; ++phase) {
     const BackwardStage s = stage();
     begin_phase();
     restore_hidden(s);
     __syncthreads();
     begin_phase();
     restore_output(s);
-    cluster_barrier();
+    receive(mail(kOutputSums), phase, 2 * kPartialsMail<F>);
     begin_phase();
     output_rows(s);
-    cluster_barrier();
+    receive(mail(kOutputRows), phase, kRowsMail<F>);
     begin_phase();
     hidden_gradients(s);
     __syncthreads();
     begin_phase();
     send_step_gradient(s);
-    cluster_barrier();
+    receive(mail(kStepSums), phase, kPartialsMail<F>);
     begin_phase();
     inner_rows(s);
-    cluster_barrier();
+    receive(mail(kInnerRows), phase, kRowsMail<F>);
     begin_phase();
     state_gradients(s);
     __syncthreads();
@@ -158,7 +155,7 @@ __device__ __forceinline__ void Backward<F>::run() {
     __syncthreads();
     begin_phase();
     send_input_gradients(s);
-    cluster_barrier();
+    receive(mail(kInputSums), phase, 2 * kPartialsMail<F>);
     begin_phase();
     input_rows();
     if (rows.count(m) <
@@ -166,11 +163,11 @@ __device__ __forceinline__ void Backward<F>::run() {
       d_short_step = d_step;
       d_step = 0;
     }
-    m -= L::kStages;  // into the buffer of the mini-batch that is done
+    copy_async_wait<L::kStages - 2>();
+    __syncthreads();  // the next stage is there, this one is free
+    m -= L::kStages;
     load_stage();
     m += L::kStages - 1;
-    copy_async_wait<L::kStages - 1>();
-    __syncthreads();
   }
   store_state();
   store_sums();

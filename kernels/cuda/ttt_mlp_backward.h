@@ -11,17 +11,18 @@
 // W, and 108 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
 // W, and 191 KiB, 72 of them gradients: one block.
 //
-// One mini-batch, with the barriers between its phases (block or cluster):
-//   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             block
-//   restore_output       W2, b2; Z2, Z2' to the tokens' owners                                     cluster
-//   output_rows          owners: d_Z2' from d_out, to all                                          cluster
-//   hidden_gradients     d_Z1'; d_g1 and through it d_u (u = g2 W2^T) and d_Z1; d_X2, in part      block
-//   send_step_gradient   d_g2 to the owners                                                        cluster
-//   inner_rows           owners: d_Z2, to all; d_v, d_token_lr                                     cluster
-//   state_gradients      d_Z1; d_W2, d_b2                                                          block
-//   hidden_state_gradients  d_W1, d_b1                                                             block
-//   send_input_gradients d_q, d_k to the owners                                                    cluster
-//   input_rows           owners: d_q, d_k                                                          block
+// One mini-batch; between its phases a barrier of the block, or the cluster's mail, which orders nothing but itself:
+//   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             barrier
+//   restore_output       W2, b2; Z2, Z2' to the tokens' owners                                     mail
+//   output_rows          owners: d_Z2' from d_out, to all                                          mail
+//   hidden_gradients     d_Z1'; d_g1 and through it d_u (u = g2 W2^T) and d_Z1; d_X2, in part      barrier
+//   send_step_gradient   d_g2 to the owners                                                        mail
+//   inner_rows           owners: d_Z2, to all; d_v, d_token_lr                                     mail
+//   state_gradients      d_Z1; d_W2                                                                barrier
+//   hidden_state_gradients  d_W1, d_b1, d_b2                                                       barrier
+//   send_input_gradients d_q, d_k to the owners                                                    mail
+//   input_rows           owners: d_q, d_k                                                          barrier
+// A place that mail goes to has been read when its senders are at it: they have got the mail that the readers sent later.
 // The next mini-batch's tiles arrive meanwhile.
 
 #include "kernels/cuda/ttt_mlp.h"
@@ -185,10 +186,14 @@ struct BackwardLayout {
   static constexpr int kDScores = kReadWeights + 2 * kScoreBytes;
   static constexpr int kScores = kDScores + kScoreBytes;
   static constexpr int kMeanSquare = kScores + 2 * kScoreBytes;  // of gamma
-  static constexpr int kBytes = kMeanSquare + 16;
+  static constexpr int kMail = kMeanSquare + 16;
+  static constexpr int kBytes = kMail + 48;
   static_assert(kSlope % 16 == 0);
   static_assert((F == 64 ? 2 : 1) * (kBytes + 1024) <= 228 * 1024);
 };
+
+/// A block's mailboxes, one an exchange.
+enum BackwardMail { kOutputSums, kOutputRows, kStepSums, kInnerRows, kInputSums, kMailboxes };
 
 /// A mini-batch's inputs in shared memory.
 struct BackwardStage {
@@ -210,7 +215,8 @@ struct Backward {
   Place<F> at;
   const int pair;
   const PairRows rows;
-  int m = 0;  // mini-batch
+  int m = 0;      // mini-batch
+  int phase = 0;  // of the mailboxes: mini-batches done
   // State and sums over the mini-batches.
   StateTile<F> w1, w2;
   float d_scale[2] = {};   // of this lane's two rows, in the warps that make scores
@@ -241,6 +247,9 @@ struct Backward {
   __device__ float step_scale() const { return in.token_scale[rows.count(m) - 1]; }
   __device__ std::byte* tile(int offset) const { return shared + offset; }
   __device__ std::byte* matrix() const { return shared + L::kMatrix; }
+  __device__ Mailbox* mail(BackwardMail which) const {
+    return reinterpret_cast<Mailbox*>(shared + L::kMail) + which;
+  }
   __device__ float* floats(int offset) const { return reinterpret_cast<float*>(shared + offset); }
   __device__ OwnedRow<F>& owned() const {
     return reinterpret_cast<OwnedRow<F>*>(shared + L::kOwned)[32 * at.warp + at.lane];
@@ -266,12 +275,8 @@ struct Backward {
     add_row_sums(floats(offset) + 16 * at.warp, x_t, scale, at);
   }
   /// A product at the own columns begins with a bias.
-  __device__ void start_with(Square& c, int offset) const {
-    for (int j = 0; j < 2; ++j) {
-      for (int i = 0; i < 4; ++i) {
-        c[j][i] = floats(offset)[16 * at.warp + 8 * j + 2 * at.t + (i & 1)];
-      }
-    }
+  __device__ void start_with_bias(Square& c, int offset) const {
+    start_with(c, floats(offset) + 16 * at.warp, at);
   }
   /// f(index in W1, index in W2, place) for this thread's rows of d_W1 and d_W2; indices from this warp's first element.
   template <typename Function>

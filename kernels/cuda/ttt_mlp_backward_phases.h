@@ -38,8 +38,8 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
   add_column_sums(L::kB1, g1_t, step);
   __syncwarp();
   Square z, z_bar;
-  start_with(z, L::kB1);
-  start_with(z_bar, L::kB1);
+  start_with_bias(z, L::kB1);
+  start_with_bias(z_bar, L::kB1);
   read_layer<F>(z, z_bar, s.k, s.q, w1, at);
   Fragment value, slope, bend, slope_bar;  // phi, phi', phi'' at Z1; at Z1'
   for (int j = 0; j < 2; ++j) {
@@ -82,14 +82,15 @@ __device__ __forceinline__ void Backward<F>::restore_output(const BackwardStage&
   add_column_sums(L::kB2, g2_t, step);
   Square z = {}, z_bar = {};
   read_layer<F>(z, z_bar, tile(L::kX2), tile(L::kX2Bar), w2, at);
-  send<F, true>(floats(L::kZ2), z, at);
-  __syncthreads();  // the scores
+  send<F, true>(floats(L::kZ2), z, at, mail(kOutputSums));
+  publish<F>(matrix(), w2, at);
+  if (at.owns_token()) load_words<F>(owned().d_out, s.d_out, at.token(), at.lane);
+  __syncthreads();  // the scores, W2, and b2 for the owners; d_out has been read
   Fragment weights;
   load_scores(weights, read_weights(1), at.lane);
   load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
   multiply_add(z_bar, weights, g2_t);
-  send<F, true>(floats(L::kZ2Bar), z_bar, at);
-  publish<F>(matrix(), w2, at);
+  send<F, true>(floats(L::kZ2Bar), z_bar, at, mail(kOutputSums));
 }
 
 /// d_Z2' through the output's LayerNorm, and what the inner loss needs later.
@@ -109,7 +110,6 @@ __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s)
   inner_loss_row<F>(own.loss, z, k, v, norm, floats(L::kMeanSquare)[0]);
 
   const NormalizedRow<F> row(z_bar);
-  load_words<F>(own.d_out, s.d_out, at.token(), at.lane);
   LaneRow<F> d_n;
   float mean[2] = {};  // of d_n and d_n n
   for (int e = 0; e < kLaneFeatures<F>; ++e) {
@@ -124,7 +124,7 @@ __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s)
   for_each_pair<F>(at.lane, [&](int i, int feature) {
     const auto d_z = [&](int e) { return (d_n[e] - mean[0] - row.n[e] * mean[1]) * row.rstd; };
     send_to_all<true>(pair_at<F>(s.d_out, at.token(), feature),
-                      pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+                      pack_bf16(d_z(2 * i), d_z(2 * i + 1)), mail(kOutputRows));
   });
 }
 
@@ -185,7 +185,7 @@ __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardS
                                                                  const Fragment& bend) {
   const float step = step_scale();
   Square d_g1;  // first of the step: what W1 and b1 were changed by
-  start_with(d_g1, L::kDB1);
+  start_with_bias(d_g1, L::kDB1);
   add_times_wide_rows(d_g1, s.k, floats(L::kDW1), at);
   Fragment g1, d_z1_bar_t, weights_t;
   load_rows<F>(g1, s.g1, at.warp, at.lane);
@@ -232,7 +232,7 @@ __device__ __forceinline__ void Backward<F>::send_step_gradient(const BackwardSt
   load_scores_transposed(weights_t, read_weights(1), at.lane);
   load_transposed<F>(d_z2_bar_t, s.d_out, at.warp, 0, at.lane);
   multiply_add(d_g2, weights_t, d_z2_bar_t);
-  send<F, true>(floats(L::kZ2), d_g2, at);
+  send<F, true>(floats(L::kZ2), d_g2, at, mail(kStepSums));
 }
 
 /// Through G2, the gradient of the inner loss, to Z2 and the target v - k.
@@ -281,7 +281,8 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
     const auto d_z = [&](int e) {
       return (d_n[e] - mean_d_n[0] - loss.n[e] * along_n) * loss.rstd;
     };
-    send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+    send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)),
+                      mail(kInnerRows));
     if (!has_token()) return;
     *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row() * F + feature) =
         pack_bf16(-own.d_e[2 * i], -own.d_e[2 * i + 1]);
@@ -306,9 +307,7 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
   // W2 is read at X2' (d_Z2'), at X2 (d_Z2) and, transposed, by u = g2 W2^T.
   Fragment d_z2_bar_t, d_z2_t, g2_t;
   load_transposed_left<F>(d_z2_bar_t, s.d_out, at.warp, at.lane);
-  add_column_sums(L::kDB2, d_z2_bar_t, 1.0F);
   load_transposed_left<F>(d_z2_t, s.v, at.warp, at.lane);
-  add_column_sums(L::kDB2, d_z2_t, 1.0F);
   load_transposed_left<F>(g2_t, s.g2, at.warp, at.lane);
   const WideRows<F> d_w(floats(L::kDW2), at);
 #pragma unroll(kUnrolled <F>)
@@ -336,6 +335,11 @@ __device__ __forceinline__ void Backward<F>::hidden_state_gradients(const Backwa
   add_column_sums(L::kDB1, d_z1_bar_t, 1.0F);
   transpose_blocks(d_z1_t, d_z1);
   add_column_sums(L::kDB1, d_z1_t, 1.0F);
+  Fragment d_z2_t;
+  load_transposed_left<F>(d_z2_t, s.d_out, at.warp, at.lane);
+  add_column_sums(L::kDB2, d_z2_t, 1.0F);
+  load_transposed_left<F>(d_z2_t, s.v, at.warp, at.lane);
+  add_column_sums(L::kDB2, d_z2_t, 1.0F);
   const WideRows<F> d_w(floats(L::kDW1), at);
 #pragma unroll(kUnrolled <F>)
   for (int part = 0; part < F / 16; ++part) {
@@ -361,8 +365,8 @@ __device__ __forceinline__ void Backward<F>::send_input_gradients(const Backward
   multiply_add(d_q, d_scores, k_t);
   load_scores_transposed(d_scores, tile(L::kDScores), at.lane);
   multiply_add(d_k, d_scores, q_t);
-  send<F, true>(floats(L::kDQ), d_q, at);
-  send<F, true>(floats(L::kDK), d_k, at);
+  send<F, true>(floats(L::kDQ), d_q, at, mail(kInputSums));
+  send<F, true>(floats(L::kDK), d_k, at, mail(kInputSums));
 }
 
 template <int F>
