@@ -36,7 +36,7 @@ UNITS = {
     "conv_runs.h": ["shared_qk.cu", "causal_conv.cu"],
     "norm_conv.cu": ["norm_conv.cu"],
 }
-BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|pair_barrier|slice_barrier)\(\);")
+BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|slice_barrier|first_barrier)\(\);")
 TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|keep|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
 # What adds nothing that a test could see, with the reason.
 HARMLESS = {

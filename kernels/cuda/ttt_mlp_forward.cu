@@ -37,6 +37,7 @@ __device__ __forceinline__ void Forward<F, kCluster>::load_state() {
   slice_barrier();
   const float* const pair_w1 = from.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
+    if (i == 0 && tile % 4 == 0) __syncwarp();  // in two parts: addresses take registers
     w1[tile][i] = pair_w1[column * kHidden<F> + row];
     w2[tile][i] = pair_w2[column * F + at.first_output() + row] - row_means()[column];
   });
@@ -52,6 +53,7 @@ __device__ __forceinline__ void Forward<F, kCluster>::store_state(const StatePoi
   float* const pair_w2 =
       to.w2 + (std::int64_t{pair} * kHidden<F> + at.slice * F) * F + at.first_output();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
+    if (i == 0) __syncwarp();  // against reading all means ahead: there are no registers for them
     pair_w1[column * kHidden<F> + row] = w1[tile][i];
     pair_w2[column * F + row] = w2[tile][i] + (with_means ? row_means()[column] : 0.0F);
   });
