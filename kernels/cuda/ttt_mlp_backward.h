@@ -8,8 +8,8 @@
 // transpose, its columns without bank conflicts.
 //
 // What a block has, of 65536 registers and 228 KiB a multiprocessor. Head dim 64: 128 threads of 255 registers, 64 of them
-// W, and 108 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
-// W, and 191 KiB, 72 of them gradients: one block.
+// W, and 112 KiB, 32 of them gradients: two blocks a multiprocessor. Head dim 96: 192 threads of 255 registers, 96 of them
+// W, and 196 KiB, 72 of them gradients: one block.
 //
 // One mini-batch; between its phases a barrier of the block, or the cluster's mail, which orders nothing but itself:
 //   restore_hidden       W1, b1; Z1, X2 and their likes at the outputs                             barrier
