@@ -36,8 +36,8 @@ UNITS = {
     "conv_runs.h": ["shared_qk.cu", "causal_conv.cu"],
     "norm_conv.cu": ["norm_conv.cu"],
 }
-BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|pair_barrier|slice_barrier)\(\);")
-TERM = re.compile(r"^\s*(add_|multiply_add|mma_|send|keep|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
+BARRIER = re.compile(r"^\s*(__syncthreads|__syncwarp|cluster_barrier|slice_barrier|first_barrier)\(\);")
+TERM = re.compile(r"^\s*(receive|wait_for_|add_|multiply_add|mma_|send|keep|copy_async_wait|(own\.)?\w+(\[\w+\])* [-+*]= )[^{}]*;$")
 # What adds nothing that a test could see, with the reason.
 HARMLESS = {
     "add_partials(partials, gradients, stream);": "other tests call it",
@@ -53,7 +53,7 @@ REPLACED = [
     ("ttt_mlp_backward_phases.h", "(d_n[e] - mean[0] - row.n[e] * mean[1])", "(d_n[e] - mean[0])"),
     ("ttt_mlp_backward_phases.h", "d_g * loss.mean_un + u * mean[1]", "d_g * loss.mean_un"),
     ("ttt_mlp_backward_phases.h", "d_g * loss.mean_un + u * mean[1]", "u * mean[1]"),
-    ("ttt_mlp_backward_phases.h", "start_with(d_g1, L::kDB1);", "start_with(d_g1, L::kB1);"),
+    ("ttt_mlp_backward_phases.h", "start_with_bias(d_g1, L::kDB1);", "start_with_bias(d_g1, L::kB1);"),
     ("ttt_mlp_backward.cu", "      d_step = 0;", ""),
     ("ttt_mlp_forward.h", "kB2), at.lane);", "kRowMeans), at.lane);"),
     ("ttt_mlp_forward.h", "at.slice == 0 ? 1.0F : 0.0F", "1.0F"),

@@ -25,9 +25,7 @@ JOBS = 2
 HOT = re.compile(r"ttt_(linear|mlp)|shared_qk|norm_conv")
 # Bytes that are stored and loaded, at most: known shortfalls, to become zero (docs/performance.md).
 ALLOWED_SPILLS = {
-    ("mlp::forward_kernel<64, false>", "80"): 140,  # sixteen warps leave 128 registers a thread, of which W takes 64
-    ("mlp::forward_kernel<64, false>", "90a"): 140,
-    ("mlp::forward_kernel<64, false>", "100a"): 140,
+    ("mlp::forward_kernel<64, false>", "100a"): 24,  # sixteen warps leave 128 registers a thread, of which W takes 64
     ("linear_backward_kernel<96>", "80"): 16,
     ("linear_backward_kernel<96>", "100a"): 16,
     ("linear_backward_kernel<64>", "100a"): 32,

@@ -134,6 +134,48 @@ __device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int ran
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(cluster_address(pointer, rank)), "r"(value)
                : "memory");
 }
+
+// Data that announces itself: it is sent to another block's shared memory and counted in by a mailbox there (an mbarrier),
+// in phases of as many bytes as the receiver expects. Unlike cluster_barrier this waits for what is needed alone;
+// that one is a fence over all of the device's memory, which waits for the stores to global memory and empties the L1 cache.
+using Mailbox = std::uint64_t;  // in shared memory
+/// By one thread, before a cluster_barrier.
+__device__ __forceinline__ void open_mailbox(Mailbox* box) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\nfence.mbarrier_init.release.cluster;" ::"r"(
+                   shared_address(box))
+               : "memory");
+}
+/// By one thread of the receiving block, once a phase.
+__device__ __forceinline__ void expect_bytes(Mailbox* box, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)),
+               "r"(bytes)
+               : "memory");
+}
+/// Until the phase with this parity (the first has 0) is complete. What it brought may then be read; what else the
+/// senders have done before is not ordered by it.
+__device__ __forceinline__ void wait_for_mail(Mailbox* box, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nTRY:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra TRY;\n}" ::"r"(shared_address(box)),
+      "r"(parity)
+      : "memory");
+}
+/// To what is `pointer` here in block `rank`, whose mailbox is `box`.
+__device__ __forceinline__ void send_in_cluster(float* pointer, int rank, float low, float high,
+                                                Mailbox* box) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, [%3];" ::"r"(
+          cluster_address(pointer, rank)),
+      "f"(low), "f"(high), "r"(cluster_address(box, rank))
+      : "memory");
+}
+__device__ __forceinline__ void send_in_cluster(std::uint32_t* pointer, int rank,
+                                                std::uint32_t value, Mailbox* box) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   cluster_address(pointer, rank)),
+               "r"(value), "r"(cluster_address(box, rank))
+               : "memory");
+}
 #else
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
@@ -143,6 +185,18 @@ __device__ __forceinline__ void store_in_cluster(float* pointer, int, float low,
 }
 __device__ __forceinline__ void store_in_cluster(std::uint32_t* pointer, int, std::uint32_t value) {
   *pointer = value;
+}
+using Mailbox = std::uint64_t;
+__device__ __forceinline__ void open_mailbox(Mailbox*) {}
+__device__ __forceinline__ void expect_bytes(Mailbox*, int) {}
+__device__ __forceinline__ void wait_for_mail(Mailbox*, int) { __syncthreads(); }
+__device__ __forceinline__ void send_in_cluster(float* pointer, int rank, float low, float high,
+                                                Mailbox*) {
+  store_in_cluster(pointer, rank, low, high);
+}
+__device__ __forceinline__ void send_in_cluster(std::uint32_t* pointer, int rank,
+                                                std::uint32_t value, Mailbox*) {
+  store_in_cluster(pointer, rank, value);
 }
 #endif
 

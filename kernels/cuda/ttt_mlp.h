@@ -37,7 +37,6 @@ using fused::pack;
 using fused::PairRows;
 using fused::pointers;
 using fused::tile_offset;
-using fused::token_sums;
 using fused::transpose_blocks;
 using fused::transpose_matrix;
 using fused::unpacked;
@@ -104,6 +103,9 @@ struct Place {
   [[nodiscard]] __device__ int first_hidden() const { return slice * F + warp * 16; }
   [[nodiscard]] __device__ int first_output() const { return warp * 16; }
   [[nodiscard]] __device__ bool owns_token() const { return warp < kOwnedTokens; }
+  /// Of the slice's warps the first two make the one of two matrices of tokens by tokens, the next two the other.
+  [[nodiscard]] __device__ bool makes_scores(int which) const { return warp >> 1 == which; }
+  [[nodiscard]] __device__ int score_tile() const { return warp & 1; }
   /// Of a mini-batch, whose row this warp owns.
   [[nodiscard]] __device__ int token() const { return slice * kOwnedTokens + warp; }
 };
@@ -126,6 +128,52 @@ __device__ __forceinline__ void store_fragment(std::byte* tile, const Fragment& 
     }
   }
 }
+/// load_transposed for use as the A fragment of the transpose, whose registers are then neighbours.
+template <int F>
+__device__ __forceinline__ void load_transposed_left(Fragment& x_t, const std::byte* tile, int i,
+                                                     int lane) {
+  Fragment a;
+  ldmatrix_x4_transposed(
+      a, tile + tile_offset<F>((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1) + 32 * i);
+  x_t[0] = a[0];
+  x_t[1] = a[2];
+  x_t[2] = a[1];
+  x_t[3] = a[3];
+}
+/// One of this thread's own fragments, from one phase to a later one.
+__device__ __forceinline__ void keep_fragment(std::byte* of_threads, const Fragment& x) {
+  reinterpret_cast<uint4*>(of_threads)[threadIdx.x] = uint4{x[0], x[1], x[2], x[3]};
+}
+__device__ __forceinline__ void load_kept(Fragment& x, const std::byte* of_threads) {
+  const uint4 words = reinterpret_cast<const uint4*>(of_threads)[threadIdx.x];
+  x[0] = words.x;
+  x[1] = words.y;
+  x[2] = words.z;
+  x[3] = words.w;
+}
+/// A thread's 16 bytes of the tiles of a mini-batch, on their way from rows `width` wide of [B, T, H, ...]; tokens that
+/// are not there are zeros.
+template <int F>
+struct TileCopy {
+  int place;            // in a tile
+  std::int64_t offset;  // in a tensor
+  bool is_there;
+
+  __device__ TileCopy(const PairRows& rows, int m, int width, int thread) {
+    const int token = thread / (F / 8);
+    const int chunk = thread % (F / 8);
+    place = tile_offset<F>(token, chunk);
+    offset = rows.row(m * kTokens + token) * width + 8 * chunk;
+    is_there = token < rows.count(m);
+  }
+  __device__ void operator()(std::byte* tile, const BFloat16* from) const {
+    if (is_there) {
+      copy_async_16(tile + place, from + offset);
+    } else {
+      *reinterpret_cast<uint4*>(tile + place) = uint4{0, 0, 0, 0};
+    }
+  }
+};
 /// Rounds this warp's state into the own rows of an [F x F] matrix for the other warps of the slice. It is rounded anew: the
 /// operands of an earlier product, kept until here, would take half as many registers as the state.
 template <int F>
@@ -140,35 +188,11 @@ __device__ __forceinline__ void publish(std::byte* matrix, const StateTile<F>& w
   }
 }
 
-/// The place of an element of an fp32 matrix with rows of F. Pairs in the order of C fragments and single elements in
-/// the order of the transpose's B fragments both meet no bank conflict.
-template <int F>
-__device__ __forceinline__ int wide_index(int row, int column) {
-  static_assert(F % 32 == 0);
-  return row * F + (column ^ (((row ^ (row >> 2)) & 3) << 3));
-}
-
 // --- products; c is the own columns of the result, over the lanes as C fragments ---
 
 /// c += a b for the A fragment of a and, as load_transposed gives them, the B fragments of b.
 __device__ __forceinline__ void multiply_add(Square& c, const Fragment& a, const Fragment& b_t) {
   for (int j = 0; j < 2; ++j) mma_m16n8k16(c[j], a, b_t[2 * j], b_t[2 * j + 1]);
-}
-/// c += a b^T for columns of two tiles; load_rows gives both.
-__device__ __forceinline__ void multiply_add_rows(Square& c, const Fragment& a, const Fragment& b) {
-  for (int j = 0; j < 2; ++j) mma_m16n8k16(c[j], a, b[j], b[2 + j]);
-}
-/// c += a b^T of two tiles.
-template <int F>
-__device__ __forceinline__ void add_rows_by_rows(Square& c, const std::byte* a, const std::byte* b,
-                                                 const Place<F>& at) {
-#pragma unroll
-  for (int i = 0; i < F / 16; ++i) {
-    Fragment left, right;
-    load_rows<F>(left, a, i, at.lane);
-    load_rows<F>(right, b, i, at.lane);
-    multiply_add_rows(c, left, right);
-  }
 }
 /// c += a w for columns 16 i.. of a, where w^T is this warp's state.
 template <int F>
@@ -189,18 +213,17 @@ __device__ __forceinline__ void add_times_state(Square& c, const std::byte* a,
     add_times_state<F>(c, left, w, i);
   }
 }
-/// What a layer computes of its weights: z += x w (if kWithKeys), z_bar += x_bar w, scores += x_bar x^T.
-template <int F, bool kWithKeys>
-__device__ __forceinline__ void read_layer(Square& z, Square& z_bar, Square& scores,
-                                           const std::byte* x, const std::byte* x_bar,
-                                           const StateTile<F>& w, const Place<F>& at) {
+/// What a layer computes of its weights: z += x w, z_bar += x_bar w.
+template <int F>
+__device__ __forceinline__ void read_layer(Square& z, Square& z_bar, const std::byte* x,
+                                           const std::byte* x_bar, const StateTile<F>& w,
+                                           const Place<F>& at) {
 #pragma unroll
   for (int i = 0; i < F / 16; ++i) {
     Fragment key, query;
     load_rows<F>(key, x, i, at.lane);
     load_rows<F>(query, x_bar, i, at.lane);
-    multiply_add_rows(scores, query, key);
-    if constexpr (kWithKeys) add_times_state<F>(z, key, w, i);
+    add_times_state<F>(z, key, w, i);
     add_times_state<F>(z_bar, query, w, i);
   }
 }
@@ -217,7 +240,7 @@ __device__ __forceinline__ void add_times_matrix(Square& c, const std::byte* a, 
   }
 }
 
-// --- the mini-batch's step sizes ---
+// --- matrices of tokens by tokens: two warps of a slice make eight columns each, then all its warps read them ---
 
 /// token_scale of this lane's two rows.
 struct RowScales {
@@ -226,21 +249,69 @@ struct RowScales {
       : low(token_scale[g]), high(token_scale[g + 8]) {}
   [[nodiscard]] __device__ float of(int i) const { return i < 2 ? low : high; }
 };
-/// Whether element (j, i) of a [token x token] Square has key <= query.
-template <int F>
-__device__ __forceinline__ bool is_causal(int j, int i, const Place<F>& at) {
-  return 8 * j + 2 * at.t + (i & 1) <= at.g + 8 * (i >> 1);
+
+constexpr int kScoreBytes = kTokens * kTokens * 2;
+/// Of 16-byte chunk `chunk` (0, 1) of a row; eight rows at one chunk meet no bank conflict.
+__device__ __forceinline__ int score_offset(int row, int chunk) {
+  return 32 * row + 16 * (chunk ^ (row >> 2 & 1));
 }
-/// a = -(M / l * (scores + one)): what multiplies l G in the read step.
+__device__ __forceinline__ void load_scores(Fragment& a, const std::byte* scores, int lane) {
+  ldmatrix_x4(a, scores + score_offset(lane & 15, lane >> 4));
+}
+/// The A fragment of the transpose.
+__device__ __forceinline__ void load_scores_transposed(Fragment& a, const std::byte* scores,
+                                                       int lane) {
+  ldmatrix_x4_transposed(a, scores + score_offset((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1));
+}
+
+/// Eight columns, a C fragment, of a matrix of tokens by tokens: those of this warp.
 template <int F>
-__device__ __forceinline__ void read_weights(Fragment& a, Square& scores, float one,
-                                             const RowScales& scales, const Place<F>& at) {
-  for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      scores[j][i] = is_causal(j, i, at) ? -scales.of(i) * (scores[j][i] + one) : 0.0F;
+struct ScoreColumns {
+  float x[4] = {};
+
+  /// += a b^T for two tiles.
+  __device__ void add_product(const std::byte* a, const std::byte* b, const Place<F>& at) {
+#pragma unroll
+    for (int i = 0; i < F / 32; ++i) {
+      Fragment left, right;  // the right one serves two products
+      ldmatrix_x4(right,
+                  b + tile_offset<F>(8 * at.score_tile() + (at.lane & 7), at.lane >> 3) + 64 * i);
+      for (int h = 0; h < 2; ++h) {
+        load_rows<F>(left, a, 2 * i + h, at.lane);
+        mma_m16n8k16(x, left, right[2 * h], right[2 * h + 1]);
+      }
     }
   }
-  pack(a, scores);
+  /// Keeps M, the pairs with key <= query.
+  __device__ void mask(const Place<F>& at) {
+    for (int i = 0; i < 4; ++i) {
+      const bool is_past = 8 * at.score_tile() + 2 * at.t + (i & 1) <= at.g + 8 * (i >> 1);
+      x[i] = is_past ? x[i] : 0.0F;
+    }
+  }
+  __device__ void store(std::byte* scores, const Place<F>& at) const {
+    for (int k = 0; k < 2; ++k) {
+      *reinterpret_cast<std::uint32_t*>(scores + score_offset(at.g + 8 * k, at.score_tile()) +
+                                        4 * at.t) = pack_bf16(x[2 * k], x[2 * k + 1]);
+    }
+  }
+};
+/// M (x_bar x^T + one): the scores of a layer.
+template <int F>
+__device__ __forceinline__ ScoreColumns<F> causal_scores(const std::byte* x_bar, const std::byte* x,
+                                                         float one, const Place<F>& at) {
+  ScoreColumns<F> scores;
+  scores.add_product(x_bar, x, at);
+  for (float& score : scores.x) score += one;
+  scores.mask(at);
+  return scores;
+}
+/// -(M / l * (x_bar x^T + one)) to `to`: what multiplies l G in the read step.
+template <int F>
+__device__ __forceinline__ void store_read_weights(std::byte* to, ScoreColumns<F> scores,
+                                                   const RowScales& scales, const Place<F>& at) {
+  for (int i = 0; i < 4; ++i) scores.x[i] *= -scales.of(i);
+  scores.store(to, at);
 }
 
 /// f(tile, i, row, column) for this thread's elements of a StateTile.
@@ -252,39 +323,60 @@ __device__ __forceinline__ void for_each_state_element(const Place<F>& at, Funct
   }
 }
 
-/// f(j, e, column) for this thread's entries among a warp's 16; lanes with equal t have the same.
-template <int F, typename Function>
-__device__ __forceinline__ void for_each_bias(const Place<F>& at, Function&& f) {
+/// c = such entries at the own columns, for every token.
+template <int F>
+__device__ __forceinline__ void start_with(Square& c, const float* first, const Place<F>& at) {
   for (int j = 0; j < 2; ++j) {
-    for (int e = 0; e < 2; ++e) f(j, e, 8 * j + 2 * at.t + e);
+    for (int i = 0; i < 4; ++i) c[j][i] = first[8 * j + 2 * at.t + (i & 1)];
   }
 }
-/// sums[j][e] += scale * the sum over tokens of own column 8 j + 2 t + e.
-__device__ __forceinline__ void add_token_sums(float (&sums)[2][2], const Fragment& x_t,
-                                               float scale) {
-  for (int j = 0; j < 2; ++j) {
-    float sum[4] = {};
-    token_sums(sum, x_t, j);
-    for (int e = 0; e < 2; ++e) sums[j][e] += scale * sum[e];
-  }
+/// Entries in shared memory, `first` that of own column 0, += scale times the sums over tokens; `x_t` best as
+/// load_transposed_left gives it.
+template <int F>
+__device__ __forceinline__ void add_row_sums(float* first, const Fragment& x_t, float scale,
+                                             const Place<F>& at) {
+  constexpr std::uint32_t kOnes = 0x3f803f80U;
+  const Fragment a = {x_t[0], x_t[2], x_t[1], x_t[3]};
+  float sum[4] = {};  // of rows g and g + 8 of the transpose, in every column
+  mma_m16n8k16(sum, a, kOnes, kOnes);
+  if (at.t != 0) return;
+  for (int k = 0; k < 2; ++k) first[at.g + 8 * k] += scale * sum[2 * k];
 }
 
 // --- exchange between slices: partial sums [slice][token that the receiver owns][F] in fp32, words of rows ---
 
+/// Floats from one row of partial sums to the next: four rows of C fragments meet no bank conflict.
+template <int F>
+constexpr int kPartialStride = F + 8;
+
+/// Bytes that a block of a cluster gets: of a sum's partial sums, of all rows of a tile.
+template <int F>
+constexpr int kPartialsMail = kSlices* kOwnedTokens* F * 4;
+template <int F>
+constexpr int kRowsMail = kTokens* F * 2;
+/// Waits for `bytes` bytes, the mailbox's `phase`-th mail. Only those are ordered before what follows, nothing else that
+/// other warps have written.
+__device__ __forceinline__ void receive(Mailbox* box, int phase, int bytes) {
+  if (threadIdx.x == 0) expect_bytes(box, bytes);
+  wait_for_mail(box, phase & 1);
+  __syncwarp();  // its lanes need not have seen it at once
+}
+
 /// This slice's part of a sum, at its own columns, goes to the warps that own the tokens.
 template <int F, bool kCluster>
-__device__ __forceinline__ void send(float* partial, const Square& c, const Place<F>& at) {
+__device__ __forceinline__ void send(float* partial, const Square& c, const Place<F>& at,
+                                     Mailbox* box) {
   for (int j = 0; j < 2; ++j) {
     const int column = at.first_output() + 8 * j + 2 * at.t;
     for (int k = 0; k < 2; ++k) {
       const int token = at.g + 8 * k;
       if constexpr (kCluster) {
         const int row = at.slice * kOwnedTokens + token % kOwnedTokens;
-        store_in_cluster(partial + wide_index<F>(row, column), token / kOwnedTokens, c[j][2 * k],
-                         c[j][2 * k + 1]);
+        send_in_cluster(partial + row * kPartialStride<F> + column, token / kOwnedTokens,
+                        c[j][2 * k], c[j][2 * k + 1], box);
       } else {
         const int row = at.slice * kTokens + token;
-        *reinterpret_cast<float2*>(partial + wide_index<F>(row, column)) =
+        *reinterpret_cast<float2*>(partial + row * kPartialStride<F> + column) =
             make_float2(c[j][2 * k], c[j][2 * k + 1]);
       }
     }
@@ -292,9 +384,10 @@ __device__ __forceinline__ void send(float* partial, const Square& c, const Plac
 }
 /// A word of a row that this warp owns goes to all slices.
 template <bool kCluster>
-__device__ __forceinline__ void send_to_all(std::uint32_t& word, std::uint32_t value) {
+__device__ __forceinline__ void send_to_all(std::uint32_t& word, std::uint32_t value,
+                                            Mailbox* box) {
   if constexpr (kCluster) {
-    for (int rank = 0; rank < kSlices; ++rank) store_in_cluster(&word, rank, value);
+    for (int rank = 0; rank < kSlices; ++rank) send_in_cluster(&word, rank, value, box);
   } else {
     word = value;
   }

@@ -11,20 +11,14 @@ template <int F>
 __device__ __forceinline__ void Backward<F>::load_stage() const {
   if (m >= 0) {
     const BackwardStage s = stage();
-    const std::int64_t row = rows.row(m * kTokens);
-    const std::int64_t stride = std::int64_t{in.heads} * F;
-    const int count = rows.count(m);
-    const auto load = [&](std::byte* tile, const BFloat16* from) {
-      fused::copy_tile_async<F>(tile, from + row * F, stride, count);
-    };
-    load(s.k, in.k);
-    load(s.q, in.q);
-    load(s.v, in.v);
-    load(s.d_out, arguments.d_out);
-    load(s.g2, arguments.step_gradients);
-    fused::copy_tile_async<F>(s.g1,
-                              arguments.hidden_step_gradients + row * kHidden<F> + at.slice * F,
-                              stride * kSlices, count);
+    const auto thread = static_cast<int>(threadIdx.x);
+    const TileCopy<F> copy(rows, m, F, thread);
+    copy(s.k, in.k);
+    copy(s.q, in.q);
+    copy(s.v, in.v);
+    copy(s.d_out, arguments.d_out);
+    copy(s.g2, arguments.step_gradients);
+    TileCopy<F>(rows, m, kHidden<F>, thread)(s.g1, arguments.hidden_step_gradients + at.slice * F);
     fused::copy_rates_async(s.rates, in.token_lr, rows, m);
   }
   copy_async_commit();
@@ -57,6 +51,10 @@ __device__ __forceinline__ void Backward<F>::load_state() {
     floats(L::kDB1)[place] = has_d_final ? d_from.b1[i1] : 0.0F;
     floats(L::kDB2)[place] = has_d_final ? d_from.b2[i2] : 0.0F;
   }
+  const std::int64_t head = pair % in.heads;
+  const float mean_square =
+      LaneNorm<F>(in.norm_weight + head * F, in.norm_bias + head * F, at.lane).mean_square();
+  if (threadIdx.x == 0) floats(L::kMeanSquare)[0] = mean_square;
 }
 
 template <int F>
@@ -79,6 +77,7 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
   // The matrix's area is free by now.
   float* const norms = floats(L::kMatrix);            // [owner][2][F]
   float* const steps = norms + kOwnedTokens * 2 * F;  // [warp][2]: whole mini-batches, a short one
+  float* const scales = steps + 2 * Layout<F>::kWarps;  // [warp][16]
   if (at.owns_token()) {
     for_each_pair<F>(at.lane, [&](int i, int feature) {
       for (int e = 0; e < 2; ++e) {
@@ -89,8 +88,12 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
   }
   float sums[2] = {d_step, d_short_step};
   sum_over_warp(sums);
-  if (at.lane == 0) {
-    for (int i = 0; i < 2; ++i) steps[2 * at.warp + i] = sums[i];
+  for (int k = 0; k < 2; ++k) {
+    for (int mask = 1; mask < 4; mask *= 2) {
+      d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
+    }
+    if (at.lane == 0) steps[2 * at.warp + k] = sums[k];
+    if (at.t == 0) scales[kTokens * at.warp + at.g + 8 * k] = d_scale[k];
   }
   __syncthreads();
   float* const to = arguments.partials + std::int64_t{blockIdx.x} * fused::partial_size(F);
@@ -99,20 +102,17 @@ __device__ __forceinline__ void Backward<F>::store_sums() {
     for (int owner = 0; owner < kOwnedTokens; ++owner) total += norms[owner * 2 * F + i];
     to[kTokens + i] = total;
   }
-  if (at.warp != 0) return;
+  if (threadIdx.x >= kTokens) return;
   // The state's step is taken with the scale of the mini-batch's last token.
+  const auto token = static_cast<int>(threadIdx.x);
   const int last = (in.tokens - 1) % kTokens;
-  for (int k = 0; k < 2; ++k) {
-    for (int mask = 1; mask < 4; mask *= 2) {
-      d_scale[k] += __shfl_xor_sync(kAllLanes, d_scale[k], mask);
-    }
-    const int token = at.g + 8 * k;
-    for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
-      if (token == kTokens - 1) d_scale[k] += steps[2 * warp];
-      if (token == last) d_scale[k] += steps[2 * warp + 1];
-    }
-    if (at.t == 0) to[token] = d_scale[k];
+  float total = 0;
+  for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
+    total += scales[kTokens * warp + token];
+    if (token == kTokens - 1) total += steps[2 * warp];
+    if (token == last) total += steps[2 * warp + 1];
   }
+  to[token] = total;
 }
 
 template <int F>
@@ -122,28 +122,31 @@ __device__ __forceinline__ void Backward<F>::run() {
   }
   load_state();
   copy_async_wait<L::kStages - 1>();
-  cluster_barrier();  // also: every block has started before anyone stores into it
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kMailboxes; ++i) open_mailbox(mail(static_cast<BackwardMail>(i)));
+  }
+  cluster_barrier();  // also: every block has started before anyone sends to it
 #pragma unroll 1
-  for (m = rows.num_mini_batches() - 1; m >= 0;) {
+  for (m = rows.num_mini_batches() - 1; m >= 0; ++phase) {
     const BackwardStage s = stage();
     begin_phase();
     restore_hidden(s);
     __syncthreads();
     begin_phase();
     restore_output(s);
-    cluster_barrier();
+    receive(mail(kOutputSums), phase, 2 * kPartialsMail<F>);
     begin_phase();
     output_rows(s);
-    cluster_barrier();
+    receive(mail(kOutputRows), phase, kRowsMail<F>);
     begin_phase();
     hidden_gradients(s);
     __syncthreads();
     begin_phase();
     send_step_gradient(s);
-    cluster_barrier();
+    receive(mail(kStepSums), phase, kPartialsMail<F>);
     begin_phase();
     inner_rows(s);
-    cluster_barrier();
+    receive(mail(kInnerRows), phase, kRowsMail<F>);
     begin_phase();
     state_gradients(s);
     __syncthreads();
@@ -152,7 +155,7 @@ __device__ __forceinline__ void Backward<F>::run() {
     __syncthreads();
     begin_phase();
     send_input_gradients(s);
-    cluster_barrier();
+    receive(mail(kInputSums), phase, 2 * kPartialsMail<F>);
     begin_phase();
     input_rows();
     if (rows.count(m) <
@@ -160,11 +163,11 @@ __device__ __forceinline__ void Backward<F>::run() {
       d_short_step = d_step;
       d_step = 0;
     }
-    m -= L::kStages;  // into the buffer of the mini-batch that is done
+    copy_async_wait<L::kStages - 2>();
+    __syncthreads();  // the next stage is there, this one is free
+    m -= L::kStages;
     load_stage();
     m += L::kStages - 1;
-    copy_async_wait<L::kStages - 1>();
-    __syncthreads();
   }
   store_state();
   store_sums();

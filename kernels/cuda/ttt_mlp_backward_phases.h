@@ -5,39 +5,42 @@
 
 namespace ttt::kernels::cuda::mlp {
 
-/// From d = d_z' g^T: that of the causal weights (scores + 1), still to be multiplied by c_i, and that of the scores.
 template <int F>
-__device__ __forceinline__ void causal_scores(const Square& d, Fragment& d_read, Fragment& d_scores,
-                                              const RowScales& scales, const Place<F>& at) {
-  Square causal, scaled;
-  for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) {
-      causal[j][i] = is_causal(j, i, at) ? -d[j][i] : 0.0F;
-      scaled[j][i] = causal[j][i] * scales.of(i);
-    }
-  }
-  pack(d_read, causal);
-  pack(d_scores, scaled);
+__device__ __forceinline__ void Backward<F>::make_scores(int layer, const std::byte* x_bar,
+                                                         const std::byte* x) const {
+  if (!at.makes_scores(layer)) return;
+  const ScoreColumns<F> scores = causal_scores<F>(x_bar, x, one(layer), at);
+  own_scores(layer) = {pack_bf16(scores.x[0], scores.x[1]), pack_bf16(scores.x[2], scores.x[3])};
+  store_read_weights(read_weights(layer), scores, RowScales(in.token_scale, at.g), at);
 }
-/// What the read step adds to dL/dc_i for this lane's two rows.
-__device__ __forceinline__ void add_scale_gradients(float (&d_scale)[2], const Fragment& d_read,
-                                                    const Square& scores, float one) {
-  for (int j = 0; j < 2; ++j) {
-    for (int i = 0; i < 4; ++i) d_scale[i >> 1] += unpacked(d_read, j, i) * (scores[j][i] + one);
-  }
+/// The read step is -c_i (scores + 1) g: to the scores, and to dL/dc_i for this lane's two rows.
+template <int F>
+__device__ __forceinline__ void Backward<F>::make_score_gradients(int layer,
+                                                                  const std::byte* d_z_bar,
+                                                                  const std::byte* g) {
+  if (!at.makes_scores(layer)) return;
+  ScoreColumns<F> d;
+  d.add_product(d_z_bar, g, at);
+  d.mask(at);
+  const uint2 scores = own_scores(layer);
+  d_scale[0] -= d.x[0] * low_bf16(scores.x) + d.x[1] * high_bf16(scores.x);
+  d_scale[1] -= d.x[2] * low_bf16(scores.y) + d.x[3] * high_bf16(scores.y);
+  store_read_weights(tile(L::kDScores), d, RowScales(in.token_scale, at.g), at);
 }
+
 template <int F>
 __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage& s) {
   const float step = step_scale();
+  make_scores(0, s.q, s.k);
   Fragment g1_t;
-  load_transposed<F>(g1_t, s.g1, at.warp, 0, at.lane);
+  load_transposed_left<F>(g1_t, s.g1, at.warp, at.lane);
   add_outer_product<F>(w1, s.k, g1_t, step, at.lane);
   add_column_sums(L::kB1, g1_t, step);
   __syncwarp();
-  Square z, z_bar, scores = {};
-  start_with(z, L::kB1);
-  start_with(z_bar, L::kB1);
-  read_layer<F, true>(z, z_bar, scores, s.k, s.q, w1, at);
+  Square z, z_bar;
+  start_with_bias(z, L::kB1);
+  start_with_bias(z_bar, L::kB1);
+  read_layer<F>(z, z_bar, s.k, s.q, w1, at);
   Fragment value, slope, bend, slope_bar;  // phi, phi', phi'' at Z1; at Z1'
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
@@ -49,11 +52,14 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
     }
   }
   store_fragment(tile(L::kX2), value, at);
-  keep(L::kSlope, slope);
-  keep(L::kBend, bend);
+  keep_fragment(tile(L::kSlope), slope);
+  keep_fragment(tile(L::kBend), bend);
 
-  read_weights(read1, scores, 1.0F, RowScales(in.token_scale, at.g), at);
-  multiply_add(z_bar, read1, g1_t);
+  __syncthreads();  // the scores
+  Fragment weights;
+  load_scores(weights, read_weights(0), at.lane);
+  load_transposed<F>(g1_t, s.g1, at.warp, 0, at.lane);
+  multiply_add(z_bar, weights, g1_t);
   for (int j = 0; j < 2; ++j) {
     for (int k = 0; k < 2; ++k) {
       const Gelu low = gelu(z_bar[j][2 * k]);
@@ -63,24 +69,28 @@ __device__ __forceinline__ void Backward<F>::restore_hidden(const BackwardStage&
     }
   }
   store_fragment(tile(L::kX2Bar), value, at);
-  keep(L::kSlopeBar, slope_bar);
+  keep_fragment(tile(L::kSlopeBar), slope_bar);
 }
 
 template <int F>
 __device__ __forceinline__ void Backward<F>::restore_output(const BackwardStage& s) {
   const float step = step_scale();
+  make_scores(1, tile(L::kX2Bar), tile(L::kX2));
   Fragment g2_t;
-  load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
+  load_transposed_left<F>(g2_t, s.g2, at.warp, at.lane);
   add_outer_product<F>(w2, tile(L::kX2), g2_t, step, at.lane);
   add_column_sums(L::kB2, g2_t, step);
-  Square z = {}, z_bar = {}, scores = {};
-  read_layer<F, true>(z, z_bar, scores, tile(L::kX2), tile(L::kX2Bar), w2, at);
-  send<F, true>(floats(L::kZ2), z, at);
-  Fragment read2;
-  read_weights(read2, scores, one(), RowScales(in.token_scale, at.g), at);
-  multiply_add(z_bar, read2, g2_t);
-  send<F, true>(floats(L::kZ2Bar), z_bar, at);
+  Square z = {}, z_bar = {};
+  read_layer<F>(z, z_bar, tile(L::kX2), tile(L::kX2Bar), w2, at);
+  send<F, true>(floats(L::kZ2), z, at, mail(kOutputSums));
   publish<F>(matrix(), w2, at);
+  if (at.owns_token()) load_words<F>(owned().d_out, s.d_out, at.token(), at.lane);
+  __syncthreads();  // the scores, W2, and b2 for the owners; d_out has been read
+  Fragment weights;
+  load_scores(weights, read_weights(1), at.lane);
+  load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
+  multiply_add(z_bar, weights, g2_t);
+  send<F, true>(floats(L::kZ2Bar), z_bar, at, mail(kOutputSums));
 }
 
 /// d_Z2' through the output's LayerNorm, and what the inner loss needs later.
@@ -97,10 +107,9 @@ __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s)
   std::uint32_t k[kLanePairs<F>], v[kLanePairs<F>];
   load_words<F>(k, s.k, at.token(), at.lane);
   load_words<F>(v, s.v, at.token(), at.lane);
-  inner_loss_row<F>(own.loss, z, k, v, norm, norm.mean_square());
+  inner_loss_row<F>(own.loss, z, k, v, norm, floats(L::kMeanSquare)[0]);
 
   const NormalizedRow<F> row(z_bar);
-  load_words<F>(own.d_out, s.d_out, at.token(), at.lane);
   LaneRow<F> d_n;
   float mean[2] = {};  // of d_n and d_n n
   for (int e = 0; e < kLaneFeatures<F>; ++e) {
@@ -115,7 +124,7 @@ __device__ __forceinline__ void Backward<F>::output_rows(const BackwardStage& s)
   for_each_pair<F>(at.lane, [&](int i, int feature) {
     const auto d_z = [&](int e) { return (d_n[e] - mean[0] - row.n[e] * mean[1]) * row.rstd; };
     send_to_all<true>(pair_at<F>(s.d_out, at.token(), feature),
-                      pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+                      pack_bf16(d_z(2 * i), d_z(2 * i + 1)), mail(kOutputRows));
   });
 }
 
@@ -125,35 +134,25 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
   const std::byte* const d_z2_bar = s.d_out;
   const std::byte* const x2 = tile(L::kX2);
   const std::byte* const x2_bar = tile(L::kX2Bar);
+  // Z2' = X2' W2 + b2 - c (S + 1) g2 with the causal scores S = X2' X2^T.
+  make_score_gradients(1, d_z2_bar, s.g2);
   Fragment bend;
   Square u = {};  // g2 W2^T
   add_times_matrix(u, s.g2, matrix(), at);
-  load_kept(bend, L::kBend);
+  load_kept(bend, tile(L::kBend));
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) u[j][i] *= unpacked(bend, j, i);
   }
   pack(bend, u);
-
-  // Z2' = X2' W2 + b2 - c (S + 1) g2 with the causal scores S = X2' X2^T.
-  Fragment d_scores;
-  {
-    Fragment d_read2;
-    Square d = {};
-    add_rows_by_rows(d, d_z2_bar, s.g2, at);
-    causal_scores(d, d_read2, d_scores, RowScales(in.token_scale, at.g), at);
-    if (at.warp == 0) {
-      Square scores = {};
-      add_rows_by_rows(scores, x2_bar, x2, at);
-      add_scale_gradients(d_scale, d_read2, scores, one());
-    }
-  }
   Fragment x_t, packed;
   Square d_z1_bar = {};
   add_times_matrix(d_z1_bar, d_z2_bar, matrix(), at);
+  __syncthreads();  // the scores' gradient
+  load_scores(packed, tile(L::kDScores), at.lane);
   load_transposed<F>(x_t, x2, at.warp, 0, at.lane);
-  multiply_add(d_z1_bar, d_scores, x_t);
+  multiply_add(d_z1_bar, packed, x_t);
   Fragment slope_bar, slope;
-  load_kept(slope_bar, L::kSlopeBar);
+  load_kept(slope_bar, tile(L::kSlopeBar));
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) d_z1_bar[j][i] *= unpacked(slope_bar, j, i);
   }
@@ -167,10 +166,10 @@ __device__ __forceinline__ void Backward<F>::hidden_gradients(const BackwardStag
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) d_x2[j][i] *= -step;
   }
-  transpose_matrix(packed, d_scores);
+  load_scores_transposed(packed, tile(L::kDScores), at.lane);
   load_transposed<F>(x_t, x2_bar, at.warp, 0, at.lane);
   multiply_add(d_x2, packed, x_t);
-  load_kept(slope, L::kSlope);
+  load_kept(slope, tile(L::kSlope));
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
       d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);
@@ -186,9 +185,9 @@ __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardS
                                                                  const Fragment& bend) {
   const float step = step_scale();
   Square d_g1;  // first of the step: what W1 and b1 were changed by
-  start_with(d_g1, L::kDB1);
+  start_with_bias(d_g1, L::kDB1);
   add_times_wide_rows(d_g1, s.k, floats(L::kDW1), at);
-  Fragment g1, d_z1_bar_t, read1_t;
+  Fragment g1, d_z1_bar_t, weights_t;
   load_rows<F>(g1, s.g1, at.warp, at.lane);
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -196,11 +195,11 @@ __device__ __forceinline__ void Backward<F>::through_hidden_step(const BackwardS
       d_g1[j][i] *= -step;
     }
   }
-  transpose_matrix(read1_t, read1);
+  load_scores_transposed(weights_t, read_weights(0), at.lane);
   transpose_blocks(d_z1_bar_t, packed_d_z1_bar);
-  multiply_add(d_g1, read1_t, d_z1_bar_t);
+  multiply_add(d_g1, weights_t, d_z1_bar_t);
   Fragment slope;
-  load_kept(slope, L::kSlope);
+  load_kept(slope, tile(L::kSlope));
   Square d_u;
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
@@ -229,14 +228,11 @@ __device__ __forceinline__ void Backward<F>::send_step_gradient(const BackwardSt
     }
   }
   add_times_state<F>(d_g2, tile(L::kDU), w2, at);
-  Square scores = {};
-  add_rows_by_rows(scores, tile(L::kX2Bar), x2, at);
-  Fragment read2, read2_t, d_z2_bar_t;
-  read_weights(read2, scores, one(), RowScales(in.token_scale, at.g), at);
-  transpose_matrix(read2_t, read2);
+  Fragment weights_t, d_z2_bar_t;
+  load_scores_transposed(weights_t, read_weights(1), at.lane);
   load_transposed<F>(d_z2_bar_t, s.d_out, at.warp, 0, at.lane);
-  multiply_add(d_g2, read2_t, d_z2_bar_t);
-  send<F, true>(floats(L::kZ2), d_g2, at);
+  multiply_add(d_g2, weights_t, d_z2_bar_t);
+  send<F, true>(floats(L::kZ2), d_g2, at, mail(kStepSums));
 }
 
 /// Through G2, the gradient of the inner loss, to Z2 and the target v - k.
@@ -285,7 +281,8 @@ __device__ __forceinline__ void Backward<F>::inner_rows(const BackwardStage& s) 
     const auto d_z = [&](int e) {
       return (d_n[e] - mean_d_n[0] - loss.n[e] * along_n) * loss.rstd;
     };
-    send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)));
+    send_to_all<true>(pair_at<F>(s.v, at.token(), feature), pack_bf16(d_z(2 * i), d_z(2 * i + 1)),
+                      mail(kInnerRows));
     if (!has_token()) return;
     *reinterpret_cast<std::uint32_t*>(arguments.d_v + owned_row() * F + feature) =
         pack_bf16(-own.d_e[2 * i], -own.d_e[2 * i + 1]);
@@ -299,7 +296,7 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
   Square d_x2 = {};
   add_times_matrix(d_x2, s.v, matrix(), at);
   Fragment slope;
-  load_kept(slope, L::kSlope);
+  load_kept(slope, tile(L::kSlope));
   for (int j = 0; j < 2; ++j) {
     for (int i = 0; i < 4; ++i) {
       d_x2[j][i] = unpacked(d_z1, j, i) + d_x2[j][i] * unpacked(slope, j, i);
@@ -309,18 +306,17 @@ __device__ __forceinline__ void Backward<F>::state_gradients(const BackwardStage
 
   // W2 is read at X2' (d_Z2'), at X2 (d_Z2) and, transposed, by u = g2 W2^T.
   Fragment d_z2_bar_t, d_z2_t, g2_t;
-  load_transposed<F>(d_z2_bar_t, s.d_out, at.warp, 0, at.lane);
-  add_column_sums(L::kDB2, d_z2_bar_t, 1.0F);
-  load_transposed<F>(d_z2_t, s.v, at.warp, 0, at.lane);
-  add_column_sums(L::kDB2, d_z2_t, 1.0F);
-  load_transposed<F>(g2_t, s.g2, at.warp, 0, at.lane);
-#pragma unroll 2
+  load_transposed_left<F>(d_z2_bar_t, s.d_out, at.warp, at.lane);
+  load_transposed_left<F>(d_z2_t, s.v, at.warp, at.lane);
+  load_transposed_left<F>(g2_t, s.g2, at.warp, at.lane);
+  const WideRows<F> d_w(floats(L::kDW2), at);
+#pragma unroll(kUnrolled <F>)
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z2_bar_t, tile(L::kX2Bar), part, at);
     add_outer(sum, d_z2_t, tile(L::kX2), part, at);
     add_outer(sum, g2_t, tile(L::kDU), part, at);
-    add_to_wide(floats(L::kDW2), sum, part, at);
+    add_to_wide(d_w, sum, part);
   }
   // d_k by way of the step of W1, while the other warps' rows of d_W1 are still those after it.
   Square stepped = {};
@@ -335,42 +331,42 @@ __device__ __forceinline__ void Backward<F>::hidden_state_gradients(const Backwa
   store_fragment(tile(L::kDU), d_z1, at);
   publish<F>(matrix(), w1, at);
   Fragment d_z1_bar_t, d_z1_t;
-  load_transposed<F>(d_z1_bar_t, tile(L::kDZ1Bar), at.warp, 0, at.lane);
+  load_transposed_left<F>(d_z1_bar_t, tile(L::kDZ1Bar), at.warp, at.lane);
   add_column_sums(L::kDB1, d_z1_bar_t, 1.0F);
   transpose_blocks(d_z1_t, d_z1);
   add_column_sums(L::kDB1, d_z1_t, 1.0F);
-#pragma unroll 2
+  Fragment d_z2_t;
+  load_transposed_left<F>(d_z2_t, s.d_out, at.warp, at.lane);
+  add_column_sums(L::kDB2, d_z2_t, 1.0F);
+  load_transposed_left<F>(d_z2_t, s.v, at.warp, at.lane);
+  add_column_sums(L::kDB2, d_z2_t, 1.0F);
+  const WideRows<F> d_w(floats(L::kDW1), at);
+#pragma unroll(kUnrolled <F>)
   for (int part = 0; part < F / 16; ++part) {
     Square sum = {};
     add_outer(sum, d_z1_bar_t, s.q, part, at);
     add_outer(sum, d_z1_t, s.k, part, at);
-    add_to_wide(floats(L::kDW1), sum, part, at);
+    add_to_wide(d_w, sum, part);
   }
 }
 
 template <int F>
 __device__ __forceinline__ void Backward<F>::send_input_gradients(const BackwardStage& s) {
   const std::byte* const d_z1_bar = tile(L::kDZ1Bar);
-  Square d = {};
-  add_rows_by_rows(d, d_z1_bar, s.g1, at);
-  Fragment d_read1, d_scores, d_scores_transposed;
-  causal_scores(d, d_read1, d_scores, RowScales(in.token_scale, at.g), at);
-  transpose_matrix(d_scores_transposed, d_scores);
-  if (at.warp == 0) {
-    Square scores = {};
-    add_rows_by_rows(scores, s.q, s.k, at);
-    add_scale_gradients(d_scale, d_read1, scores, 1.0F);
-  }
+  make_score_gradients(0, d_z1_bar, s.g1);
   Square d_q = {};
   add_times_matrix(d_q, d_z1_bar, matrix(), at);
   add_times_matrix(d_k, tile(L::kDU), matrix(), at);
-  Fragment q_t, k_t;
+  __syncthreads();  // the scores' gradient
+  Fragment d_scores, q_t, k_t;
+  load_scores(d_scores, tile(L::kDScores), at.lane);
   load_transposed<F>(k_t, s.k, at.warp, 0, at.lane);
   load_transposed<F>(q_t, s.q, at.warp, 0, at.lane);
   multiply_add(d_q, d_scores, k_t);
-  multiply_add(d_k, d_scores_transposed, q_t);
-  send<F, true>(floats(L::kDQ), d_q, at);
-  send<F, true>(floats(L::kDK), d_k, at);
+  load_scores_transposed(d_scores, tile(L::kDScores), at.lane);
+  multiply_add(d_k, d_scores, q_t);
+  send<F, true>(floats(L::kDQ), d_q, at, mail(kInputSums));
+  send<F, true>(floats(L::kDK), d_k, at, mail(kInputSums));
 }
 
 template <int F>

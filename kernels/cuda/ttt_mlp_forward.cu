@@ -25,33 +25,39 @@ __device__ __forceinline__ void Forward<F, kCluster>::load_state() {
     });
     if (at.lane == 0) floats(L::kB2Mean)[0] = mean;
   }
+  const std::int64_t head = pair % in.heads;
+  const float mean_square =
+      LaneNorm<F>(in.norm_weight + head * F, in.norm_bias + head * F, at.lane).mean_square();
+  if (threadIdx.x == 0) floats(L::kMeanSquare)[0] = mean_square;
+  if (threadIdx.x < F) {
+    const auto place = static_cast<int>(threadIdx.x);
+    floats(L::kGamma)[place] = in.norm_weight[head * F + place];
+    floats(L::kBeta)[place] = in.norm_bias[head * F + place];
+  }
   slice_barrier();
   const float* const pair_w1 = from.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
+    if (i == 0 && tile % 4 == 0) __syncwarp();  // in two parts: addresses take registers
     w1[tile][i] = pair_w1[column * kHidden<F> + row];
     w2[tile][i] = pair_w2[column * F + at.first_output() + row] - row_means()[column];
   });
-  for_each_bias(at, [&](int j, int e, int column) {
-    b1[j][e] = from.b1[pair * kHidden<F> + at.first_hidden() + column];
-  });
+  if (at.lane < 16) b1()[at.lane] = from.b1[pair * kHidden<F> + at.first_hidden() + at.lane];
 }
 
 template <int F, bool kCluster>
 __device__ __forceinline__ void Forward<F, kCluster>::store_state(const StatePointers& to,
-                                                                  bool with_means) const {
+                                                                  bool with_means) {
   if (to.w1 == nullptr) return;
+  begin_phase();
   float* const pair_w1 = to.w1 + std::int64_t{pair} * F * kHidden<F> + at.first_hidden();
   float* const pair_w2 =
       to.w2 + (std::int64_t{pair} * kHidden<F> + at.slice * F) * F + at.first_output();
   for_each_state_element(at, [&](int tile, int i, int row, int column) {
+    if (i == 0) __syncwarp();  // against reading all means ahead: there are no registers for them
     pair_w1[column * kHidden<F> + row] = w1[tile][i];
     pair_w2[column * F + row] = w2[tile][i] + (with_means ? row_means()[column] : 0.0F);
   });
-  if (at.g == 0) {
-    for_each_bias(at, [&](int j, int e, int column) {
-      to.b1[pair * kHidden<F> + at.first_hidden() + column] = b1[j][e];
-    });
-  }
+  if (at.lane < 16) to.b1[pair * kHidden<F> + at.first_hidden() + at.lane] = b1()[at.lane];
   const int feature = 32 * at.warp + at.lane;
   if (at.slice == 0 && feature < F) {
     to.b2[std::int64_t{pair} * F + feature] =
@@ -65,26 +71,26 @@ __device__ __forceinline__ void Forward<F, kCluster>::run() {
   load_state();
   publish<F>(w2_matrix(), w2, at);
   copy_async_wait<L::kStages - 2>();
-  pair_barrier();  // in a cluster also: every block has started before anyone stores into it
+  first_barrier();
   const int count = rows.num_mini_batches();
 #pragma unroll 1
   for (int m = 0; m <= count; ++m) {
     const ForwardStage s = stage(m);
     std::byte* const x2 = x2_tile(m);
-    if (m < count) {  // the last round only writes outputs
+    copy_async_wait<L::kStages - 3>();  // the next stage is there after a barrier
+    if (m < count) {                    // the last round only writes outputs
       begin_phase();
       hidden_layer(s, x2);
       slice_barrier();
       begin_phase();
       send_output(x2);
     }
-    copy_async_wait<L::kStages - 3>();
-    pair_barrier();  // partial sums; also the next stage is there, and the one before is free
-    load_stage(m + L::kStages - 1);
+    wait_for_sums(m);
+    load_stage(m + L::kStages - 1);  // in the place of the stage before this one
     begin_phase();
     finish_tokens(s, m);
     if (m == count) break;
-    pair_barrier();
+    wait_for_g2(m);
     const float step = in.token_scale[rows.count(m) - 1];
     begin_phase();
     step_hidden(s, m, step);

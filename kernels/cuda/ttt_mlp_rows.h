@@ -9,14 +9,17 @@ namespace ttt::kernels::cuda::mlp {
 struct Gelu {
   float value, slope, bend;  // phi, phi', phi''
 };
+/// phi(x) = x (1 + tanh w) / 2 with w = a x + b x^3; phi'' uses w'' x = 2 (w' - a).
 __device__ __forceinline__ Gelu gelu(float x) {
-  constexpr float kScale = 0.7978845608028654F;  // sqrt(2 / pi)
-  constexpr float kCubic = 0.044715F;
-  const float t = tanh_approximate(kScale * x * (1.0F + kCubic * x * x));
-  const float inner = kScale * (1.0F + 3.0F * kCubic * x * x);
+  constexpr float kA = 0.7978845608028654F;  // sqrt(2 / pi)
+  constexpr float kB = 0.044715F * kA;
+  const float square = x * x;
+  const float half = 0.5F * x;
+  const float t = tanh_approximate(x * (kB * square + kA));
+  const float inner = 3.0F * kB * square + kA;  // w'
   const float flat = 1.0F - t * t;
-  return {0.5F * x * (1.0F + t), 0.5F * (1.0F + t) + 0.5F * x * flat * inner,
-          flat * (inner + 0.5F * x * (6.0F * kScale * kCubic * x - 2.0F * t * inner * inner))};
+  return {half * t + half, half * flat * inner + (0.5F * t + 0.5F),
+          flat * (2.0F * inner - kA - x * t * inner * inner)};
 }
 
 /// A row lies on the lanes in pairs of neighbouring features: lane l has pair l and, of 96 features, lanes below 16 have
@@ -53,13 +56,28 @@ __device__ __forceinline__ void load_words(std::uint32_t (&x)[kLanePairs<F>], st
   for_each_pair<F>(lane, [&](int i, int feature) { x[i] = pair_at<F>(tile, row, feature); });
 }
 
-/// Every sum over the warp's lanes.
+/// Every sum over the warp's lanes, to all of them. Lanes that differ in one bit take over half of the other's sums until
+/// each has one; that one is added up over the other lanes, and all are read from those that have them.
 template <int kCount>
 __device__ __forceinline__ void sum_over_warp(float (&sums)[kCount]) {
+  constexpr int kHeld = kCount == 1 ? 1 : kCount == 2 ? 2 : kCount <= 4 ? 4 : 8;
+  static_assert(kCount <= kHeld);
+  const auto lane = static_cast<int>(threadIdx.x) & 31;
+  float held[kHeld] = {};
+  for (int s = 0; s < kCount; ++s) held[s] = sums[s];
 #pragma unroll
-  for (int mask = 1; mask < 32; mask *= 2) {
-    for (int s = 0; s < kCount; ++s) sums[s] += __shfl_xor_sync(kAllLanes, sums[s], mask);
+  for (int half = kHeld / 2; half > 0; half /= 2) {
+    const bool takes_upper = (lane & half) != 0;
+    for (int s = 0; s < half; ++s) {
+      const float sent = takes_upper ? held[s] : held[s + half];
+      held[s] = (takes_upper ? held[s + half] : held[s]) + __shfl_xor_sync(kAllLanes, sent, half);
+    }
   }
+#pragma unroll
+  for (int mask = kHeld; mask < 32; mask *= 2) {
+    held[0] += __shfl_xor_sync(kAllLanes, held[0], mask);
+  }
+  for (int s = 0; s < kCount; ++s) sums[s] = __shfl_sync(kAllLanes, held[0], s);
 }
 template <int F, int kCount>
 __device__ __forceinline__ void mean_over_features(float (&sums)[kCount]) {
@@ -82,7 +100,8 @@ __device__ __forceinline__ void add_partials(LaneRow<F>& z, const float* partial
   for (int slice = 0; slice < kSlices; ++slice) {
     const int row = slice * kRows + at.token() % kRows;
     for_each_pair<F>(at.lane, [&](int i, int feature) {
-      const float2 part = *reinterpret_cast<const float2*>(partial + wide_index<F>(row, feature));
+      const float2 part =
+          *reinterpret_cast<const float2*>(partial + row * kPartialStride<F> + feature);
       z[2 * i] += part.x;
       z[2 * i + 1] += part.y;
     });

@@ -154,13 +154,14 @@ __device__ __forceinline__ void copy_rates_async(float* rates, const float* toke
 template <int F>
 __device__ __forceinline__ void load_rows(std::uint32_t (&x)[4], const std::byte* tile, int i,
                                           int lane = this_lane().lane) {
-  ldmatrix_x4(x, tile + tile_offset<F>(lane & 15, 2 * i + (lane >> 4)));
+  ldmatrix_x4(x, tile + tile_offset<F>(lane & 15, lane >> 4) + 32 * i);
 }
 /// The 16 rows from `row` on, with every 8x8 block transposed.
 template <int F>
 __device__ __forceinline__ void load_transposed(std::uint32_t (&x_t)[4], const std::byte* tile,
                                                 int i, int row = 0, int lane = this_lane().lane) {
-  ldmatrix_x4_transposed(x_t, tile + tile_offset<F>(row + (lane & 15), 2 * i + (lane >> 4)));
+  ldmatrix_x4_transposed(x_t,
+                         tile + tile_offset<F>(lane & 15, lane >> 4) + tile_offset<F>(row, 2 * i));
 }
 
 __device__ __forceinline__ float unpacked(const std::uint32_t (&x)[4], int j, int i) {

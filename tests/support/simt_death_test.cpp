@@ -157,6 +157,29 @@ TEST(SimtDeathTest, LaunchesThatNoDeviceAccepts) {
   EXPECT_DEATH(simt::run({{6, 1, 1}, {1, 1, 1}, 0, 4}, nothing), "divides the grid");
 }
 
+TEST(SimtDeathTest, MailThatDoesNotFit) {
+  const auto mail = [](int expected, int sent) {
+    simt::run({{2, 1, 1}, {32, 1, 1}, 1024, 2}, [=] {
+      auto* const floats = reinterpret_cast<float*>(dynamic_shared_memory());
+      auto* const box = reinterpret_cast<Mailbox*>(floats + 128);
+      if (threadIdx.x == 0) open_mailbox(box);
+      cluster_barrier();
+      if (static_cast<int>(threadIdx.x) < sent) {
+        send_in_cluster(floats + 2 * threadIdx.x, 1 - cluster_rank(), 1, 2, box);
+      }
+      if (threadIdx.x == 0) expect_bytes(box, expected);
+      wait_for_mail(box, 0);
+    });
+  };
+  mail(64, 8);
+  EXPECT_DEATH(mail(64, 7), "wait_for_mail(.|\n)*will not come");
+  EXPECT_DEATH(mail(60, 8), "more bytes than it expects");
+  EXPECT_DEATH(
+      simt::run({{1, 1, 1}, {1, 1, 1}, 64},
+                [] { expect_bytes(reinterpret_cast<Mailbox*>(dynamic_shared_memory()), 8); }),
+      "has not been opened");
+}
+
 // The host may not touch what it did not ask to share; a kernel may.
 TEST(SimtDeathTest, HostCodeInDeviceMemory) {
   volatile std::byte* const memory = simt::allocate_device(100);

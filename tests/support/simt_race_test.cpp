@@ -142,5 +142,33 @@ TEST_F(SimtRace, BetweenBlocksNeedsTheirBarrier) {
   expect_race(32, store_to_other_block([] { __syncthreads(); }), 2);
 }
 
+// Two phases: each block's threads write to their own block, send to the other and wait for its mail.
+Code mail_and(const std::function<float(const float* shared)>& read) {
+  return [=](float* shared) {
+    auto* const box = reinterpret_cast<Mailbox*>(shared + 512);
+    if (threadIdx.x == 0) open_mailbox(box);
+    cluster_barrier();
+    for (int phase = 0; phase < 2; ++phase) {
+      shared[threadIdx.x] = 1;
+      send_in_cluster(shared + 128 * (phase + 1) + 2 * threadIdx.x, 1 - cluster_rank(), 2, 3, box);
+      if (threadIdx.x == 0) expect_bytes(box, 64 * 8);
+      wait_for_mail(box, phase);
+      const float sum = read(shared + 128 * phase);
+      __syncthreads();
+      shared[threadIdx.x] = sum;
+      __syncthreads();
+    }
+  };
+}
+
+TEST_F(SimtRace, MailOrdersWhatItBringsAlone) {
+  run_blocks(64, mail_and([](const float* shared) {
+               EXPECT_EQ(shared[128 + threadIdx.x], threadIdx.x % 2 == 0 ? 2.0F : 3.0F);
+               return 0.0F;
+             }),
+             2);
+  expect_race(64, mail_and([](const float* shared) { return shared[threadIdx.x ^ 32]; }), 2);
+}
+
 }  // namespace
 }  // namespace ttt::kernels::cuda

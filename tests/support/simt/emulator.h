@@ -293,6 +293,26 @@ inline void store_in_cluster(std::uint32_t* pointer, int rank, std::uint32_t val
   std::memcpy(in_cluster(pointer, rank, sizeof(value)), &value, sizeof(value));
 }
 
+using Mailbox = std::uint64_t;
+inline void open_mailbox(Mailbox* box) {
+  simt::open_mailbox(in_cluster(box, cluster_rank(), sizeof(*box)));
+}
+inline void expect_bytes(Mailbox* box, int bytes) {
+  simt::expect_bytes(box, static_cast<std::size_t>(bytes));
+}
+inline void wait_for_mail(Mailbox* box, int parity, simt::Site site = simt::Site::current()) {
+  simt::wait_for_mail(box, static_cast<unsigned>(parity), site);
+}
+inline void send_in_cluster(float* pointer, int rank, float low, float high, Mailbox* box) {
+  const float2 pair{low, high};
+  simt::send(in_cluster(box, rank, sizeof(*box)), in_cluster(pointer, rank, sizeof(pair)), &pair,
+             sizeof(pair));
+}
+inline void send_in_cluster(std::uint32_t* pointer, int rank, std::uint32_t value, Mailbox* box) {
+  simt::send(in_cluster(box, rank, sizeof(*box)), in_cluster(pointer, rank, sizeof(value)), &value,
+             sizeof(value));
+}
+
 inline float tanh_approximate(float x) { return std::tanh(x); }
 
 struct LaunchShape {

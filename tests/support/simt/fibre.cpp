@@ -125,4 +125,6 @@ void acquire(char* order) {
   if (__tsan_acquire != nullptr) __tsan_acquire(order);
 }
 
+bool has_thread_sanitizer() { return __tsan_release != nullptr; }
+
 }  // namespace ttt::simt

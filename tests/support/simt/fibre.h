@@ -32,5 +32,7 @@ class Fibre {
 /// For ThreadSanitizer: what happened before `release(x)` happened before what follows `acquire(x)`.
 void release(char* order);
 void acquire(char* order);
+/// Whether it is there.
+bool has_thread_sanitizer();
 
 }  // namespace ttt::simt

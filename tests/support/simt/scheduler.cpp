@@ -4,10 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "tests/support/simt/fibre.h"
+#include "tests/support/simt/mail.h"
 
 namespace ttt::simt {
 namespace {
@@ -33,6 +35,11 @@ struct Warp {
   unsigned arrived = 0;  // lanes that have come to it
   // Exchanges alternate between two buffers, so that one barrier an exchange is enough.
   alignas(64) std::byte slots[2][kLanes * kExchangeBytes];
+};
+
+struct Mailbox {
+  Mail mail;
+  Barrier phases;  // complete ones are its generation
 };
 
 struct BlockState {
@@ -63,6 +70,7 @@ struct Scheduler {
   std::vector<std::unique_ptr<BlockState>> blocks;
   std::vector<std::byte*> shared;
   Barrier cluster;
+  std::map<const void*, Mailbox> mailboxes;
   char begins = 0,
        ends =
            0;  // order, for ThreadSanitizer, the threads between what comes before and after them
@@ -138,6 +146,12 @@ void wait(Barrier& barrier, unsigned expected, const Operation& operation, bool 
   if (orders_memory) acquire(order);
 }
 
+Mailbox& mailbox_at(const void* box) {
+  const auto found = scheduler.mailboxes.find(box);
+  if (found == scheduler.mailboxes.end()) fail_kernel("the mailbox has not been opened");
+  return found->second;
+}
+
 void prepare_thread(Runner& runner, const Index& block_index, unsigned block, unsigned thread) {
   const Index& size = scheduler.launch.block;
   const unsigned warps_of_block = (threads_of_block() + kLanes - 1) / kLanes;
@@ -163,6 +177,7 @@ void prepare_cluster(const Index& first) {
   const unsigned threads = threads_of_block();
   const unsigned warps = launch.cluster * ((threads + kLanes - 1) / kLanes);
   scheduler.cluster = {};
+  scheduler.mailboxes.clear();
   scheduler.shared.assign(launch.cluster, nullptr);
   scheduler.blocks.clear();
   scheduler.warps.clear();
@@ -315,6 +330,37 @@ void wait_for_cluster(Site site) {
 void wait_for_warp(Site site) {
   const Runner& me = *scheduler.current;
   wait(me.warp->barrier, me.thread.num_lanes, {"__syncwarp", site}, true);
+}
+
+void open_mailbox(void* box) {
+  if (!scheduler.mailboxes.try_emplace(box).second) fail_kernel("a mailbox is opened twice");
+}
+
+void expect_bytes(void* box, std::size_t bytes) {
+  Mailbox& mailbox = mailbox_at(box);
+  if (mailbox.mail.expect(bytes)) ++mailbox.phases.generation;
+}
+
+void send(void* box, void* to, const void* value, std::size_t bytes) {
+  Mailbox& mailbox = mailbox_at(box);
+  std::uint64_t& phases = mailbox.phases.generation;
+  if (mailbox.mail.add(phases % 2, to, value, bytes)) ++phases;
+}
+
+void wait_for_mail(void* box, unsigned parity, Site site) {
+  const Operation operation{"wait_for_mail", site};
+  Runner& me = *scheduler.current;
+  wait(me.warp->barrier, me.thread.num_lanes, operation, false);
+  Mailbox& mailbox = mailbox_at(box);
+  if (mailbox.phases.generation % 2 == parity) {
+    mailbox.phases.operation = operation;
+    me.waits_at = &mailbox.phases;
+    me.waits_for = mailbox.phases.generation + 1;
+    me.fibre.leave();
+  }
+  char* order = &mailbox.phases.order[parity];
+  const bool is_first = mailbox.mail.lay_down(parity);
+  is_first ? release(order) : acquire(order);
 }
 
 const std::byte* exchange(const char* what, const void* value, std::size_t bytes, Site site) {

@@ -70,6 +70,14 @@ void wait_for_named(int id, unsigned threads, Site site = Site::current());
 void wait_for_cluster(Site site = Site::current());
 void wait_for_warp(Site site = Site::current());
 
+// Mailboxes (kernels/cuda/simt.h), known by their addresses. Half of what is sent lies in its place at once, half when the
+// first thread has waited for it, so that a missing wait and a place that is still in use both give wrong data. To
+// ThreadSanitizer all of it is written then, by that thread, and after nothing that its sender did.
+void open_mailbox(void* box);
+void expect_bytes(void* box, std::size_t bytes);
+void send(void* box, void* to, const void* value, std::size_t bytes);
+void wait_for_mail(void* box, unsigned parity, Site site = Site::current());
+
 constexpr std::size_t kExchangeBytes = 64;
 /// Every lane of the warp brings `bytes` bytes; returns those of lane l at l * kExchangeBytes, valid until the lane's
 /// next exchange. Orders no memory.
