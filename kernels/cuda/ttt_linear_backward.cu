@@ -106,9 +106,10 @@ template <int F>
 __device__ __forceinline__ void write_rows(const BackwardArguments& a, const PairRows& rows,
                                            const Chunk<F>& chunk, const BackwardStage<F>& stage,
                                            int m) {
-  write_tile<F>(a.d_q, stage.d_out, rows, chunk, m);
-  write_tile<F>(a.d_k, stage.k, rows, chunk, m);
-  write_tile<F>(a.d_v, stage.v, rows, chunk, m);
+  const int count = rows.count(m);
+  write_tile<F>(a.d_q, stage.d_out, rows, chunk, m, count);
+  write_tile<F>(a.d_k, stage.k, rows, chunk, m, count);
+  write_tile<F>(a.d_v, stage.v, rows, chunk, m, count);
 }
 
 template <int F>

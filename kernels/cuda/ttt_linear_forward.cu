@@ -129,7 +129,8 @@ __device__ __forceinline__ void scaled_offset(float (&p)[2][4], const ForwardSta
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      p[j][r] = norm.weight[j][r & 1] * (difference[j][r] + norm.bias[j][r & 1]);
+      const float weight = norm.weight[j][r & 1];
+      p[j][r] = weight * difference[j][r] + weight * norm.bias[j][r & 1];
     }
   }
 }
@@ -188,13 +189,15 @@ __device__ __forceinline__ void output_rows(std::uint32_t (&out)[4], const Token
   }
 }
 
-// Rows that warps have put into tiles leave a barrier later, whole.
+// Rows that warps have put into tiles leave a barrier later, whole: of l G in mini-batch m, which has `count` of them, and
+// of the output in m - 1, which is full.
 template <int F>
 __device__ __forceinline__ void write_rows(const ForwardArguments& a, const PairRows& rows,
-                                           const Chunk<F>& chunk, const Exchange<F>& last, int m) {
-  if (m > 0) write_tile<F>(a.out, last.out, rows, chunk, m - 1);
+                                           const Chunk<F>& chunk, const Exchange<F>& of, int m,
+                                           int count) {
+  if (m > 0) write_tile<F>(a.out, of.out, rows, chunk, m - 1, kTokens);
   if (a.step_gradients != nullptr) {
-    write_tile<F>(a.step_gradients, last.gradients, rows, chunk, m);
+    write_tile<F>(a.step_gradients, of.gradients, rows, chunk, m, count);
   }
 }
 
@@ -243,7 +246,7 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
     copy_async_wait<kAhead - 2>();
     __syncthreads();  // the sums, the step matrix, stage m + 1, rows to write; stage m - 1 is free
     load_stage<F>(a, rows, chunk, shared, m + kAhead);
-    if (m > 0) write_rows<F>(a, rows, chunk, Exchange<F>(shared, m - 1), m - 1);
+    if (m > 0) write_rows<F>(a, rows, chunk, Exchange<F>(shared, m - 1), m - 1, kTokens);
 
     put_terms<F>(terms, exchange.sums, stage.rates);
     if (m > 0) {
@@ -272,14 +275,15 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
   add_bar_sums(sums, last_z_bar);
   put_sums(sums, exchange.sums);
   __syncthreads();
-  write_rows<F>(a, rows, chunk, Exchange<F>(shared, num_mini_batches - 1), num_mini_batches - 1);
+  const int last = num_mini_batches - 1;
+  write_rows<F>(a, rows, chunk, Exchange<F>(shared, last), last, rows.count(last));
   put_terms<F>(terms, exchange.sums, scales);  // no rates: only the output's norm counts
   output_rows(out, terms, last_z_bar, last_q, norm);
   store_rows<F>(exchange.out, warp, out);
   __syncthreads();
-  write_tile<F>(a.out, exchange.out, rows, chunk, num_mini_batches - 1);
+  write_tile<F>(a.out, exchange.out, rows, chunk, last, rows.count(last));
   if (a.checkpoints != nullptr) {
-    const int slot = (num_mini_batches - 1) / kCheckpointEvery;
+    const int slot = last / kCheckpointEvery;
     store_checkpoint(state, a.checkpoints + checkpoint_offset<F>(rows, slot));
   }
   if (a.final_w != nullptr) {

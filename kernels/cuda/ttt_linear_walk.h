@@ -74,7 +74,7 @@ __device__ __forceinline__ void load_stage(const BackwardArguments& a, const Pai
     const BackwardStage<F> stage(shared, iteration);
     copy_tiles_async<F>(stage.k, {a.in.k, a.in.q, a.in.v, a.step_gradients, a.d_out}, rows, chunk,
                         m);
-    copy_rates_async(stage.rates, a.in.token_lr, rows, m);
+    copy_rates_async(stage.rates, a.in.token_lr, rows, m, opaque(static_cast<int>(threadIdx.x)));
   }
   copy_async_commit();
 }

@@ -131,12 +131,8 @@ __device__ __forceinline__ void copy_tile_async(std::byte* tile, const BFloat16*
   static_assert(kTokens * F / 8 == Layout<F>::kThreads);
   const int row = thread / (F / 8);
   const int chunk = thread % (F / 8);
-  std::byte* to = tile + tile_offset<F>(row, chunk);
-  if (row < count) {
-    copy_async_16(to, first + row * stride + 8 * chunk);
-  } else {
-    *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
-  }
+  copy_async_16_or_zeros(tile + tile_offset<F>(row, chunk), first + row * stride + 8 * chunk,
+                         row < count);
 }
 
 /// The same for the rates l of a mini-batch: a token that is not there has rate 0 and so no effect on the state.
@@ -144,11 +140,7 @@ __device__ __forceinline__ void copy_rates_async(float* rates, const float* toke
                                                  const PairRows& rows, int m,
                                                  int i = static_cast<int>(threadIdx.x)) {
   if (i >= kTokens) return;
-  if (i < rows.count(m)) {
-    copy_async_4(rates + i, token_lr + rows.row(m * kTokens + i));
-  } else {
-    rates[i] = 0;
-  }
+  copy_async_4_or_zeros(rates + i, token_lr + rows.row(m * kTokens + i), i < rows.count(m));
 }
 
 /// The tile's 16 rows by columns [16 i, 16 i + 16): the A fragment.
@@ -226,19 +218,16 @@ __device__ __forceinline__ void copy_tiles_async(std::byte* tiles,
   const std::int64_t element = chunk.element(rows, m);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (is_there) {
-      copy_async_16(to + i * Layout<F>::kTileBytes, tensors[i] + element);
-    } else {
-      *reinterpret_cast<uint4*>(to + i * Layout<F>::kTileBytes) = uint4{0, 0, 0, 0};
-    }
+    copy_async_16_or_zeros(to + i * Layout<F>::kTileBytes, tensors[i] + element, is_there);
   }
 }
 
-/// Writes a tile, which a barrier has made complete, to mini-batch m of a tensor.
+/// Writes the first `count` rows of a tile, which a barrier has made complete, to mini-batch m of a tensor.
 template <int F>
 __device__ __forceinline__ void write_tile(BFloat16* tensor, const std::byte* tile,
-                                           const PairRows& rows, const Chunk<F>& chunk, int m) {
-  if (chunk.token >= rows.count(m)) return;
+                                           const PairRows& rows, const Chunk<F>& chunk, int m,
+                                           int count) {
+  if (chunk.token >= count) return;
   store_16(tensor + chunk.element(rows, m), *reinterpret_cast<const uint4*>(tile + chunk.offset()));
 }
 

@@ -270,6 +270,13 @@ inline void copy_async(void* shared, const void* global, std::size_t bytes) {
 }
 inline void copy_async_16(void* shared, const void* global) { copy_async(shared, global, 16); }
 inline void copy_async_4(void* shared, const void* global) { copy_async(shared, global, 4); }
+alignas(16) inline constexpr std::byte kZeros[16]{};
+inline void copy_async_16_or_zeros(void* shared, const void* global, bool is_there) {
+  copy_async(shared, is_there ? global : kZeros, 16);
+}
+inline void copy_async_4_or_zeros(void* shared, const void* global, bool is_there) {
+  copy_async(shared, is_there ? global : kZeros, 4);
+}
 inline void copy_async_commit() { simt::current().copies.emplace_back(); }
 template <int kPending>
 void copy_async_wait() {
