@@ -109,12 +109,6 @@ __device__ __forceinline__ void copy_async_16_or_zeros(void* shared, const void*
                "l"(global), "r"(is_there ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void copy_async_4_or_zeros(void* shared, const void* global,
-                                                      bool is_there) {
-  asm volatile("cp.async.ca.shared.global [%0],[%1],4,%2;" ::"r"(shared_address(shared)),
-               "l"(global), "r"(is_there ? 4 : 0)
-               : "memory");
-}
 /// Ends this thread's current group of copies.
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -3,8 +3,8 @@
 // over features. A block of F / 16 warps walks the mini-batches of one (batch, head) pair.
 //
 // Gradients G have no mean over the out-features, and LayerNorm ignores one: row means of W and the mean of b go
-// through unchanged. They are taken out at the start and put back at the end; without them the variance is
-// mean(z^2) - mean(z)^2 with nothing to cancel, and bf16 rounds what matters.
+// through unchanged. They are taken out at the start and put back at the end; without them the variance is mean(z^2), and
+// bf16 rounds what matters.
 
 #include "kernels/cuda/ttt_tiles.h"
 
@@ -125,8 +125,8 @@ __device__ __forceinline__ void get_fragment(std::uint32_t (&x)[4], const std::b
 // ---- sums over features
 
 // With a = gamma^2 and p = gamma (beta - (v - k)), G needs only these sums over features, in one pass over z; bar: of Z'.
-// Not the means of Z and Z': W and b have none, and what rounding W to bf16 brings in is 1e-4 of Z's deviation, an
-// eighth of what it does to each element.
+// Not the means of Z and Z': W and b have none; what bf16's rounding of W and G brings in (docs/numerics.md, "TTT") is
+// below what it does to each element.
 enum Sum { kZz, kAz, kAzz, kPz, kP, kBarBar, kForwardSums };
 
 /// With p.

@@ -131,8 +131,12 @@ __device__ __forceinline__ void copy_tile_async(std::byte* tile, const BFloat16*
   static_assert(kTokens * F / 8 == Layout<F>::kThreads);
   const int row = thread / (F / 8);
   const int chunk = thread % (F / 8);
-  copy_async_16_or_zeros(tile + tile_offset<F>(row, chunk), first + row * stride + 8 * chunk,
-                         row < count);
+  std::byte* to = tile + tile_offset<F>(row, chunk);
+  if (row < count) {
+    copy_async_16(to, first + row * stride + 8 * chunk);
+  } else {
+    *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
+  }
 }
 
 /// The same for the rates l of a mini-batch: a token that is not there has rate 0 and so no effect on the state.
@@ -140,7 +144,11 @@ __device__ __forceinline__ void copy_rates_async(float* rates, const float* toke
                                                  const PairRows& rows, int m,
                                                  int i = static_cast<int>(threadIdx.x)) {
   if (i >= kTokens) return;
-  copy_async_4_or_zeros(rates + i, token_lr + rows.row(m * kTokens + i), i < rows.count(m));
+  if (i < rows.count(m)) {
+    copy_async_4(rates + i, token_lr + rows.row(m * kTokens + i));
+  } else {
+    rates[i] = 0;
+  }
 }
 
 /// The tile's 16 rows by columns [16 i, 16 i + 16): the A fragment.

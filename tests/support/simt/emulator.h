@@ -274,9 +274,6 @@ alignas(16) inline constexpr std::byte kZeros[16]{};
 inline void copy_async_16_or_zeros(void* shared, const void* global, bool is_there) {
   copy_async(shared, is_there ? global : kZeros, 16);
 }
-inline void copy_async_4_or_zeros(void* shared, const void* global, bool is_there) {
-  copy_async(shared, is_there ? global : kZeros, 4);
-}
 inline void copy_async_commit() { simt::current().copies.emplace_back(); }
 template <int kPending>
 void copy_async_wait() {
