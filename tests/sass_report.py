@@ -4,8 +4,8 @@
 
 KERNEL is part of the name that tests/ptxas_report.py prints, such as 'linear_forward_kernel<64>'. The main loop is the one with
 the most tensor instructions (without any, the longest): an iteration of the fused TTT kernels is one mini-batch. Counted, for
-one warp, is the longest way through it: of two branches the longer, an inner loop once, never a block that is
-mostly code of the functions in RARE. --blocks: how many blocks a multiprocessor holds (default: as registers allow).
+one warp, is the longest way through it: of two branches the longer, an inner loop once, branches with code of the functions
+in TAKEN as often as it says. --blocks: how many blocks a multiprocessor holds (default: as registers allow).
 --bytes: what a block moves between global memory and itself in an iteration, as the benchmark counts.
 
 Nothing here is measured: all that is assumed of the device is in DEVICE, ISSUE_SHARE and PIPES. By hand, not in CI. Needs nvcc, and
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -50,15 +51,22 @@ PIPES = (
     Pipe("special functions", r"MUFU|F2F\b|F2I|I2F|FRND|POPC", 8, False),
     Pipe("fp32", r"FFMA|FADD|FMUL|HFMA2|HADD2|HMUL2", 1, False),
     Pipe("integer multiply", r"IMAD", 2, False),
-    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST)(\.\w+)*\.128|LDSM(\.\w+)*\.4", 4, True),
-    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST)(\.\w+)*\.64|LDSM(\.\w+)*\.2", 2, True),
-    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST|LDSM|SHFL|MOVM|LDC|ATOM\w*|RED|ST?AS)\b", 1, True),
+    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST)(\.\w+)*\.128|(LDSM|STSM)(\.\w+)*\.4", 4, True),
+    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST)(\.\w+)*\.64|(LDSM|STSM)(\.\w+)*\.2", 2, True),
+    Pipe("memory", r"(LDS|STS|LDG|STG|LDGSTS|LDL|STL|LD|ST|LDSM|STSM|SHFL|MOVM|LDC|ATOM\w*|RED|ST?AS)\b", 1, True),
     Pipe("control", r"BRA|BAR|BSSY|BSYNC|EXIT|WARPSYNC|NOP|DEPBAR|LDGDEPBAR|CALL|RET|YIELD|BREAK|ERRBAR|MEMBAR|FENCE"
                     r"|UCGABAR\w*|CCTL|ACQBULK|SYNCS|ARRIVES", 0, False),
     Pipe("uniform", r"U[A-Z]|R2UR|S2UR|REDUX|VOTEU|CS2UR", 1, False),
     Pipe("integer, logic, moves", r"\w", 2, False),
 )
-RARE = {"store_checkpoint", "load_checkpoint"}  # once in 128 mini-batches
+# Of branches that hold code of these functions: how often a warp of a block of so many takes them.
+TAKEN = {
+    "store_checkpoint": lambda warps: 0,  # once in 128 mini-batches
+    "load_checkpoint": lambda warps: 0,
+    "warp_sum": lambda warps: 0,  # of TTT-Linear's backward: in the last mini-batch, if it is short
+    "put_steps": lambda warps: 1 / warps,  # the warps take turns
+    "put_scores_gradient": lambda warps: 1 / warps,
+}
 
 
 class Instruction(NamedTuple):
@@ -199,8 +207,13 @@ class Graph:
         return visit(header)[1][:-1]
 
 
-def main_loop(kernel: Kernel) -> tuple[list[Instruction], list[str]]:
-    """The instructions of one iteration of the main loop, and what is not in them."""
+class Loop(NamedTuple):
+    instructions: list[Instruction]  # of one iteration, in no order
+    taken: list[float]  # how often a warp comes by each
+    notes: list[str]
+
+
+def main_loop(kernel: Kernel) -> Loop:
     graph = Graph(kernel)
     if not graph.loops:
         sys.exit("sass: this kernel has no loop")
@@ -215,16 +228,23 @@ def main_loop(kernel: Kernel) -> tuple[list[Instruction], list[str]]:
 
     header = max(graph.loops, key=weight)
     body = graph.loops[header]
-    rare = {b for b in body - {header}
-            if 2 * sum(bool(RARE & set(functions_of(one))) for one in content({b})) > len(content({b}))}
+    always = set.intersection(*(graph.dominators[b] for b in body if header in graph.next[b]))
+    warps = max(1, -(-kernel.threads // 32))
+    taken = {}  # of branches with functions of TAKEN
+    for b in body - always:
+        if inside := {f for one in content({b}) for f in functions_of(one)} & set(TAKEN):
+            taken[b] = max(TAKEN[function](warps) for function in inside)
+    rare = {b for b, often in taken.items() if often == 0}
     path = graph.longest_path(header, rare)
     notes = [f"inner loop of {len(content(graph.loops[h]))} instructions counted once"
              for h in graph.loops if h in path and h != header]
-    if rare:
-        notes.append(f"{len(content(rare))} instructions of rare blocks not counted")
-    if other := body - rare - set(path):
-        notes.append(f"{len(content(other))} instructions of shorter branches not counted")
-    return [one for b in path for one in content({b})], notes
+    for b in path:
+        if taken.get(b, 1) < 1:
+            notes.append(f"{len(content({b}))} instructions counted {taken[b]:.2f} times")
+    if other := body - set(path):
+        notes.append(f"{len(content(other))} instructions of other branches not counted")
+    counted = [(one, taken.get(b, 1)) for b in path for one in content({b})]
+    return Loop([one for one, _ in counted], [often for _, often in counted], notes)
 
 
 # ---- the source
@@ -259,28 +279,36 @@ def pipe_of(name: str) -> Pipe:
     return next(pipe for pipe in PIPES if re.match(pipe.pattern, name))
 
 
-def busy_cycles(loop: list[Instruction], blocks: int, warps: int, num_bytes: int) -> dict[str, float]:
+def count(loop: Loop, key: Callable[[Instruction], str]) -> Counter:
+    counts: Counter = Counter()
+    for one, often in zip(loop.instructions, loop.taken):
+        counts[key(one)] += often
+    return counts
+
+
+def busy_cycles(loop: Loop, blocks: int, warps: int, num_bytes: int) -> dict[str, float]:
     """What one iteration of all `blocks` of a multiprocessor takes of each resource."""
     all_warps = blocks * warps
     of_scheduler = -(-all_warps // DEVICE["schedulers"])
     share = ISSUE_SHARE[min(of_scheduler, len(ISSUE_SHARE)) - 1]
-    cycles = {"issue": len(loop) * of_scheduler / share}
-    for one in loop:
+    cycles = {"issue": sum(loop.taken) * of_scheduler / share}
+    for one, often in zip(loop.instructions, loop.taken):
         pipe = pipe_of(one.name)
-        cycles[pipe.name] = cycles.get(pipe.name, 0) + pipe.cycles * (all_warps if pipe.shared else of_scheduler)
+        busy = often * pipe.cycles * (all_warps if pipe.shared else of_scheduler)
+        cycles[pipe.name] = cycles.get(pipe.name, 0) + busy
     if num_bytes:
         rate = DEVICE["bytes_per_second"] / DEVICE["multiprocessors"] / DEVICE["clock"]
         cycles["global memory"] = num_bytes * blocks / rate
     return cycles
 
 
-def print_bounds(loop: list[Instruction], blocks: int, warps: int, num_bytes: int) -> None:
-    counts = Counter(pipe_of(one.name).name for one in loop)
-    counts["issue"] = len(loop)
+def print_bounds(loop: Loop, blocks: int, warps: int, num_bytes: int) -> None:
+    counts = count(loop, lambda one: pipe_of(one.name).name)
+    counts["issue"] = sum(loop.taken)
     columns = [busy_cycles(loop, n, warps, num_bytes) for n in range(1, blocks + 1)]
     print(f"{'pipe':24}{'instructions':>13}   cycles with 1..{blocks} blocks a multiprocessor")
     for name in columns[0]:
-        print(f"{name:24}{counts[name] or '':>13}   " + "".join(f"{column[name]:>8.0f}" for column in columns))
+        print(f"{name:24}{round(counts[name]) or '':>13}   " + "".join(f"{column[name]:>8.0f}" for column in columns))
     longest = [max(column, key=column.get) for column in columns]
     print(f"{'longest':24}{'':>13}   " + "".join(f"{name[:7]:>8}" for name in longest))
     if num_bytes:
@@ -288,7 +316,7 @@ def print_bounds(loop: list[Instruction], blocks: int, warps: int, num_bytes: in
         print(f"{'% of the memory roofline':24}{'':>13}   " + "".join(f"{share:>8.0f}" for share in shares))
 
 
-def print_by(loop: list[Instruction], by: str) -> None:
+def print_by(loop: Loop, by: str) -> None:
     def key(one: Instruction) -> str:
         if by == "opcode":
             return ".".join(one.name.split(".")[:2])
@@ -301,9 +329,10 @@ def print_by(loop: list[Instruction], by: str) -> None:
         text = source_lines(file)[line - 1].strip() if source_lines(file) else ""
         return f"{Path(file).name}:{line}: {text[:90]}"
 
-    for name, count in Counter(map(key, loop)).most_common():
-        of_it = Counter(one.name.split(".")[0] for one in loop if key(one) == name)
-        print(f"{count:5} {name:60} " + " ".join(f"{o}:{n}" for o, n in of_it.most_common(8)))
+    detail = count(loop, lambda one: f"{key(one)}\t{one.name.split('.')[0]}")
+    for name, number in count(loop, key).most_common():
+        of_it = [(f.split("\t")[1], n) for f, n in detail.most_common() if f.split("\t")[0] == name]
+        print(f"{number:6.4g} {name:60} " + " ".join(f"{opcode}:{n:.3g}" for opcode, n in of_it[:8]))
 
 
 def find_nvdisasm() -> str | None:
@@ -341,10 +370,10 @@ def report(arguments: argparse.Namespace) -> None:
     kernel = kernels[chosen[0]]
     warps = -(-kernel.threads // 32)
     blocks = arguments.blocks or DEVICE["registers"] // (-(-registers[chosen[0]] // 8) * 8 * 32 * warps)
-    loop, notes = main_loop(kernel)
+    loop = main_loop(kernel)
     print(f"{names[chosen[0]]}, sm_{arguments.arch}: {warps} warps a block, {registers[chosen[0]]} registers; "
-          f"{len(kernel.instructions)} instructions, {len(loop)} in an iteration of the main loop")
-    for note in notes:
+          f"{len(kernel.instructions)} instructions, {sum(loop.taken):.0f} in an iteration of the main loop")
+    for note in loop.notes:
         print(f"  {note}")
     print_bounds(loop, blocks, warps, arguments.bytes)
     if arguments.by:
@@ -379,10 +408,10 @@ SELF_TEST = """
 def self_test() -> None:
     kernel = parse(SELF_TEST)["kernel"]
     assert kernel.threads == 128, kernel.threads
-    loop, notes = main_loop(kernel)
-    names = [one.name.split(".")[0] for one in loop]  # not the start, the shorter branch, or where BRA.DIV goes
+    loop = main_loop(kernel)
+    names = [one.name.split(".")[0] for one in loop.instructions]  # not the start, the shorter branch, or where BRA.DIV goes
     assert names == ["HMMA", "BRA", "LDS", "FADD", "BRA", "BRA", "BRA"], names
-    assert notes == ["1 instructions of shorter branches not counted"], notes
+    assert loop.notes == ["1 instructions of other branches not counted"], loop.notes
     cycles = busy_cycles(loop, 3, 4, 1000)
     assert cycles["issue"] == 7 * 3 / ISSUE_SHARE[2] and cycles["tensor"] == 6.5 * 3 and cycles["fp32"] == 3, cycles
     assert cycles["memory"] == 4 * 12, cycles

@@ -73,6 +73,19 @@ __device__ __forceinline__ void ldmatrix_x4_transposed(std::uint32_t (&r)[4], co
                : "r"(shared_address(row))
                : "memory");
 }
+/// The inverse of ldmatrix_x4. compute capability 9.0 and later.
+constexpr bool kHasStmatrix =
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    true;
+#else
+    false;
+#endif
+__device__ __forceinline__ void stmatrix_x4(void* row, const std::uint32_t (&r)[4]) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0],{%1,%2,%3,%4};" ::"r"(shared_address(row)),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+}
 /// Transposes the 8x8 matrix of 16-bit elements that the warp holds in `ldmatrix` order.
 __device__ __forceinline__ std::uint32_t movmatrix_transposed(std::uint32_t value) {
   std::uint32_t result;
@@ -87,6 +100,13 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global) 
 }
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global) {
   asm volatile("cp.async.ca.shared.global [%0],[%1],4;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
+}
+/// The same, or zeros where it is not there: `global` is then not read.
+__device__ __forceinline__ void copy_async_16_or_zeros(void* shared, const void* global,
+                                                       bool is_there) {
+  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(is_there ? 16 : 0)
                : "memory");
 }
 /// Ends this thread's current group of copies.
@@ -199,6 +219,13 @@ __device__ __forceinline__ void send_in_cluster(std::uint32_t* pointer, int rank
   store_in_cluster(pointer, rank, value);
 }
 #endif
+
+/// 1 / sqrt(x) of a normal x > 0, as rsqrtf but without its care for denormal numbers.
+__device__ __forceinline__ float rsqrt_of_normal(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 /// 2^-11 relative error: below the rounding of bf16. The emulator's is exact.
 __device__ __forceinline__ float tanh_approximate(float x) {

@@ -9,8 +9,10 @@
 // Threads meet three times a mini-batch:
 //   restore W; Z, Z', U = k dW' + db'; bf16 copies of W, dW' for sums over out-features     | sums of LayerNorms
 //   dZ' through the output's LN; d(l G) = -(c (q k^T + 1))^T dZ' - c_r U                    | sums of d(l G), dZ' tile
-//   through G: dZ, d target, d rate; dW = dW' + q^T dZ' + k^T dZ                            | dZ tile
+//   through G: dZ, d target, d rate; dW = dW' + q^T dZ' + k^T dZ                            | dZ tile, 16 x 16 fragments
 //   dq, dk: not part of the recurrence
+// The matrices of tokens by tokens are one warp's work, in turn: the gradient of this mini-batch's scores and the scores
+// of the next. d_q, d_k, d_v lie in the input tiles' own columns, whose last reader their warp is, until they leave.
 //
 // W is centred (kernels/cuda/ttt_fused.h), so is dW' here: a mean over out-features that d_final has goes straight
 // through to d_initial, as the state's does from initial to final; all else that is added to dW has none.
@@ -27,6 +29,11 @@ using namespace fused;
 using namespace fused::linear_backward;
 // NOLINTEND(google-build-using-namespace)
 
+__device__ __forceinline__ float warp_sum(float value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
+  return value;
+}
+
 template <int F>
 __device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::byte* shared,
                                               const PairRows& rows) {
@@ -42,20 +49,24 @@ __device__ __forceinline__ Walk<F> start_walk(const BackwardArguments& a, std::b
   centre(walk.d_state, reinterpret_cast<float*>(shared + Memory::kSums),
          reinterpret_cast<float*>(shared + Memory::kMeans));
   walk.norm = load_norm<F>(a.in.norm_weight + head * F, a.in.norm_bias + head * F);
-
+  float square = 0;
+  for (int f = this_lane().lane; f < F; f += 32) {
+    square += a.in.norm_weight[head * F + f] * a.in.norm_weight[head * F + f];
+  }
+  square = warp_sum(square);
+  if (threadIdx.x == 0) *reinterpret_cast<float*>(shared + Memory::kGammaSquare) = square / F;
+  if (const int f = static_cast<int>(threadIdx.x); f < F) {
+    reinterpret_cast<float*>(shared + Memory::kBeta)[f] = a.in.norm_bias[head * F + f];
+  }
   return walk;
 }
 
-__device__ __forceinline__ float warp_sum(float value) {
-  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(kAllLanes, value, mask);
-  return value;
-}
-
-// This pair's parts of d_token_scale, d_norm_weight, d_norm_bias. `scale_sums` has, of each warp, the part of c_16 that
-// the steps after whole mini-batches gave, and that of the step after a short last one, of `last_count` tokens.
+// This pair's parts of d_token_scale, d_norm_weight, d_norm_bias. d_token_scale is the sum of what Z' gave, the part of
+// c_16 that the steps after whole mini-batches gave, and that of the step after a short last one, of `last_count` tokens.
 template <int F>
-__device__ __forceinline__ void store_partials(const Walk<F>& walk, const float* scale_sums,
+__device__ __forceinline__ void store_partials(const Walk<F>& walk, const std::byte* shared,
                                                int last_count, float* partials) {
+  constexpr int kWarps = Layout<F>::kWarps;
   const Lane at = this_lane();
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -73,17 +84,32 @@ __device__ __forceinline__ void store_partials(const Walk<F>& walk, const float*
       }
     }
   }
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    float sum = walk.d_scale[k];
-    for (int mask = 1; mask < 4; mask *= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
-    const int token = at.g + 8 * k;
-    for (int warp = 0; warp < Layout<F>::kWarps; ++warp) {
-      if (token == kTokens - 1) sum += scale_sums[warp];
-      if (token == last_count - 1) sum += scale_sums[Layout<F>::kWarps + warp];
+  const int token = static_cast<int>(threadIdx.x);
+  if (token >= kTokens) return;
+  const auto* const d_scale = reinterpret_cast<const float2*>(shared + BackwardMemory<F>::kDScale);
+  const auto* const d_last =
+      reinterpret_cast<const float*>(shared + BackwardMemory<F>::kDLastScale);
+  float sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) {
+    for (int t = 0; t < 4; ++t) {
+      const float2 part = d_scale[32 * warp + 4 * (token % 8) + t];
+      sum += token < 8 ? part.x : part.y;
     }
-    if (at.warp == 0 && at.t == 0) partials[token] = sum;
+    if (token == kTokens - 1) sum += d_last[warp];
+    if (token == last_count - 1) sum += d_last[kWarps + warp];
   }
+  partials[token] = sum;
+}
+
+// Rows that warps have put into an iteration's tiles leave a barrier later, whole.
+template <int F>
+__device__ __forceinline__ void write_rows(const BackwardArguments& a, const PairRows& rows,
+                                           const Chunk<F>& chunk, const BackwardStage<F>& stage,
+                                           int m) {
+  const int count = rows.count(m);
+  write_tile<F>(a.d_q, stage.d_out, rows, chunk, m, count);
+  write_tile<F>(a.d_k, stage.k, rows, chunk, m, count);
+  write_tile<F>(a.d_v, stage.v, rows, chunk, m, count);
 }
 
 template <int F>
@@ -94,17 +120,24 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
   float* const sums = reinterpret_cast<float*>(shared + Memory::kSums);
   float* const step_sums = reinterpret_cast<float*>(shared + Memory::kStepSumsAt);
   float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
-  float* const scale_sums = reinterpret_cast<float*>(shared + Memory::kScaleSums);
+  float& gamma_square = *reinterpret_cast<float*>(shared + Memory::kGammaSquare);
+  std::byte* const steps = shared + Memory::kSteps;
+  const TokenTerms terms(shared + Memory::kTerms);
   const PairRows rows = rows_of_pair(blockIdx.x, a.in);
+  const Chunk<F> chunk;
   const int num_mini_batches = rows.num_mini_batches();
 
-  for (int i = 0; i < kStages - 1; ++i) load_stage<F>(a, rows, shared, i);
+  for (int i = 0; i < kStages - 1; ++i) load_stage<F>(a, rows, chunk, shared, i);
   Walk<F> walk = start_walk<F>(a, shared, rows);
   const Lane at = this_lane();
-  if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = 0;
+  float* const d_last_scale = reinterpret_cast<float*>(shared + Memory::kDLastScale) + at.warp;
+  if (at.lane == 0) d_last_scale[Layout<F>::kWarps] = 0;
+  reinterpret_cast<float2*>(shared + Memory::kDScale)[threadIdx.x] = float2{0, 0};
   copy_scales(scales, a.in.token_scale);
   copy_async_wait<kStages - 2>();
   __syncthreads();  // stage 0 and the scales are there
+  if (at.warp == 0) put_steps<F>(shared, 0, scales);
+  __syncthreads();  // and its step matrix
 
 #pragma unroll 1
   for (int i = 0; i < num_mini_batches; ++i) {
@@ -117,56 +150,52 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     {
       std::uint32_t step_t[4];
       load_transposed<F>(step_t, stage.step, at.warp);
-      step_state(walk.state, step_t, stage.k, last_scale);
+      step_state(walk.state, stage.step, step_t, stage.k, last_scale);
       if (m > 0 && m % kCheckpointEvery == 0) {
         load_checkpoint(walk.state,
                         a.checkpoints + checkpoint_offset<F>(rows, m / kCheckpointEvery - 1));
       }
-      float scores[2][4];
-      products(stage, walk, w_copy, d_w_copy, scores, x);
-      put_scores(reinterpret_cast<float4*>(shared + Memory::kScores), scores);
-      read_and_sum(stage, walk, scores, scales, step_t, sums, x);
+      products(stage, walk, w_copy, d_w_copy, x);
+      read_and_sum(stage, walk, shared, step_t, sums, x);
     }
     copy_async_wait<kStages - 3>();
-    __syncthreads();  // sums, copies of W and dW', stage i + 1 are there; stage i - 1 is free
-    load_stage<F>(a, rows, shared, i + kStages - 1);
+    __syncthreads();  // sums, copies of W and dW', stage i + 1 are there; stage i - 1 is free, but for what it wrote
+    if (i > 0) write_rows<F>(a, rows, chunk, BackwardStage<F>(shared, i - 1), m + 1);
+    load_stage<F>(a, rows, chunk, shared, i + kStages - 1);
 
-    TokenNorm token[2];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float mean[kBackwardSums];
-      mean_over_features<F>(mean, sums, k);
-      token[k] = token_norm(mean, walk.norm);
-      output_norm_backward(mean, k, shared + Memory::kDZBar, walk, x);
-    }
-    step_backward(stage, token, last_scale, step_sums, walk, x);
+    float mean[kBackwardSums];
+    means_of_token<F>(mean, sums);
+    const TokenNorm norm(mean);
+    const float bar = norm_rstd(mean[kBarBar]);
+    terms.put({bar, mean[kH] * bar, mean[kHBar] * bar * bar, norm.rstd}, {});
+    output_norm_backward(terms, shared + Memory::kDZBar, walk, x);
+    step_backward(stage, terms, steps + Layout<F>::kFragmentBytes, last_scale, step_sums, walk, x);
     __syncthreads();  // sums of d(l G) and dZ' are there
 
-    std::uint32_t d_z_t[4];
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float mean[kStepSums];
-      mean_over_features<F>(mean, step_sums, k);
-      const int row = at.g + 8 * k;
-      const float d_rate = loss_gradient_backward(mean, token[k], k, stage.rates[row],
-                                                  shared + Memory::kDZ, walk, x, d_z_t);
-      if (at.warp == 0 && at.t == 0 && row < rows.count(m)) {
-        a.d_token_lr[rows.row(m * kTokens + row)] = d_rate;
-      }
+    const int token = token_of_lane();
+    const float d_rate =
+        put_step_terms<F>(terms, step_sums, norm, stage.rates[token], gamma_square);
+    if (at.warp == 0 && has_first_half() && token < rows.count(m)) {
+      a.d_token_lr[rows.row(m * kTokens + token)] = d_rate;
     }
-    store_own<F>(a.d_v, rows, m, x.d_target);
-    add_to_state_gradient(stage, x.d_z_bar_t, d_z_t, walk.d_state);
-    std::uint32_t d_s[4], d_q[4], d_k[4];
-    scores_backward(stage, shared, scales, walk.d_scale, d_s);
-    query_backward(stage, shared, w_copy, d_s, d_q);
-    store_own<F>(a.d_q, rows, m, d_q);
-    __syncthreads();  // dZ is there
+    std::uint32_t d_z_t[4];
+    loss_gradient_backward<F>(terms, shared + Memory::kDZ, walk, x, d_z_t);
+    store_rows<F>(stage.v, at.warp, x.d_target);
+    add_to_state_gradient(stage, shared, x.d_z_bar_t, d_z_t, walk.d_state);
+    if (at.warp == i % Layout<F>::kWarps) {
+      put_scores_gradient<F>(stage, shared, i, scales);
+    }
+    if (m > 0 && at.warp == (i + 1) % Layout<F>::kWarps) put_steps<F>(shared, i + 1, scales);
+    __syncthreads();  // dZ, dS and the next step matrix are there
 
-    key_backward(stage, shared, w_copy, d_w_copy, last_scale, d_s, x.d_target, d_k);
-    store_own<F>(a.d_k, rows, m, d_k);
+    std::uint32_t d_q[4], d_k[4];
+    query_and_key_backward(stage, shared, w_copy, d_w_copy, last_scale, x.d_target, d_q, d_k);
+    __syncwarp();
+    store_rows<F>(stage.d_out, at.warp, d_q);
+    store_rows<F>(stage.k, at.warp, d_k);
     if (rows.count(m) < kTokens) {  // the last mini-batch: its step has its own c_r
       const float sum = warp_sum(walk.d_last_scale);
-      if (at.lane == 0) scale_sums[Layout<F>::kWarps + at.warp] = sum;
+      if (at.lane == 0) d_last_scale[Layout<F>::kWarps] = sum;
       walk.d_last_scale = 0;
     }
   }
@@ -178,9 +207,10 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 2 : 1)
     store_checkpoint(walk.state, a.restored + pair * Layout<F>::kStateFloats);
   }
   const float sum = warp_sum(walk.d_last_scale);
-  if (at.lane == 0) scale_sums[at.warp] = sum;
+  if (at.lane == 0) d_last_scale[0] = sum;
   __syncthreads();
-  store_partials(walk, scale_sums, rows.count(num_mini_batches - 1),
+  write_rows<F>(a, rows, chunk, BackwardStage<F>(shared, num_mini_batches - 1), 0);
+  store_partials(walk, shared, rows.count(num_mini_batches - 1),
                  a.partials + pair * (kTokens + 2 * F));
 }
 

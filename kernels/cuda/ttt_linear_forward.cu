@@ -13,7 +13,7 @@ namespace {
 
 using namespace fused;  // NOLINT(google-build-using-namespace): its own device code
 
-constexpr int kStages = 5;  // m - 1, whose q its output still needs, to m + 3
+constexpr int kStages = 4;  // m to m + 3
 constexpr int kAhead = 3;
 
 struct ForwardArguments {
@@ -29,15 +29,22 @@ template <int F>
 struct ForwardMemory {
   using L = Layout<F>;
   static constexpr int kStageBytes = 3 * L::kTileBytes + L::kRateBytes;
-  static constexpr int kSumsBytes = L::kWarps * kTokens * kForwardSums * 4;
-  static constexpr int kSums =
-      kStages * kStageBytes;  // two buffers: slow warps still read the other
-  static constexpr int kScales = kSums + 2 * kSumsBytes;
+  // What warps hand to each other, twice: slow ones still read the other.
+  static constexpr int kSumsBytes = L::kWarps * 32 * kPartFloats<kForwardSums> * 4;
+  static constexpr int kSteps = kSumsBytes;  // the step matrix, a fragment
+  static constexpr int kOut = kSteps + L::kFragmentBytes;
+  static constexpr int kGradients = kOut + L::kTileBytes;
+  static constexpr int kExchangeBytes = kGradients + L::kTileBytes;
+
+  static constexpr int kExchange = kStages * kStageBytes;
+  static constexpr int kTerms = kExchange + 2 * kExchangeBytes;
+  static constexpr int kScales = kTerms + L::kWarps * 2 * kTokens * 16;
   static constexpr int kMeans = kScales + L::kScalesBytes;
   static constexpr int kBytes = kMeans + L::kMeansBytes;
-  static_assert(kSumsBytes >= (F + 1) * L::kWarps * 4, "centre uses them first");
+  static_assert(kExchangeBytes >= (F + 1) * L::kWarps * 4, "centre uses them first");
 };
 
+// Where mini-batch m's inputs are.
 template <int F>
 struct ForwardStage {
   std::byte *k, *q, *v;
@@ -50,35 +57,49 @@ struct ForwardStage {
         rates(reinterpret_cast<float*>(v + Layout<F>::kTileBytes)) {}
 };
 
+// What warps tell each other in mini-batch m: its sums and step matrix, rows of m - 1's output and of its l G.
 template <int F>
-__device__ __forceinline__ float* sums_buffer(std::byte* shared, int m) {
-  return reinterpret_cast<float*>(shared + ForwardMemory<F>::kSums +
-                                  m % 2 * ForwardMemory<F>::kSumsBytes);
-}
+struct Exchange {
+  float* sums;
+  std::byte *steps, *out, *gradients;
+
+  __device__ Exchange(std::byte* shared, int m) {
+    using M = ForwardMemory<F>;
+    std::byte* const first = shared + M::kExchange + m % 2 * M::kExchangeBytes;
+    sums = reinterpret_cast<float*>(first);
+    steps = first + M::kSteps;
+    out = first + M::kOut;
+    gradients = first + M::kGradients;
+  }
+};
 
 // Asks for mini-batch m's rows. Past the end too it ends a group: waits count groups.
 template <int F>
 __device__ __forceinline__ void load_stage(const ForwardArguments& a, const PairRows& rows,
-                                           std::byte* shared, int m) {
+                                           const Chunk<F>& chunk, std::byte* shared, int m) {
   if (m < rows.num_mini_batches()) {
     const ForwardStage<F> stage(shared, m);
-    const std::int64_t first = rows.row(m * kTokens) * F;
-    const std::int64_t stride = static_cast<std::int64_t>(a.in.heads) * F;
-    const int count = rows.count(m);
-    copy_tile_async<F>(stage.k, a.in.k + first, stride, count);
-    copy_tile_async<F>(stage.q, a.in.q + first, stride, count);
-    copy_tile_async<F>(stage.v, a.in.v + first, stride, count);
+    copy_tiles_async<F>(stage.k, {a.in.k, a.in.q, a.in.v}, rows, chunk, m);
     copy_rates_async(stage.rates, a.in.token_lr, rows, m);
   }
   copy_async_commit();
 }
 
-// Z = k W + b, the part q W + b of Z', and the step matrix -(c_i (q_i k_j + 1)), j <= i, whose rates l are in l G.
+// The step matrix -(c_i (q_i k_j + 1)), j <= i, whose rates l are in l G.
+template <int F>
+__device__ __forceinline__ void put_steps(std::byte* to, const ForwardStage<F>& stage,
+                                          const float* scales) {
+  float scores[2][4];
+  scores_of<F>(scores, stage.q, stage.k);
+  std::uint32_t steps[4];
+  pack_steps(steps, scores, scales);
+  put_fragment(to, steps);
+}
+
+// Z = k W + b and the part q W + b of Z'.
 template <int F>
 __device__ __forceinline__ void products(const ForwardStage<F>& stage, const LinearState<F>& state,
-                                         const float* scales, float (&z)[2][4],
-                                         float (&z_bar)[2][4], std::uint32_t (&steps)[4]) {
-  float scores[2][4] = {};
+                                         float (&z)[2][4], float (&z_bar)[2][4]) {
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
 #pragma unroll
@@ -89,8 +110,6 @@ __device__ __forceinline__ void products(const ForwardStage<F>& stage, const Lin
     std::uint32_t k[4], q[4];
     load_rows<F>(k, stage.k, i);
     load_rows<F>(q, stage.q, i);
-    mma_m16n8k16(scores[0], q, k[0], k[2]);
-    mma_m16n8k16(scores[1], q, k[1], k[3]);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const uint2 w = operand(state.w, i, j);
@@ -98,61 +117,88 @@ __device__ __forceinline__ void products(const ForwardStage<F>& stage, const Lin
       mma_m16n8k16(z_bar[j], q, w.x, w.y);
     }
   }
-  mask_scores(scores);
-  pack_steps(steps, scores, scales);
+}
+
+// p = gamma (beta - (v - k)).
+template <int F>
+__device__ __forceinline__ void scaled_offset(float (&p)[2][4], const ForwardStage<F>& stage,
+                                              const HeadNorm& norm) {
+  float difference[2][4];
+  key_minus_value<F>(difference, stage.k, stage.v);
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float weight = norm.weight[j][r & 1];
+      p[j][r] = weight * difference[j][r] + weight * norm.bias[j][r & 1];
+    }
+  }
+}
+
+// Both norms of each token, in the terms of scaled_gradients and output_rows.
+template <int F>
+__device__ __forceinline__ void put_terms(const TokenTerms& terms, const float* sums,
+                                          const float* rates) {
+  float mean[kForwardSums];
+  means_of_token<F>(mean, sums);
+  const TokenNorm n(mean);
+  const float outer = n.rstd * rates[token_of_lane()];
+  terms.put({n.rstd * outer, outer, n.mean_e * outer, n.mean_ex},
+            {norm_rstd(mean[kBarBar]), 0, 0, 0});
 }
 
 // l G at the warp's own features: with x = (z - mean) rstd and e = a x + p, G = (e - mean(e) - x mean(e x)) rstd.
-template <int F>
-__device__ __forceinline__ void scaled_gradients(std::uint32_t (&step)[4], const float* sums,
-                                                 const float* rates, const float (&z)[2][4],
-                                                 const float (&offset)[2][4],
+__device__ __forceinline__ void scaled_gradients(std::uint32_t (&step)[4], const TokenTerms& terms,
+                                                 const float (&z)[2][4], const float (&p)[2][4],
                                                  const HeadNorm& norm) {
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    float mean[kForwardSums];
-    mean_over_features<F>(mean, sums, k);
-    const TokenNorm token = token_norm(mean, norm);
-    const float outer = token.rstd * rates[this_lane().g + 8 * k];
+    const float4 n = terms.first(this_lane().g + 8 * k);
+    const float scale = n.x, outer = n.y, mean_e = n.z,
+                mean_ex = n.w;  // all but mean_ex: times rstd l
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       float g[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float x = (z[j][2 * k + e] - token.mean) * token.rstd;
-        const float p = norm.weight[j][e] * offset[j][2 * k + e];
-        g[e] = ((norm.square(j, e) - token.mean_ex) * x + p - token.mean_e) * outer;
+        const int i = 2 * k + e;
+        g[e] = (norm.square(j, e) - mean_ex) * (z[j][i] * scale) + (p[j][i] * outer - mean_e);
       }
       step[2 * j + k] = pack_bf16(g[0], g[1]);
     }
   }
 }
 
-// out = q + LN(Z') of mini-batch m, whose tiles are still there.
-template <int F>
-__device__ __forceinline__ void write_output(const ForwardArguments& a, const PairRows& rows,
-                                             std::byte* shared, const float* sums, int m,
-                                             const float (&z_bar)[2][4], const HeadNorm& norm) {
-  std::uint32_t q[4], out[4];
-  load_rows<F>(q, ForwardStage<F>(shared, m).q, this_lane().warp);
+// out = q + LN(Z').
+__device__ __forceinline__ void output_rows(std::uint32_t (&out)[4], const TokenTerms& terms,
+                                            const float (&z_bar)[2][4], const std::uint32_t (&q)[4],
+                                            const HeadNorm& norm) {
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
-    float mean[kForwardSums];
-    mean_over_features<F>(mean, sums, k);
-    const float rstd = rsqrtf(mean[kBarBar] - mean[kBar] * mean[kBar] + kNormEpsilon);
+    const float rstd = terms.second(this_lane().g + 8 * k).x;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       float y[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int i = 2 * k + e;
-        y[e] = unpacked(q, j, i) + norm.bias[j][e] +
-               norm.weight[j][e] * (z_bar[j][i] - mean[kBar]) * rstd;
+        y[e] = norm.weight[j][e] * (z_bar[j][i] * rstd) + (unpacked(q, j, i) + norm.bias[j][e]);
       }
       out[2 * j + k] = pack_bf16(y[0], y[1]);
     }
   }
-  store_own<F>(a.out, rows, m, out);
+}
+
+// Rows that warps have put into tiles leave a barrier later, whole: of l G in mini-batch m, which has `count` of them, and
+// of the output in m - 1, which is full.
+template <int F>
+__device__ __forceinline__ void write_rows(const ForwardArguments& a, const PairRows& rows,
+                                           const Chunk<F>& chunk, const Exchange<F>& of, int m,
+                                           int count) {
+  if (m > 0) write_tile<F>(a.out, of.out, rows, chunk, m - 1, kTokens);
+  if (a.step_gradients != nullptr) {
+    write_tile<F>(a.step_gradients, of.gradients, rows, chunk, m, count);
+  }
 }
 
 template <int F>
@@ -162,21 +208,25 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
   std::byte* const shared = dynamic_shared_memory();
   float* const scales = reinterpret_cast<float*>(shared + Memory::kScales);
   float* const means = reinterpret_cast<float*>(shared + Memory::kMeans);
+  const TokenTerms terms(shared + Memory::kTerms);
   const PairRows rows = rows_of_pair(blockIdx.x, a.in);
+  const Chunk<F> chunk;
   const int num_mini_batches = rows.num_mini_batches();
-  for (int m = 0; m < kAhead; ++m) load_stage<F>(a, rows, shared, m);
+  for (int m = 0; m < kAhead; ++m) load_stage<F>(a, rows, chunk, shared, m);
 
   const std::int64_t pair = blockIdx.x;
   const std::int64_t head = pair % a.in.heads;
+  const int warp = this_lane().warp;
   LinearState<F> state;
   load_state(state, a.initial_w + pair * F * F, a.initial_b + pair * F);
-  centre(state, reinterpret_cast<float*>(shared + Memory::kSums), means);
+  centre(state, reinterpret_cast<float*>(shared + Memory::kExchange), means);
   const HeadNorm norm = load_norm<F>(a.in.norm_weight + head * F, a.in.norm_bias + head * F);
   copy_scales(scales, a.in.token_scale);
   copy_async_wait<kAhead - 1>();
   __syncthreads();  // stage 0 and the scales are there
 
   float last_z_bar[2][4] = {};  // of the mini-batch before
+  std::uint32_t last_q[4] = {}, out[4];
 #pragma unroll 1
   for (int m = 0; m < num_mini_batches; ++m) {
     if (a.checkpoints != nullptr && m > 0 && m % kCheckpointEvery == 0) {
@@ -184,25 +234,34 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
       store_checkpoint(state, a.checkpoints + checkpoint_offset<F>(rows, slot));
     }
     const ForwardStage<F> stage(shared, m);
-    float* const buffer = sums_buffer<F>(shared, m);
-    float z[2][4], z_bar[2][4], offset[2][4];
-    std::uint32_t steps[4];
-    products(stage, state, scales, z, z_bar, steps);
-    target_offset<F>(offset, stage.k, stage.v, norm);
+    const Exchange<F> exchange(shared, m);
+    if (warp == m % Layout<F>::kWarps) put_steps<F>(exchange.steps, stage, scales);
+    float z[2][4], z_bar[2][4], p[2][4];
+    products(stage, state, z, z_bar);
+    scaled_offset(p, stage, norm);
     float sums[2][kForwardSums] = {};
-    add_z_sums(sums, z, offset, norm);
+    add_z_sums(sums, z, p, norm);
     add_bar_sums(sums, last_z_bar);
-    put_sums(sums, buffer);
+    put_sums(sums, exchange.sums);
     copy_async_wait<kAhead - 2>();
-    __syncthreads();  // the sums and stage m + 1 are there; stage m - 2 is free
-    load_stage<F>(a, rows, shared, m + kAhead);
+    __syncthreads();  // the sums, the step matrix, stage m + 1, rows to write; stage m - 1 is free
+    load_stage<F>(a, rows, chunk, shared, m + kAhead);
+    if (m > 0) write_rows<F>(a, rows, chunk, Exchange<F>(shared, m - 1), m - 1, kTokens);
 
-    if (m > 0) write_output<F>(a, rows, shared, buffer, m - 1, last_z_bar, norm);
+    put_terms<F>(terms, exchange.sums, stage.rates);
+    if (m > 0) {
+      output_rows(out, terms, last_z_bar, last_q, norm);
+      store_rows<F>(exchange.out, opaque(warp), out);
+    }
+    load_rows<F>(last_q, stage.q, warp);
     std::uint32_t step[4], step_t[4];
-    scaled_gradients<F>(step, buffer, stage.rates, z, offset, norm);
-    if (a.step_gradients != nullptr) store_own<F>(a.step_gradients, rows, m, step);
-    transpose_blocks(step_t, step);
-    step_state(state, step_t, stage.k, -scales[rows.count(m) - 1]);
+    scaled_gradients(step, terms, z, p, norm);
+    store_rows<F>(exchange.gradients, opaque(warp), step);
+    __syncwarp();
+    load_transposed<F>(step_t, exchange.gradients, warp);
+    step_state(state, exchange.gradients, step_t, stage.k, -scales[rows.count(m) - 1]);
+    std::uint32_t steps[4];
+    get_fragment(steps, exchange.steps);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       mma_m16n8k16(z_bar[j], steps, step_t[2 * j], step_t[2 * j + 1]);
@@ -211,14 +270,20 @@ __global__ void __launch_bounds__(Layout<F>::kThreads, F == 64 ? 4 : 2)
     }
   }
 
+  const Exchange<F> exchange(shared, num_mini_batches);
   float sums[2][kForwardSums] = {};
   add_bar_sums(sums, last_z_bar);
-  float* const buffer = sums_buffer<F>(shared, num_mini_batches);
-  put_sums(sums, buffer);
+  put_sums(sums, exchange.sums);
   __syncthreads();
-  write_output<F>(a, rows, shared, buffer, num_mini_batches - 1, last_z_bar, norm);
+  const int last = num_mini_batches - 1;
+  write_rows<F>(a, rows, chunk, Exchange<F>(shared, last), last, rows.count(last));
+  put_terms<F>(terms, exchange.sums, scales);  // no rates: only the output's norm counts
+  output_rows(out, terms, last_z_bar, last_q, norm);
+  store_rows<F>(exchange.out, warp, out);
+  __syncthreads();
+  write_tile<F>(a.out, exchange.out, rows, chunk, last, rows.count(last));
   if (a.checkpoints != nullptr) {
-    const int slot = (num_mini_batches - 1) / kCheckpointEvery;
+    const int slot = last / kCheckpointEvery;
     store_checkpoint(state, a.checkpoints + checkpoint_offset<F>(rows, slot));
   }
   if (a.final_w != nullptr) {

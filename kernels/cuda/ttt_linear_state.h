@@ -103,17 +103,18 @@ __device__ __forceinline__ void store_checkpoint(const LinearState<F>& state, fl
 /// Where this pair's checkpoint `slot` begins: those of the starts of mini-batches 128, 256, ..., then the final one.
 template <int F>
 __device__ __forceinline__ std::int64_t checkpoint_offset(const PairRows& rows, int slot) {
-  const int slots = (rows.num_mini_batches() - 1) / kCheckpointEvery + 1;
-  return (static_cast<std::int64_t>(blockIdx.x) * slots + slot) * Layout<F>::kStateFloats;
+  // Rarely used: not worth registers.
+  const int slots = (opaque(rows.num_mini_batches()) - 1) / kCheckpointEvery + 1;
+  const int pair = opaque(static_cast<int>(blockIdx.x));
+  return static_cast<std::int64_t>(pair * slots + slot) * Layout<F>::kStateFloats;
 }
 
 template <int F>
 __device__ __forceinline__ void load_checkpoint(LinearState<F>& state, const float* checkpoint) {
-  const Lane at = this_lane();
+  const int thread = opaque(static_cast<int>(threadIdx.x));
 #pragma unroll
   for (int i = 0; i < F / 8; ++i) {
-    const float4 w = reinterpret_cast<const float4*>(
-        checkpoint)[i * Layout<F>::kThreads + static_cast<int>(threadIdx.x)];
+    const float4 w = reinterpret_cast<const float4*>(checkpoint)[i * Layout<F>::kThreads + thread];
     state.w[i][0] = w.x;
     state.w[i][1] = w.y;
     state.w[i][2] = w.z;
@@ -121,16 +122,20 @@ __device__ __forceinline__ void load_checkpoint(LinearState<F>& state, const flo
   }
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    state.b[r >> 1][r & 1] = checkpoint[F * F + 16 * at.warp + 8 * (r >> 1) + 2 * at.t + (r & 1)];
+    state.b[r >> 1][r & 1] =
+        checkpoint[F * F + (thread >> 5) * 16 + 8 * (r >> 1) + 2 * (thread & 3) + (r & 1)];
   }
 }
 
-/// W += factor k^T (l G), b += factor sum_j l_j G_j. Forward steps with -c_r and backward undoes it with c_r: the same
-/// products, added alike.
+/// W += factor k^T (l G), b += factor sum_j l_j G_j; `step_t` is the transposed blocks of the step's tile at the own
+/// features. Forward steps with -c_r and backward undoes it with c_r: the same products, added alike.
 template <int F>
-__device__ __forceinline__ void step_state(LinearState<F>& state, const std::uint32_t (&step_t)[4],
+__device__ __forceinline__ void step_state(LinearState<F>& state, const std::byte* step_tile,
+                                           const std::uint32_t (&step_t)[4],
                                            const std::byte* k_tile, float factor) {
-  add_outer_product<F>(state.w, k_tile, step_t, factor);
+  std::uint32_t a[4];
+  load_transposed_swapped<F>(a, step_tile, this_lane().warp);
+  add_outer_product<F>(state.w, k_tile, {a[0], a[2], a[1], a[3]}, factor);
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     float sum[4] = {};

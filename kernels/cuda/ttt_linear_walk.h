@@ -10,7 +10,7 @@ namespace ttt::kernels::cuda::fused::linear_backward {
 
 constexpr int kStages = 3;
 enum BackwardSum { kH = kForwardSums, kHBar, kBackwardSums };  // h = gamma d_out
-enum StepSum { kD, kDx, kDe, kAd, kAdx, kNoSum, kStepSums };   // d = d(l G); an even number
+enum StepSum { kD, kDx, kDe, kAd, kAdx, kStepSums };           // d = d(l G)
 
 struct BackwardArguments {
   Inputs in;
@@ -34,13 +34,20 @@ struct BackwardMemory {
   static constexpr int kDZBar = kCopies + 4 * kCopyBytes;
   static constexpr int kDZ = kDZBar + L::kTileBytes;
   static constexpr int kSums = kDZ + L::kTileBytes;
-  static constexpr int kStepSumsAt = kSums + L::kWarps * kTokens * kBackwardSums * 4;
-  static constexpr int kScales = kStepSumsAt + L::kWarps * kTokens * kStepSums * 4;
+  static constexpr int kStepSumsAt = kSums + L::kWarps * 32 * kPartFloats<kBackwardSums> * 4;
+  static constexpr int kTerms = kStepSumsAt + L::kWarps * 32 * kPartFloats<kStepSums> * 4;
+  static constexpr int kScoresBytes = 2 * 32 * 16;                       // fp32
+  static constexpr int kScores = kTerms + L::kWarps * 2 * kTokens * 16;  // of two mini-batches
+  static constexpr int kSteps = kScores + 2 * kScoresBytes;              // and their transpose
+  static constexpr int kDScores = kSteps + 2 * L::kFragmentBytes;        // the same
+  static constexpr int kScales = kDScores + 2 * L::kFragmentBytes;
   static constexpr int kMeans = kScales + L::kScalesBytes;
-  static constexpr int kScores = kMeans + L::kMeansBytes;   // [2][lane][4]
-  static constexpr int kScaleSums = kScores + 2 * 32 * 16;  // [2][warps]
-  static constexpr int kBytes = kScaleSums + 2 * L::kWarps * 4;
-  static_assert(kStepSumsAt - kSums >= (F + 1) * L::kWarps * 4, "centre uses them first");
+  static constexpr int kDScale = kMeans + L::kMeansBytes;               // [warps][lane][2]
+  static constexpr int kDLastScale = kDScale + L::kWarps * 32 * 2 * 4;  // [2][warps]
+  static constexpr int kGammaSquare = kDLastScale + 2 * L::kWarps * 4;  // its mean
+  static constexpr int kBeta = kGammaSquare + 16;
+  static constexpr int kBytes = kBeta + F * 4;
+  static_assert(kTerms - kSums >= (F + 1) * L::kWarps * 4, "centre uses them first");
 };
 
 template <int F>
@@ -60,19 +67,14 @@ struct BackwardStage {
 // Asks for the rows of iteration i, which is mini-batch n - 1 - i.
 template <int F>
 __device__ __forceinline__ void load_stage(const BackwardArguments& a, const PairRows& rows,
-                                           std::byte* shared, int iteration) {
+                                           const Chunk<F>& chunk, std::byte* shared,
+                                           int iteration) {
   const int m = rows.num_mini_batches() - 1 - iteration;
   if (m >= 0) {
     const BackwardStage<F> stage(shared, iteration);
-    const std::int64_t first = rows.row(m * kTokens) * F;
-    const std::int64_t stride = static_cast<std::int64_t>(a.in.heads) * F;
-    const int count = rows.count(m);
-    copy_tile_async<F>(stage.k, a.in.k + first, stride, count);
-    copy_tile_async<F>(stage.q, a.in.q + first, stride, count);
-    copy_tile_async<F>(stage.v, a.in.v + first, stride, count);
-    copy_tile_async<F>(stage.step, a.step_gradients + first, stride, count);
-    copy_tile_async<F>(stage.d_out, a.d_out + first, stride, count);
-    copy_rates_async(stage.rates, a.in.token_lr, rows, m);
+    copy_tiles_async<F>(stage.k, {a.in.k, a.in.q, a.in.v, a.step_gradients, a.d_out}, rows, chunk,
+                        m);
+    copy_rates_async(stage.rates, a.in.token_lr, rows, m, opaque(static_cast<int>(threadIdx.x)));
   }
   copy_async_commit();
 }
@@ -86,18 +88,16 @@ struct Walk {
 
   float d_norm_weight[2][2];  // [j][e], of the lane's tokens
   float d_norm_bias[2][2];
-  float d_scale[2];    // from Z', of the lane's columns of scores; warp 0
   float d_last_scale;  // from the step of the state, of all the lane's elements
 };
 
 // What lives from one phase of a mini-batch to the next, at the warp's own features.
 struct Values {
-  float z[2][4];             // then x, normalised
-  float z_bar[2][4];         // Z'
-  float offset[2][4];        // beta - (v - k)
-  float update_read[2][4];   // U = k dW' + db'
-  float d_step[2][4];        // d(l G)
-  std::uint32_t steps_t[4];  // (-c (q k^T + 1))^T, an A fragment
+  float z[2][4];            // then x, normalised
+  float z_bar[2][4];        // Z'
+  float offset[2][4];       // beta - (v - k)
+  float update_read[2][4];  // U = k dW' + db'
+  float d_step[2][4];       // d(l G)
   std::uint32_t d_out[4];
   std::uint32_t d_z_bar_t[4];
   std::uint32_t d_target[4];

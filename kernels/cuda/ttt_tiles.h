@@ -37,6 +37,7 @@ struct Layout {
   static constexpr int kTileBytes = kTokens * kRowBytes;
   static_assert(kRowBytes / 16 % 2 == 1);
   static constexpr int kRateBytes = kTokens * 4;
+  static constexpr int kFragmentBytes = 32 * 16;
   static constexpr int kScalesBytes = kTokens * 4;
   static constexpr int kMeansBytes = F * 4 + 16;  // of F rows of W, and of b
   static constexpr std::int64_t kStateFloats = F * F + F;
@@ -162,6 +163,80 @@ __device__ __forceinline__ void load_transposed(std::uint32_t (&x_t)[4], const s
                                                 int i, int row = 0, int lane = this_lane().lane) {
   ldmatrix_x4_transposed(x_t,
                          tile + tile_offset<F>(lane & 15, lane >> 4) + tile_offset<F>(row, 2 * i));
+}
+
+/// Both with the blocks in the order 0, 2, 1, 3. Of rows: {x[0], x[1]} and {x[2], x[3]} are the B fragments of the tile's
+/// transpose; transposed: the A fragment of it. The tensor core wants them in neighbouring registers.
+template <int F>
+__device__ __forceinline__ int swapped_offset(int lane) {
+  return tile_offset<F>((lane & 7) + 8 * (lane >> 4), lane >> 3 & 1);
+}
+template <int F>
+__device__ __forceinline__ void load_rows_swapped(std::uint32_t (&x)[4], const std::byte* tile,
+                                                  int i) {
+  ldmatrix_x4(x, tile + swapped_offset<F>(this_lane().lane) + 32 * i);
+}
+template <int F>
+__device__ __forceinline__ void load_transposed_swapped(std::uint32_t (&x_t)[4],
+                                                        const std::byte* tile, int i) {
+  ldmatrix_x4_transposed(x_t, tile + swapped_offset<F>(this_lane().lane) + 32 * i);
+}
+
+/// The inverse of load_rows.
+template <int F>
+__device__ __forceinline__ void store_rows(std::byte* tile, int i, const std::uint32_t (&x)[4]) {
+  const Lane at = this_lane();
+  if constexpr (kHasStmatrix) {
+    stmatrix_x4(tile + tile_offset<F>(at.lane & 15, at.lane >> 4) + 32 * i, x);
+  } else {
+    std::byte* own = tile + tile_offset<F>(at.g, 0) + 4 * at.t + 32 * i;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      *reinterpret_cast<std::uint32_t*>(own + tile_offset<F>(8 * (r & 1), r >> 1)) = x[r];
+    }
+  }
+}
+
+/// The 16 bytes of a mini-batch's rows that a thread moves: all threads of a block together move a tile.
+template <int F>
+struct Chunk {
+  int token;  // of the mini-batch
+  int part;   // of the row
+
+  __device__ Chunk()
+      : token(static_cast<int>(threadIdx.x) / (F / 8)),
+        part(static_cast<int>(threadIdx.x) % (F / 8)) {}
+
+  /// In a tile, bytes.
+  __device__ int offset() const { return tile_offset<F>(token, part); }
+  /// In [B, T, H, F].
+  __device__ std::int64_t element(const PairRows& rows, int m) const {
+    return rows.row(m * kTokens + token) * F + part * 8;
+  }
+};
+
+/// Asks for the tiles of mini-batch m of several tensors, one tile after the other; rows that are not there become zeros.
+template <int F, int N>
+__device__ __forceinline__ void copy_tiles_async(std::byte* tiles,
+                                                 const BFloat16* const (&tensors)[N],
+                                                 const PairRows& rows, const Chunk<F>& chunk,
+                                                 int m) {
+  std::byte* const to = tiles + chunk.offset();
+  const bool is_there = chunk.token < rows.count(m);
+  const std::int64_t element = chunk.element(rows, m);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    copy_async_16_or_zeros(to + i * Layout<F>::kTileBytes, tensors[i] + element, is_there);
+  }
+}
+
+/// Writes the first `count` rows of a tile, which a barrier has made complete, to mini-batch m of a tensor.
+template <int F>
+__device__ __forceinline__ void write_tile(BFloat16* tensor, const std::byte* tile,
+                                           const PairRows& rows, const Chunk<F>& chunk, int m,
+                                           int count) {
+  if (chunk.token >= count) return;
+  store_16(tensor + chunk.element(rows, m), *reinterpret_cast<const uint4*>(tile + chunk.offset()));
 }
 
 __device__ __forceinline__ float unpacked(const std::uint32_t (&x)[4], int j, int i) {

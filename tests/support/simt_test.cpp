@@ -124,10 +124,11 @@ TEST(Simt, MmaTruncatesItsSum) {
   EXPECT_EQ(sums[1], -1.0F);
 }
 
-TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposes) {
+TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposesAndStmatrixPutsBack) {
   constexpr unsigned kPitch =
       24;  // rows apart, 16-byte aligned, matrices interleaved and in reverse
   std::uint32_t plain[32][4], transposed[32][4];
+  std::uint16_t stored[32][8];
   const auto row_of = [](unsigned matrix, unsigned row) {
     return (4 * (7 - row) + matrix) * kPitch;
   };
@@ -141,6 +142,9 @@ TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposes) {
         __syncwarp();
         ldmatrix_x4(plain[lane], row);
         ldmatrix_x4_transposed(transposed[lane], row);
+        __syncwarp();
+        stmatrix_x4(row, transposed[lane]);
+        for (unsigned j = 0; j < 8; ++j) stored[lane][j] = row[j];
       },
       32 * kPitch * sizeof(std::uint16_t));
   const auto element = [](unsigned matrix, unsigned row, unsigned column) {
@@ -152,6 +156,7 @@ TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposes) {
       EXPECT_EQ(plain[lane][i], element(i, g, 2 * t) | element(i, g, 2 * t + 1) << 16U);
       EXPECT_EQ(transposed[lane][i], element(i, 2 * t, g) | element(i, 2 * t + 1, g) << 16U);
     }
+    for (unsigned j = 0; j < 8; ++j) EXPECT_EQ(stored[lane][j], element(lane / 8, j, lane % 8));
   }
 }
 

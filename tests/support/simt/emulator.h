@@ -230,6 +230,24 @@ inline void ldmatrix_x4_transposed(std::uint32_t (&r)[4], const void* row,
                                    simt::Site site = simt::Site::current()) {
   ldmatrix("ldmatrix_x4_transposed", r, row, true, site);
 }
+constexpr bool kHasStmatrix = true;
+inline void stmatrix_x4(void* row, const std::uint32_t (&r)[4],
+                        simt::Site site = simt::Site::current()) {
+  struct Lane {
+    void* row;
+    std::uint32_t r[4];
+  };
+  check_whole_warp();
+  if (!is_aligned(row, 16)) simt::fail_kernel("stmatrix: a row is not aligned to 16 bytes");
+  const Lane mine{row, {r[0], r[1], r[2], r[3]}};
+  const std::byte* slots = simt::exchange("stmatrix_x4", &mine, sizeof(mine), site);
+  const unsigned lane = simt::current().lane;
+  std::uint32_t words[4];  // of the row at this lane's address
+  for (unsigned t = 0; t < 4; ++t) {
+    words[t] = simt::read_slot<Lane>(slots, lane % 8 * 4 + t).r[lane / 8];
+  }
+  std::memcpy(row, words, sizeof(words));
+}
 inline std::uint32_t movmatrix_transposed(std::uint32_t value,
                                           simt::Site site = simt::Site::current()) {
   check_whole_warp();
@@ -252,6 +270,10 @@ inline void copy_async(void* shared, const void* global, std::size_t bytes) {
 }
 inline void copy_async_16(void* shared, const void* global) { copy_async(shared, global, 16); }
 inline void copy_async_4(void* shared, const void* global) { copy_async(shared, global, 4); }
+alignas(16) inline constexpr std::byte kZeros[16]{};
+inline void copy_async_16_or_zeros(void* shared, const void* global, bool is_there) {
+  copy_async(shared, is_there ? global : kZeros, 16);
+}
 inline void copy_async_commit() { simt::current().copies.emplace_back(); }
 template <int kPending>
 void copy_async_wait() {
@@ -313,6 +335,7 @@ inline void send_in_cluster(std::uint32_t* pointer, int rank, std::uint32_t valu
              sizeof(value));
 }
 
+inline float rsqrt_of_normal(float x) { return 1.0F / std::sqrt(x); }
 inline float tanh_approximate(float x) { return std::tanh(x); }
 
 struct LaunchShape {
