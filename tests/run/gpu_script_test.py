@@ -28,7 +28,8 @@ class GpuScript(unittest.TestCase):
         self.assertEqual((self.out / "results.txt").read_text(), result.stdout)
         rows = [json.loads(line) for line in (self.out / "bench.jsonl").read_text().splitlines()]
         work = {row["work"] for row in rows}
-        for name in ("ttt_linear forward", "ttt_mlp forward+backward", "attention forward+backward", "../tiny step"):
+        for name in ("ttt_linear forward", "ttt_mlp forward+backward", "attention forward+backward", "../tiny step",
+                     "../tiny decode, queued", "../tiny decode, graphs"):
             self.assertIn(name, work)
         for row in rows:
             if row["work"] != "ceilings":
