@@ -36,7 +36,6 @@ memory::Place Decoder::place_of_activations() const {
 
 Tensor Decoder::prefill(TensorView ids, bool all_logits) {
   TTT_CHECK(num_steps_ == 0, "a prompt after {} steps", num_steps_);
-  num_prompt_tokens_ += ids.size(1);
   Tensor logits;
   {
     const memory::Scope scope(kGeneration, place_of_activations());
@@ -54,28 +53,29 @@ void Decoder::queue_step() {
   kernels::copy(model_.extend(ids_, *state_, true, context_), logits_, context_.stream);
 }
 
+// Capturing moves what the state counts on the host, a replay what lies on the device. Places are captured one after the
+// other, so each capture meets the count of its place, and afterwards nobody needs it.
+void Decoder::run(Place& place) {
+  if (place.graph) return place.graph->replay();
+  if (place.has_run) {
+    Capture capture(context_.stream, reserve_);
+    queue_step();
+    place.graph = capture.end();
+    return place.graph->replay();
+  }
+  const memory::Reserve::Use use(reserve_);
+  queue_step();
+  place.has_run = true;
+}
+
 Tensor Decoder::step(TensorView ids) {
   copy(ids, ids_);
-  const std::int64_t position = num_prompt_tokens_ + num_steps_++;
   if (period_ == 0) {
     queue_step();
   } else {
-    Place& place = places_[static_cast<std::size_t>(position % period_)];
-    if (!place.has_run) {
-      const memory::Reserve::Use use(reserve_);
-      queue_step();
-      place.has_run = true;
-    } else {
-      // Capturing moves what the state counts on the host; replays move what lies on the device. Places are captured
-      // one after the other, so each sees the count of its place.
-      if (!place.graph) {
-        Capture capture(context_.stream, reserve_);
-        queue_step();
-        place.graph = capture.end();
-      }
-      place.graph->replay();
-    }
+    run(places_[static_cast<std::size_t>(num_steps_ % period_)]);
   }
+  ++num_steps_;
   context_.stream.synchronize();
   return logits_;
 }

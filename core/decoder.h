@@ -37,19 +37,20 @@ class Decoder {
   [[nodiscard]] std::int64_t num_graphs() const;
 
  private:
+  // In the period, counted from the end of the prompt.
   struct Place {
     bool has_run = false;
     std::unique_ptr<CapturedWork> graph;
   };
   [[nodiscard]] memory::Place place_of_activations() const;
   void queue_step();
+  void run(Place& place);
 
   const LanguageModel& model_;
   Context context_;
   std::unique_ptr<DecodeState> state_;
   Tensor ids_, logits_;      // of a step
   std::int64_t period_ = 0;  // 0: every step is queued
-  std::int64_t num_prompt_tokens_ = 0;
   std::int64_t num_steps_ = 0;
   memory::Reserve reserve_;  // outlives the graphs
   std::vector<Place> places_;

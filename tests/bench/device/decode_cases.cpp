@@ -52,8 +52,8 @@ void measure_batch(const Plan& plan, Report& report, const std::string& name,
   for (const std::size_t i : {0U, 1U}) {
     if (i == 1 && !generations[i]->has_graphs()) continue;  // the CPU, and TTT_GRAPHS=off
     Row row;
-    row.work = name + (i == 0 ? " decode, queued" : " decode, graphs");
-    row.shape = fmt::format("B={} T={}", batch, period);
+    row.work = name + " decode";
+    row.shape = fmt::format("B={} T={} {}", batch, period, i == 0 ? "queued" : "replayed");
     row.times = times_of(ms[i]);
     row.tokens = static_cast<double>(batch * period);
     report.add(row);
