@@ -107,7 +107,7 @@ check() {
 ours() { check "$1" "$2" env LD_LIBRARY_PATH="$libraries" "${@:3}"; }
 
 # Tests read what a kernel wrote as soon as the call returns; each suite is a process, so that an error that ends the
-# device's context ends one suite. Launches that block are nothing to capture: graphs have a part of their own.
+# device's context ends one suite. Graphs have a part of their own: whether blocking launches can be captured is not known here.
 blocking=(env CUDA_LAUNCH_BLOCKING=1 TTT_GRAPHS=off)
 kernel_filter='*Float*:Cuda*'
 model_filter='*_f32:*CudaModel*:-*CudaModelDecoder*'
