@@ -2,6 +2,7 @@
 // The language model: embedding, blocks, final norm, head.
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "configs/run.pb.h"
@@ -48,6 +49,10 @@ class LanguageModel {
   /// State of B sequences without tokens.
   [[nodiscard]] std::unique_ptr<DecodeState> make_decode_state(std::int64_t batch,
                                                                Context& context) const;
+  /// Of its mixers (core/mixers/sequence_core.h).
+  [[nodiscard]] std::optional<std::int64_t> decode_period() const {
+    return blocks_.front()->mixer().core().decode_period();
+  }
   /// Feeds ids [B, n]; returns the logits of all n tokens [B, n, V], or of the last one [B, 1, V].
   Tensor extend(TensorView ids, DecodeState& state, bool all_logits, Context& context) const;
 

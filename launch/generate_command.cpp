@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "core/base/timer.h"
+#include "core/decoder.h"
 #include "data/files.h"
 #include "data/tokenizer/tokenizer.h"
 #include "launch/commands.h"
@@ -56,13 +57,12 @@ void generate(const GenerateOptions& options, const dist::Communicator& communic
   std::ranges::copy(ids, next.data<std::int64_t>());
 
   Context context{stream, kernels::Precision::kNative};
-  auto state = model->make_decode_state(1, context);
+  auto decoding = std::make_unique<Decoder>(*model, 1, context);
   const CounterRng rng(options.seed, "generate");
   data::StreamingDecoder decoder(*tokenizer, prompt.empty());
   std::cout << prompt << std::flush;
   const Timer prefill_timer;
-  Tensor logits = model->extend(next, *state, false, context);
-  stream.synchronize();
+  Tensor logits = decoding->prefill(next, false);
   const double prefill_seconds = prefill_timer.seconds();
   const Timer decode_timer;
   std::int64_t count = 0;
@@ -77,11 +77,10 @@ void generate(const GenerateOptions& options, const dist::Communicator& communic
     }
     const config::DataConfig& data = source.config.data();
     if (data.reset_at_bos() && id == data.masked_target())
-      state = model->make_decode_state(1, context);
+      decoding = std::make_unique<Decoder>(*model, 1, context);
     next = Tensor({1, 1}, DType::kI64);
     next.data<std::int64_t>()[0] = id;
-    logits = model->extend(next, *state, false, context);
-    stream.synchronize();
+    logits = decoding->step(next);
   }
   std::cout << decoder.finish() << "\n" << std::flush;
   if (!options.quiet) {

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "configs/run_config.h"
+#include "core/decoder.h"
 #include "core/mixers/ttt_core.h"
 #include "core/optimizer.h"
 #include "core/schedule.h"
@@ -256,10 +257,9 @@ void probe_generate(const ProbeOptions& options) {
   if (steps < 1) fail(ExitCode::kUsage, "--max-new-tokens {}: must be at least 1", steps);
 
   Context context{stream, arithmetic.precision};
-  const auto state = model->make_decode_state(batch, context);
+  Decoder decoder(*model, batch, context);
   Results results(arithmetic.dtype);
-  Tensor logits = model->extend(prompt, *state, true, context);
-  stream.synchronize();
+  Tensor logits = decoder.prefill(prompt, true);
   results.add("prefill_logits", logits);
   const Tensor ids({batch, steps + 1}, DType::kI64);
   const Tensor decoded({batch, steps, vocab}, arithmetic.dtype);
@@ -269,8 +269,7 @@ void probe_generate(const ProbeOptions& options) {
       ids.data<std::int64_t>()[b * (steps + 1) + n] = next.data<std::int64_t>()[b];
     }
     if (n == steps) break;
-    logits = model->extend(next, *state, true, context);
-    stream.synchronize();
+    logits = decoder.step(next);
     for (std::int64_t b = 0; b < batch; ++b) {
       const std::int64_t row = b * steps + n;
       copy(logits.view().reshape({batch, vocab}).slice(b, b + 1),

@@ -56,17 +56,35 @@ struct Origin {
   auto operator<=>(const Origin&) const = default;
 };
 
+using FreeLists = std::map<Origin, std::vector<std::byte*>>;
+
+// Null when there is none.
+std::byte* take_from(FreeLists& lists, const Origin& origin) {
+  auto& list = lists[origin];
+  if (list.empty()) return nullptr;
+  std::byte* const block = list.back();
+  list.pop_back();
+  return block;
+}
+
+}  // namespace
+
+struct Reserve::Blocks {
+  FreeLists free;
+  bool is_open = true;
+};
+
+namespace {
+
 class Pool {
  public:
-  std::byte* take(Origin& origin, const Purpose& purpose) {
+  /// `reserve` (may be null) comes first.
+  std::byte* take(Origin& origin, const Purpose& purpose, FreeLists* reserve) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (source(origin.place).allocate == nullptr) origin.place = Place::kShared;
-    auto& list = free_[origin];
-    std::byte* block = nullptr;
-    if (!list.empty()) {
-      block = list.back();
-      list.pop_back();
-    } else {
+    std::byte* block = reserve != nullptr ? take_from(*reserve, origin) : nullptr;
+    if (block == nullptr) block = take_from(free_, origin);
+    if (block == nullptr) {
       block = source(origin.place).allocate(origin.block_bytes);
       if (block == nullptr) {  // blocks of other sizes may be in the way
         release_all();
@@ -84,15 +102,25 @@ class Pool {
     return block;
   }
 
-  void give(std::byte* block, const Origin& origin, const char* purpose) {
+  /// Back to `reserve` while it is open.
+  void give(std::byte* block, const Origin& origin, const char* purpose, Reserve::Blocks* reserve) {
     const std::lock_guard<std::mutex> lock(mutex_);
     live_ -= origin.block_bytes;
     uses_[purpose].bytes -= origin.block_bytes;
-#if defined(__SANITIZE_ADDRESS__)
-    release_one(block, origin);  // so that a use after free is seen
-#else
-    free_[origin].push_back(block);
-#endif
+    if (reserve != nullptr && reserve->is_open) {
+      reserve->free[origin].push_back(block);
+    } else {
+      put_free(block, origin);
+    }
+  }
+
+  void close(Reserve::Blocks& reserve) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    reserve.is_open = false;
+    for (const auto& [origin, list] : reserve.free) {
+      for (std::byte* block : list) put_free(block, origin);
+    }
+    reserve.free.clear();
   }
 
   void release() {
@@ -147,6 +175,13 @@ class Pool {
     return place == Place::kPinned ? sources_.pinned : sources_.shared;
   }
 
+  void put_free(std::byte* block, const Origin& origin) {
+#if defined(__SANITIZE_ADDRESS__)
+    release_one(block, origin);  // so that a use after free is seen
+#else
+    free_[origin].push_back(block);
+#endif
+  }
   void release_one(std::byte* block, const Origin& origin) {
     source(origin.place).release(block);
     held_ -= origin.block_bytes;
@@ -175,7 +210,7 @@ class Pool {
 
   mutable std::mutex mutex_;
   BlockSources sources_{{&allocate_host, &release_host}, {}, {}};
-  std::map<Origin, std::vector<std::byte*>> free_;
+  FreeLists free_;
   std::map<std::string_view, Use> uses_;  // by purpose
   std::int64_t live_ = 0;
   std::int64_t peak_ = 0;
@@ -191,6 +226,7 @@ Pool& pool() {
 
 thread_local Purpose current_purpose;
 thread_local Place current_place = Place::kShared;
+thread_local std::shared_ptr<Reserve::Blocks> current_reserve;
 
 }  // namespace
 
@@ -205,17 +241,25 @@ Scope::~Scope() {
   current_place = outer_place_;
 }
 
+Reserve::Reserve() : blocks_(std::make_shared<Blocks>()) {}
+Reserve::~Reserve() { pool().close(*blocks_); }
+Reserve::Use::Use(Reserve& reserve) : outer_(std::move(current_reserve)) {
+  current_reserve = reserve.blocks_;
+}
+Reserve::Use::~Use() { current_reserve = std::move(outer_); }
+
 std::shared_ptr<std::byte> allocate(std::int64_t bytes) {
   TTT_CHECK(bytes >= 0, "allocation of {} bytes", bytes);
   Origin origin{current_place, size_class(bytes)};
-  std::byte* block = pool().take(origin, current_purpose);
+  std::byte* block = pool().take(origin, current_purpose,
+                                 current_reserve != nullptr ? &current_reserve->free : nullptr);
 #ifdef TTT_POISON_FRESH_MEMORY
   if (origin.place != Place::kDevice && !is_counting_only()) {  // NaN in every float format
     std::memset(block, 0xff, static_cast<std::size_t>(origin.block_bytes));
   }
 #endif
-  return {block, [origin, purpose = current_purpose.name](std::byte* p) {
-            pool().give(p, origin, purpose);
+  return {block, [origin, purpose = current_purpose.name, reserve = current_reserve](std::byte* p) {
+            pool().give(p, origin, purpose, reserve.get());
           }};
 }
 

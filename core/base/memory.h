@@ -42,6 +42,33 @@ class Scope {
 /// Throws kOutOfMemory with what uses most.
 std::shared_ptr<std::byte> allocate(std::int64_t bytes);
 
+/// Blocks that the pool gives to nobody else: for work that will run again with the addresses of its tensors
+/// (core/base/capture.h). What is allocated while a Use lives comes from blocks that were here before, or else from the pool,
+/// and comes back here. With the reserve's end they go to the pool, those in live tensors when these end.
+class Reserve {
+ public:
+  Reserve();
+  Reserve(const Reserve&) = delete;
+  Reserve& operator=(const Reserve&) = delete;
+  ~Reserve();
+
+  struct Blocks;  // the pool's own
+  /// Of this thread, from here to the end of the block; the innermost counts.
+  class Use {
+   public:
+    explicit Use(Reserve& reserve);
+    Use(const Use&) = delete;
+    Use& operator=(const Use&) = delete;
+    ~Use();
+
+   private:
+    std::shared_ptr<Blocks> outer_;
+  };
+
+ private:
+  std::shared_ptr<Blocks> blocks_;
+};
+
 /// Where fresh blocks come from instead of the host's heap. `allocate` returns null when there is no memory.
 struct BlockSource {
   std::byte* (*allocate)(std::int64_t bytes) = nullptr;

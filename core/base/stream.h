@@ -39,6 +39,17 @@ class TimeOfCall final : public QueueTime {
   Timer timer_;
 };
 
+/// Work that a queue kept (core/base/capture.h). It must not outlive the queue.
+class CapturedWork {
+ public:
+  CapturedWork() = default;
+  CapturedWork(const CapturedWork&) = delete;
+  CapturedWork& operator=(const CapturedWork&) = delete;
+  virtual ~CapturedWork() = default;
+  /// Queues it again on the queue that kept it: the same kernels with the same arguments.
+  virtual void replay() = 0;
+};
+
 /// What a device does for streams: the CUDA runtime, or the emulator of the tests.
 class DeviceQueue {
  public:
@@ -49,7 +60,13 @@ class DeviceQueue {
   virtual std::unique_ptr<QueueEvent> record() = 0;
   /// What is queued from now on starts after `event`, of a queue of the same device.
   virtual void wait_for(QueueEvent& event) = 0;
-  /// The cudaStream_t; null for the emulator.
+  [[nodiscard]] virtual bool can_capture() const { return false; }
+  /// From here to end_capture what is queued is kept and does not run.
+  virtual void begin_capture() {}
+  virtual std::unique_ptr<CapturedWork> end_capture() { return nullptr; }
+  /// Ends it without a result. Does not throw.
+  virtual void abandon_capture() {}
+  /// The cudaStream_t; the emulator's queue (tests/support/simt/queue.h).
   [[nodiscard]] virtual void* native() const = 0;
   /// Where its kernels run. A planning queue (kernels/planning.h) stands for a device, the CPU too, and runs nothing.
   [[nodiscard]] virtual Device device() const { return Device::kCuda; }
@@ -94,6 +111,10 @@ class Stream {
   void wait_for(const Event& event) const {
     if (queue_ && event.event_) queue_->wait_for(*event.event_);
   }
+  /// Whether core/base/capture.h can keep what is queued here.
+  [[nodiscard]] bool can_capture() const { return queue_ && queue_->can_capture(); }
+  /// Null: the CPU.
+  [[nodiscard]] DeviceQueue* queue() const { return queue_.get(); }
   [[nodiscard]] void* native() const { return queue_ ? queue_->native() : nullptr; }
 
  private:

@@ -28,6 +28,7 @@ class AttentionCore final : public SequenceCore {
                                                                Context& context) const override;
   void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
               Context& context) const override;
+  [[nodiscard]] std::optional<std::int64_t> decode_period() const override { return std::nullopt; }
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
 
  private:

@@ -53,6 +53,10 @@ class SequenceCore {
   virtual void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
                       Context& context) const = 0;
 
+  /// After how many tokens `extend` by one token queues the same ops with the same arguments again: the state stays where it is,
+  /// and whatever else depends on the position has this period. Absent where the state grows.
+  [[nodiscard]] virtual std::optional<std::int64_t> decode_period() const = 0;
+
   /// Floating-point operations of forward for one token of a sequence of `context_length`.
   [[nodiscard]] virtual double flops_per_token(std::int64_t context_length) const = 0;
 };

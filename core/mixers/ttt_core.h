@@ -32,6 +32,9 @@ class TttCore final : public SequenceCore {
                                                                Context& context) const override;
   void extend(const CoreInputs& inputs, TensorView out, DecodeState& state,
               Context& context) const override;
+  [[nodiscard]] std::optional<std::int64_t> decode_period() const override {
+    return options_.mini_batch_size;
+  }
   [[nodiscard]] double flops_per_token(std::int64_t context_length) const override;
 
   /// Uninitialised fast weights; absent ones are empty.

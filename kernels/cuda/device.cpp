@@ -7,8 +7,11 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <string_view>
 
 #include "core/base/log.h"
 #include "core/base/memory.h"
@@ -60,9 +63,39 @@ class CudaTime final : public QueueTime {
   cudaEvent_t event_ = nullptr;
 };
 
+// What TTT_GRAPHS says; on by default.
+bool graphs_are_on() {
+  const char* const value = std::getenv("TTT_GRAPHS");
+  const std::string_view name = value == nullptr ? "on" : value;
+  if (name != "on" && name != "off")
+    fail(ExitCode::kUsage, "TTT_GRAPHS={}: must be on or off", name);
+  return name == "on";
+}
+
+class CudaGraph final : public CapturedWork {
+ public:
+  /// `graph` is needed in here only.
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    check_cuda(cudaGraphInstantiate(&work_, graph, 0), "a graph");
+  }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  // It may still run.
+  ~CudaGraph() override {
+    cudaStreamSynchronize(stream_);
+    cudaGraphExecDestroy(work_);
+  }
+
+  void replay() override { check_cuda(cudaGraphLaunch(work_, stream_), "a graph's launch"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t work_ = nullptr;
+};
+
 class CudaQueue final : public DeviceQueue {
  public:
-  CudaQueue() {
+  CudaQueue() : can_capture_(graphs_are_on()) {
     check_cuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
   }
   CudaQueue(const CudaQueue&) = delete;
@@ -75,10 +108,27 @@ class CudaQueue final : public DeviceQueue {
   void wait_for(QueueEvent& event) override {
     check_cuda(cudaStreamWaitEvent(stream_, static_cast<CudaEvent&>(event).native()), "an event");
   }
+  [[nodiscard]] bool can_capture() const override { return can_capture_; }
+  // Relaxed: the pool may ask the device for memory meanwhile.
+  void begin_capture() override {
+    check_cuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "a capture");
+  }
+  std::unique_ptr<CapturedWork> end_capture() override {
+    cudaGraph_t graph = nullptr;
+    check_cuda(cudaStreamEndCapture(stream_, &graph), "a capture");
+    const std::unique_ptr<CUgraph_st, decltype(&cudaGraphDestroy)> owned(graph, &cudaGraphDestroy);
+    return std::make_unique<CudaGraph>(graph, stream_);
+  }
+  void abandon_capture() override {
+    cudaGraph_t graph = nullptr;  // none when a call in between was not allowed
+    if (cudaStreamEndCapture(stream_, &graph) == cudaSuccess) cudaGraphDestroy(graph);
+    static_cast<void>(cudaGetLastError());
+  }
   [[nodiscard]] void* native() const override { return stream_; }
 
  private:
   cudaStream_t stream_ = nullptr;
+  bool can_capture_;
 };
 
 // Memory of the current device, in managed and in plain blocks, and how much there is. Managed memory beyond that would
@@ -223,8 +273,9 @@ std::string problem() {
 }
 
 Stream make_stream(int device) {
-  // What is wrong with TTT_ATTENTION is said now, not in the first step.
+  // What is wrong with the switches is said now, not in the first step.
   static_cast<void>(attention_library());
+  static_cast<void>(graphs_are_on());
   if (const std::string reason = device_problem(driver_state(), device); !reason.empty()) {
     fail(ExitCode::kUsage, "{}; --device cpu needs none", reason);
   }

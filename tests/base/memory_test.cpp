@@ -70,6 +70,75 @@ TEST(Memory, FreeBlocksAreHeldUntilTheyAreReleased) {
 }
 #endif
 
+// The block of `bytes` bytes that comes next, at once given back.
+std::byte* next_block(std::int64_t bytes) { return memory::allocate(bytes).get(); }
+
+TEST(MemoryReserve, KeepsItsBlocksFromOthers) {
+  memory::release_free_blocks();
+  std::byte* reserved = nullptr;
+  {
+    memory::Reserve reserve;
+    {
+      const memory::Reserve::Use use(reserve);
+      reserved = next_block(5000);
+    }
+    const auto others = memory::allocate(5000);
+    EXPECT_NE(others.get(), reserved);
+    const memory::Reserve::Use use(reserve);
+    EXPECT_EQ(next_block(5000), reserved);
+    EXPECT_NE(next_block(50000), reserved);
+    memory::release_free_blocks();
+    EXPECT_EQ(next_block(5000), reserved) << "released with the pool's";
+  }
+#if !defined(__SANITIZE_ADDRESS__)  // which gives every block back at once
+  EXPECT_EQ(next_block(5000), reserved) << "not the pool's again";
+#endif
+}
+
+TEST(MemoryReserve, BlocksReturnToWhereTheyCameFrom) {
+  memory::Reserve reserve;
+  std::shared_ptr<std::byte> from_pool = memory::allocate(7000);
+  std::byte* const pooled = from_pool.get();
+  std::shared_ptr<std::byte> kept;
+  {
+    const memory::Reserve::Use use(reserve);
+    from_pool.reset();  // to the pool, not to the reserve
+    kept = memory::allocate(70000);
+  }
+  std::byte* const reserved = kept.get();
+  kept.reset();
+  EXPECT_NE(next_block(70000), reserved);
+#if !defined(__SANITIZE_ADDRESS__)
+  EXPECT_EQ(next_block(7000), pooled);
+#else
+  static_cast<void>(pooled);
+#endif
+}
+
+TEST(MemoryReserve, TheInnermostCounts) {
+  memory::Reserve outer, inner;
+  const memory::Reserve::Use use_outer(outer);
+  std::byte* of_inner = nullptr;
+  {
+    const memory::Reserve::Use use_inner(inner);
+    of_inner = next_block(9000);
+  }
+  EXPECT_NE(next_block(9000), of_inner);
+}
+
+TEST(MemoryReserve, ATensorMayOutliveIt) {
+  const std::int64_t live = memory::live_bytes();
+  std::shared_ptr<std::byte> block;
+  {
+    memory::Reserve reserve;
+    const memory::Reserve::Use use(reserve);
+    block = memory::allocate(3000);
+    EXPECT_GT(memory::live_bytes(), live);
+  }
+  block.reset();
+  EXPECT_EQ(memory::live_bytes(), live);
+}
+
 // The sanitizers' allocators end the program instead of returning null.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 TEST(Memory, AskingForTooMuchIsOutOfMemoryAndLeavesTheCount) {

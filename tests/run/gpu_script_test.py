@@ -30,6 +30,8 @@ class GpuScript(unittest.TestCase):
         work = {row["work"] for row in rows}
         for name in ("ttt_linear forward", "ttt_mlp forward+backward", "attention forward+backward", "../tiny step"):
             self.assertIn(name, work)
+        shapes = [row["shape"] for row in rows if row["work"] == "../tiny decode"]
+        self.assertEqual(shapes, [f"B={batch} T=2 {steps}" for batch in (1, 2) for steps in ("queued", "replayed")])
         for row in rows:
             if row["work"] != "ceilings":
                 self.assertGreater(row["tokens_per_second"], 0, row)

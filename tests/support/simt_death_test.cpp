@@ -5,7 +5,10 @@
 #include <functional>
 #include <numeric>
 
+#include "core/base/capture.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/simt.h"
+#include "tests/support/tensors.h"
 
 namespace ttt::kernels::cuda {
 namespace {
@@ -191,6 +194,101 @@ TEST(SimtDeathTest, HostCodeInDeviceMemory) {
     EXPECT_EQ(got, std::byte{1});
   }
   EXPECT_DEATH(*memory = std::byte{2}, "");
+}
+
+// What a capture leaves to numbers on a device.
+class SimtCaptureDeathTest : public testing::Test {
+ protected:
+  static Tensor pinned(std::int64_t count) {
+    const memory::Scope scope({"tests"}, memory::Place::kPinned);
+    return {{count}, DType::kF32};
+  }
+  static Tensor on_device(std::int64_t count) {
+    const memory::Scope scope({"tests"}, memory::Place::kDevice);
+    return {{count}, DType::kF32};
+  }
+
+  // What `work` queues.
+  std::unique_ptr<CapturedWork> capture(const std::function<void()>& work) {
+    Capture capture(stream_, reserve_);
+    work();
+    return capture.end();
+  }
+
+  Stream stream_ = make_stream(0);
+  memory::Reserve reserve_;
+};
+
+TEST_F(SimtCaptureDeathTest, WorkRunsWhenItIsReplayed) {
+  const Tensor x = pinned(4);
+  ttt::fill(x, 1);
+  const auto work = capture([&] { cuda::fill(x, 2, stream_); });
+  EXPECT_EQ(x.data<float>()[3], 1);
+  work->replay();
+  EXPECT_EQ(x.data<float>()[3], 2);
+  ttt::fill(x, 3);
+  work->replay();
+  EXPECT_EQ(x.data<float>()[3], 2);
+}
+
+TEST_F(SimtCaptureDeathTest, NeedsAQueueThatCaptures) {
+  const Stream cpu;
+  EXPECT_NE(test::error_of([&] {
+              const Capture capture(cpu, reserve_);
+            }).find("a stream that keeps no work"),
+            std::string::npos);
+}
+
+TEST_F(SimtCaptureDeathTest, AnErrorGivesTheCaptureUp) {
+  const Tensor x = pinned(4);
+  ttt::fill(x, 1);
+  EXPECT_EQ(test::error_of([&] {
+              (void)capture([&] {
+                cuda::fill(x, 2, stream_);
+                fail(ExitCode::kUsage, "enough");
+              });
+            }),
+            "enough");
+  EXPECT_EQ(x.data<float>()[0], 1);  // neither done nor kept for the next capture
+  const auto work = capture([&] { cuda::fill(x.view().slice(1, 2), 3, stream_); });
+  work->replay();
+  EXPECT_EQ(x.data<float>()[0], 1);
+  EXPECT_EQ(x.data<float>()[1], 3);
+}
+
+TEST_F(SimtCaptureDeathTest, TheHostDoesNotWait) {
+  const auto error = test::error_of([&] { (void)capture([&] { stream_.synchronize(); }); });
+  EXPECT_NE(error.find("the host waits for the queue during a capture"), std::string::npos);
+  stream_.synchronize();  // the capture was given up
+}
+
+TEST_F(SimtCaptureDeathTest, TheHostTouchesNoPinnedMemory) {
+  const Tensor x = pinned(4);
+  EXPECT_DEATH((void)capture([&] { x.data<float>()[0] = 1; }), "");
+  x.data<float>()[0] = 1;
+}
+
+TEST_F(SimtCaptureDeathTest, MemoryThatWasGivenBackIsGone) {
+  Tensor x = on_device(4);
+  const auto work = capture([&] { cuda::fill(x, 2, stream_); });
+  work->replay();
+  x = {};
+  EXPECT_DEATH(work->replay(), "");
+}
+
+TEST_F(SimtCaptureDeathTest, WhatIsMadeInACaptureStays) {
+  const Tensor result = pinned(4);
+  const auto work = capture([&] {
+    const Tensor x = on_device(4);
+    cuda::fill(x, 5, stream_);
+    cuda::copy(x, result, stream_);
+  });
+  const Tensor other = on_device(4);
+  cuda::fill(other, 6, stream_);
+  work->replay();
+  EXPECT_EQ(result.data<float>()[0], 5);
+  cuda::copy(other, result, stream_);
+  EXPECT_EQ(result.data<float>()[0], 6);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Speed of the kernels and of whole training steps on a CUDA device, beside what the device can do. One program: with
+// Speed of the kernels, of whole training steps and of generation on a CUDA device, beside what the device can do. One program: with
 // the CUDA backend, or with its emulator or the CPU, where --smoke proves that everything runs.
 
 #include <CLI/CLI.hpp>
@@ -23,22 +23,23 @@ void run(const std::string& device, const std::vector<std::string>& groups, bool
     if (group == "ttt") bench::measure_ttt(plan, report);
     if (group == "attention") bench::measure_attention(plan, report);
     if (group == "steps") bench::measure_steps(plan, report);
+    if (group == "decoding") bench::measure_decoding(plan, report);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("Measures the CUDA backend: kernels, attention and training steps.");
+  CLI::App app("Measures the CUDA backend: kernels, attention, training steps and generation.");
   std::string device = "cuda";
-  std::vector<std::string> groups{"ttt", "attention", "steps"};
+  std::vector<std::string> groups{"ttt", "attention", "steps", "decoding"};
   bool is_smoke = false;
   double budget_ms = 300;
   std::string presets = "configs/pile";
   std::string json;
   app.add_option("--device", device, "cuda or cpu")->check(CLI::IsMember({"cuda", "cpu"}));
-  app.add_option("groups", groups, "ttt, attention, steps; all by default")
-      ->check(CLI::IsMember({"ttt", "attention", "steps"}));
+  app.add_option("groups", groups, "ttt, attention, steps, decoding; all by default")
+      ->check(CLI::IsMember({"ttt", "attention", "steps", "decoding"}));
   app.add_flag("--smoke", is_smoke, "small sizes: everything runs, the figures mean nothing");
   app.add_option("--budget", budget_ms, "milliseconds to spend on a row")->capture_default_str();
   app.add_option("--presets", presets, "the folder with the models' presets")

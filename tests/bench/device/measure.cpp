@@ -85,6 +85,12 @@ constexpr std::array kSheet{
 
 }  // namespace
 
+Times times_of(std::vector<double> repeats_ms) {
+  std::ranges::sort(repeats_ms);
+  return {repeats_ms[repeats_ms.size() / 2], repeats_ms.front(), repeats_ms.back(),
+          std::ssize(repeats_ms)};
+}
+
 Times time_work(Stream& stream, double budget_ms, const std::function<void()>& work) {
   std::array<Mark, kMostRepeats + 1> marks;
   work();
@@ -105,8 +111,7 @@ Times time_work(Stream& stream, double budget_ms, const std::function<void()>& w
   for (std::size_t i = 1; i <= static_cast<std::size_t>(repeats); ++i) {
     ms.push_back(marks[i].ms_since(marks[i - 1]));
   }
-  std::ranges::sort(ms);
-  return {ms[ms.size() / 2], ms.front(), ms.back(), repeats};
+  return times_of(std::move(ms));
 }
 
 DeviceFacts device_facts(const Stream& stream) {

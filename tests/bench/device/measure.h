@@ -17,6 +17,9 @@ struct Times {
   std::int64_t repeats = 0;
 };
 
+/// Of at least one repeat.
+Times times_of(std::vector<double> repeats_ms);
+
 /// Times `work`, which queues on `stream`: twice to warm up, then as often as fits `budget_ms`, at least three times.
 /// On a device all repeats are queued behind each other and each is timed by events, so that the host's share shows
 /// only where the host is the slower one; elsewhere by the clock.

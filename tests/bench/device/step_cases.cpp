@@ -4,7 +4,6 @@
 #include "configs/run_config.h"
 #include "core/base/memory.h"
 #include "core/base/rng.h"
-#include "core/model.h"
 #include "core/optimizer.h"
 #include "kernels/copy.h"
 #include "kernels/random.h"
@@ -44,7 +43,7 @@ class TrainedModel {
   TrainedModel(const config::RunConfig& config, std::int64_t longest, Stream& stream)
       : model_(config.model(), longest) {
     model_.parameters().allocate(DType::kF32);
-    for (const Parameter& parameter : model_.parameters().all()) draw(parameter, stream);
+    draw_parameters(model_, stream);
     gradients_ = Tensor::zeros({model_.parameters().num_elements()}, DType::kF32);
     model_.parameters().bind_gradients(gradients_);
     optimizer_ = std::make_unique<Optimizer>(config.optimizer(), config.train().steps(),
@@ -61,17 +60,6 @@ class TrainedModel {
   [[nodiscard]] const LanguageModel& model() const { return model_; }
 
  private:
-  // On the device: billions of numbers would take the host longer than all steps.
-  static void draw(const Parameter& parameter, Stream& stream) {
-    const Initializer& initializer = parameter.initializer;
-    if (initializer.kind == Initializer::Kind::kConstant) {
-      kernels::fill(parameter.value, initializer.value, stream);
-    } else {
-      kernels::random_normal(CounterRng(1, parameter.name), initializer.value, parameter.value,
-                             stream);
-    }
-  }
-
   LanguageModel model_;
   Tensor gradients_;
   std::unique_ptr<Optimizer> optimizer_;
@@ -140,6 +128,18 @@ void measure_preset(const Plan& plan, Report& report, const std::string& name,
 }
 
 }  // namespace
+
+void draw_parameters(LanguageModel& model, Stream& stream) {
+  for (const Parameter& parameter : model.parameters().all()) {
+    const Initializer& initializer = parameter.initializer;
+    if (initializer.kind == Initializer::Kind::kConstant) {
+      kernels::fill(parameter.value, initializer.value, stream);
+    } else {
+      kernels::random_normal(CounterRng(1, parameter.name), initializer.value, parameter.value,
+                             stream);
+    }
+  }
+}
 
 void measure_steps(const Plan& plan, Report& report) {
   if (plan.is_smoke) return measure_preset(plan, report, "../tiny", 32, {16, 32});

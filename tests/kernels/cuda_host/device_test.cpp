@@ -49,6 +49,14 @@ TEST(CudaDeviceState, OfThisMachine) {
   EXPECT_EQ(code, ExitCode::kUsage);
 }
 
+TEST(CudaDeviceState, TheSwitchOfGraphsIsOnOrOff) {
+  setenv("TTT_GRAPHS", "maybe", 1);
+  ExitCode code = ExitCode::kOk;
+  EXPECT_EQ(error_of([] { (void)make_stream(0); }, &code), "TTT_GRAPHS=maybe: must be on or off");
+  EXPECT_EQ(code, ExitCode::kUsage);
+  unsetenv("TTT_GRAPHS");
+}
+
 TEST(CudaErrors, ALostDeviceIsAPeerLost) {
   for (const cudaError_t status :
        {cudaErrorECCUncorrectable, cudaErrorNvlinkUncorrectable, cudaErrorDevicesUnavailable,

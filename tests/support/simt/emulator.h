@@ -21,6 +21,7 @@
 #include "core/base/dtype.h"
 #include "core/base/stream.h"
 #include "tests/support/simt/device_memory.h"
+#include "tests/support/simt/queue.h"
 #include "tests/support/simt/scheduler.h"
 
 #define __global__
@@ -348,15 +349,17 @@ struct LaunchShape {
 inline BlockLimits block_limits() { return simt::device_limits(); }
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& /*stream*/,
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& stream,
             Arguments... arguments) {
-  const simt::DeviceAccess access;
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel has at most 4 KiB of arguments");
-  simt::run({{shape.grid.x, shape.grid.y, shape.grid.z},
-             {shape.block.x, shape.block.y, shape.block.z},
-             shape.shared_bytes,
-             shape.cluster},
-            [=] { kernel(static_cast<Parameters>(arguments)...); });
+  simt::submit(stream, [=] {
+    const simt::DeviceAccess access;
+    simt::run({{shape.grid.x, shape.grid.y, shape.grid.z},
+               {shape.block.x, shape.block.y, shape.block.z},
+               shape.shared_bytes,
+               shape.cluster},
+              [=] { kernel(static_cast<Parameters>(arguments)...); });
+  });
 }
 
 }  // namespace ttt::kernels::cuda
