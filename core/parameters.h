@@ -73,7 +73,7 @@ class ParameterStore {
  private:
   struct Stack {
     Parameter whole;
-    std::int64_t begin;  // of its first element
+    std::int64_t begin = 0;  // of its first element
   };
   /// Points `view` of every parameter and stack to its part of `flat` [num_elements].
   void divide(TensorView flat, TensorView Parameter::*view);
