@@ -125,8 +125,8 @@ TEST(Simt, MmaTruncatesItsSum) {
 }
 
 TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposes) {
-  constexpr unsigned kPitch =
-      24;  // rows apart, 16-byte aligned, matrices interleaved and in reverse
+  // Rows apart, 16-byte aligned, matrices interleaved and in reverse.
+  constexpr unsigned kPitch = 24;
   std::uint32_t plain[32][4], transposed[32][4];
   const auto row_of = [](unsigned matrix, unsigned row) {
     return (4 * (7 - row) + matrix) * kPitch;
