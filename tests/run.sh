@@ -115,7 +115,7 @@ section_ends
 
 if $runs_tidy; then
   section "clang-tidy"
-  bash tests/lint/tidy.sh ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
+  python3 tests/lint/tidy.py ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
   count_status $?
   section_ends
 fi

@@ -41,6 +41,7 @@ struct Product {
   bool transpose_a, transpose_b;
   DType operands, result;
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang 14 takes the comparison's own zero for a pointer
   auto operator<=>(const Product&) const = default;
 };
 
