@@ -83,7 +83,7 @@ class Inputs {
   /// Integers inside the vocabulary, or `ignored`.
   [[nodiscard]] Tensor tokens(const std::string& name, int rank, std::int64_t vocab,
                               std::optional<std::int64_t> ignored = {}) const {
-    const Tensor tensor = integers(name, rank);
+    Tensor tensor = integers(name, rank);
     for (const std::int64_t id : tensor.span<std::int64_t>()) {
       if ((id < 0 || id >= vocab) && id != ignored) {
         fail(ExitCode::kCorruptInput, "{}: tensor {} has token {}, outside the vocabulary [0, {})",
