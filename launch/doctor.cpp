@@ -73,7 +73,7 @@ void examine_disk(const std::string& directory, RankFacts& facts) {
   const ScratchFile file(directory);
   if (file.descriptor() < 0) return problem("write in");
   std::vector<double> seconds;
-  for (int i = 0; i < 16; ++i) {
+  for (off_t i = 0; i < 16; ++i) {
     const std::array<char, 4096> block{};
     const Timer timer;
     if (pwrite(file.descriptor(), block.data(), block.size(), i * 4096) != 4096 ||
@@ -124,6 +124,7 @@ void find_slow_links(std::span<const RankFacts> ranks, std::vector<std::string>&
     }
   }
   std::vector<double> rates;
+  rates.reserve(hosts.size());
   for (const auto& [host, rate] : hosts) rates.push_back(rate);
   for (const auto& [host, rate] : hosts) {
     if (rate >= median(rates) / 2) continue;

@@ -27,7 +27,7 @@ constexpr memory::Purpose kGradients{"gradients"};
 std::string find_tokenizer(const config::RunConfig& config) {
   for (const std::string& path : training_paths(config.data())) {
     for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
-      const std::string candidate = path + "/" + name;
+      std::string candidate = path + "/" + name;
       if (std::filesystem::exists(candidate)) return candidate;
     }
   }
@@ -145,8 +145,9 @@ void Trainer::start_reading() {
   const std::int64_t num_steps = config_.train().steps() - state_.step;
   const std::int64_t first_step = state_.step + guard_.state().passed_over_steps();
   const std::int64_t first_row = grid_.data().rank() * local_rows;
-  results_ = Tensor({grid_.sequence().size() * batch + grid_.world().size() * kRankReportSize},
-                    DType::kF64);
+  results_ = Tensor(
+      {grid_.sequence().size() * batch + std::int64_t{grid_.world().size()} * kRankReportSize},
+      DType::kF64);
   const memory::Scope scope(kBatch, memory::Place::kDevice);
   batch_ = train_reader_.make_buffers(rows);
   nll_ = Tensor(batch_.ids.shape(), DType::kF64);
@@ -224,7 +225,8 @@ void Trainer::queue_shards(QueuedStep& step) {
 void Trainer::queue_update(QueuedStep& step) {
   const TensorView gradients = gradient_sum_->finish(stream_);
   const TensorView all_losses = losses();
-  const std::int64_t report = all_losses.numel() + grid_.world().rank() * kRankReportSize;
+  const std::int64_t report =
+      all_losses.numel() + std::int64_t{grid_.world().rank()} * kRankReportSize;
   const auto reported = [&](std::int64_t which) {
     return results_.view().slice(report + which, report + which + 1);
   };
