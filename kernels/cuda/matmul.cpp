@@ -41,7 +41,7 @@ struct Product {
   bool transpose_a, transpose_b;
   DType operands, result;
 
-  // NOLINTNEXTLINE(modernize-use-nullptr): clang 14 takes the comparison's own zero for a pointer
+  // NOLINTNEXTLINE(modernize-use-nullptr,readability-implicit-bool-conversion): clang 14 sees into the comparison
   auto operator<=>(const Product&) const = default;
 };
 
