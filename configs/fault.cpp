@@ -24,7 +24,7 @@ Range line_range(const std::string& text, int line) {
 // Where `name: value` is whose value begins at `at`; empty if there is none.
 Range assignment_at(const std::string& text, std::size_t at) {
   const auto is_name = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) || c == '_';
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
   };
   std::size_t begin = at;
   const auto skip_spaces = [&] {

@@ -73,8 +73,8 @@ class LanguageModel {
   ParameterStore store_;
   const Parameter* embedding_;
   std::vector<std::unique_ptr<Block>> blocks_;
-  std::vector<std::int64_t>
-      begins_;  // of each block in the flat buffers, then of what follows the blocks
+  // Of each block in the flat buffers, then of what follows the blocks.
+  std::vector<std::int64_t> begins_;
   std::unique_ptr<RmsNorm> final_norm_;
   const Parameter* head_;  // the embedding when tied
 };

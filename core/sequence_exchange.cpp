@@ -138,7 +138,7 @@ Tensor exchange_halo(TensorView x, std::int64_t rows, Context& context) {
                    context.stream);
   }
   if (sequence->is_first()) return {};
-  const Tensor halo({x.size(0), rows, x.size(2)}, x.dtype());
+  Tensor halo({x.size(0), rows, x.size(2)}, x.dtype());
   sequence->receive(halo, Neighbour::kPrevious, context.stream);
   return halo;
 }

@@ -41,6 +41,8 @@ class GradientSum final : public PassObserver {
   /// the second. The communicators must outlive this. Collective.
   GradientSum(std::vector<FlatRange> buckets, DType dtype, GradientSumOptions options,
               std::vector<Communicator*> axes);
+  GradientSum(const GradientSum&) = delete;
+  GradientSum& operator=(const GradientSum&) = delete;
   ~GradientSum() override;
 
   /// Of this rank alone: over all ranks these parts cover the buffer once. One of each bucket, some may be empty.

@@ -128,7 +128,7 @@ class NcclCommunicator final : public Communicator {
                    std::function<void(const std::string&)> on_failure)
       : host_(std::move(host)), on_failure_(std::move(on_failure)) {
     const Tensor id_bytes({static_cast<std::int64_t>(sizeof(ncclUniqueId))}, DType::kU8);
-    ncclUniqueId id;
+    ncclUniqueId id{};
     if (rank() == 0) {
       TTT_NCCL_CHECK(ncclGetUniqueId(&id));
       std::memcpy(id_bytes.view().raw(), &id, sizeof(id));

@@ -31,8 +31,8 @@ struct Parts {
 
 struct Cut {
   FlatRange bucket;
-  std::int64_t block;
-  int num_parts;
+  std::int64_t block = 1;  // elements
+  int num_parts = 1;
 
   [[nodiscard]] std::int64_t bound(int part) const {
     const std::int64_t num_blocks = (bucket.size() + block - 1) / block;

@@ -85,7 +85,7 @@
 namespace ttt::kernels {
 
 struct DeviceOps {
-#define TTT_MEMBER(op) decltype(&kernels::op) op = nullptr;
+#define TTT_MEMBER(op) decltype(&kernels::op) op = nullptr;  // NOLINT: a member's name
   TTT_DEVICE_OPS(TTT_MEMBER)
 #undef TTT_MEMBER
 };

@@ -53,8 +53,7 @@ struct PlanningTrace {
 /// The device that is stood for.
 struct PlannedDevice {
   Device device = Device::kCpu;
-  int compute_capability =
-      90;  // kCuda: 90 for 9.0, which decides whether the fused TTT kernels serve
+  int compute_capability = 90;  // kCuda: 90 for 9.0; says whether the fused TTT kernels serve
 };
 
 /// `trace` must outlive the stream.

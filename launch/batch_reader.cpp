@@ -82,12 +82,8 @@ std::string tokenizer_digest(const std::string& path) {
 
 // The same ids of two tokenizers mean different text, though their vocabularies be as large.
 void expect_one_tokenizer(const config::DataConfig& config) {
-  std::vector<std::string> paths(config.train().begin(), config.train().end());
-  for (const config::DataSource& source : config.sources()) {
-    paths.insert(paths.end(), source.train().begin(), source.train().end());
-  }
   std::string first;  // that tells its tokenizer
-  for (const std::string& path : paths) {
+  for (const std::string& path : training_paths(config)) {
     const std::string digest = tokenizer_digest(path);
     if (digest.empty()) continue;
     if (first.empty()) first = path;
@@ -135,6 +131,14 @@ data::Mixture mixture_of(const config::DataConfig& config, data::Split split) {
 }
 
 }  // namespace
+
+std::vector<std::string> training_paths(const config::DataConfig& config) {
+  std::vector<std::string> paths(config.train().begin(), config.train().end());
+  for (const config::DataSource& source : config.sources()) {
+    paths.insert(paths.end(), source.train().begin(), source.train().end());
+  }
+  return paths;
+}
 
 std::vector<HeldOut> held_out_sets(const config::RunConfig& config) {
   std::vector<HeldOut> sets;

@@ -78,6 +78,9 @@ class BatchReader {
   std::int64_t begin_, end_;          // of each window's tokens
 };
 
+/// What data.train and all sources name for training.
+std::vector<std::string> training_paths(const config::DataConfig& config);
+
 /// Held-out tokens of a run: data.validation (without a name) and each source's own. Each `config` has them as
 /// data.validation.
 struct HeldOut {

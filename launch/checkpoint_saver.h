@@ -27,8 +27,8 @@ class CheckpointSaver {
   struct Options {
     std::string run_directory;
     std::int64_t keep_last = 2;
-    bool asynchronous =
-        false;  // else `begin` returns when the checkpoint is committed, and nothing is copied
+    // Else `begin` returns when the checkpoint is committed, and nothing is copied.
+    bool asynchronous = false;
     std::string tokenizer;  // a file that is copied into every checkpoint; may be empty
     std::function<void()> before_commit = [] {};  // on rank 0's thread
   };
@@ -73,8 +73,8 @@ class CheckpointSaver {
   data::FlatState live_;
   std::vector<FlatRange> owned_;
   dist::Communicator& communicator_;
-  Tensor values_, m_,
-      v_;  // the copy: the owned ranges, one after the other; empty unless asynchronous
+  // The copy: the owned ranges, one after the other; empty unless asynchronous.
+  Tensor values_, m_, v_;
   data::FlatState source_;  // what is written: the copy, or `live_`
   Save save_;
   bool is_writing_ = false;  // from `begin` to the agreement; the same on every rank

@@ -73,7 +73,7 @@ void examine_disk(const std::string& directory, RankFacts& facts) {
   const ScratchFile file(directory);
   if (file.descriptor() < 0) return problem("write in");
   std::vector<double> seconds;
-  for (int i = 0; i < 16; ++i) {
+  for (off_t i = 0; i < 16; ++i) {
     const std::array<char, 4096> block{};
     const Timer timer;
     if (pwrite(file.descriptor(), block.data(), block.size(), i * 4096) != 4096 ||
@@ -116,14 +116,15 @@ void find_odd_hosts(std::span<const RankFacts> ranks, const char* what, const Va
 }
 
 void find_slow_links(std::span<const RankFacts> ranks, std::vector<std::string>& troubles) {
-  std::map<std::string, double>
-      hosts;  // of the first rank; rank 0's own host has no link to itself
+  // By host, of its first rank; rank 0's own host has no link to itself.
+  std::map<std::string, double> hosts;
   for (const RankFacts& rank : ranks.subspan(1)) {
     if (rank.place.host != ranks.front().place.host) {
       hosts.try_emplace(rank.place.host, rank.link.gigabytes_per_second);
     }
   }
   std::vector<double> rates;
+  rates.reserve(hosts.size());
   for (const auto& [host, rate] : hosts) rates.push_back(rate);
   for (const auto& [host, rate] : hosts) {
     if (rate >= median(rates) / 2) continue;
@@ -214,44 +215,38 @@ RankFacts examine_rank(int num_threads, const std::string& device, const std::st
   return facts;
 }
 
+namespace {
+
+// The one list of what goes from rank to rank and into the JSON: visit(name, member).
+template <typename Facts, typename Visit>
+void for_each_fact(Facts& facts, const Visit& visit) {
+  visit("host", facts.place.host);
+  visit("cpus", facts.place.cpus);
+  visit("threads", facts.place.num_threads);
+  visit("device", facts.place.device);
+  visit("program", facts.program);
+  visit("kernel", facts.kernel);
+  visit("processors", facts.num_processors);
+  visit("memory_gib", facts.memory_gib);
+  visit("free_memory_gib", facts.free_memory_gib);
+  visit("clock_ahead_seconds", facts.clock_ahead_seconds);
+  visit("link_latency_seconds", facts.link.latency_seconds);
+  visit("link_gigabytes_per_second", facts.link.gigabytes_per_second);
+  visit("disk_problem", facts.disk_problem);
+  visit("disk_code", facts.disk_code);
+  visit("free_disk_gib", facts.free_disk_gib);
+  visit("write_gigabytes_per_second", facts.write_gigabytes_per_second);
+  visit("fsync_seconds", facts.fsync_seconds);
+}
+
+}  // namespace
+
 void to_json(nlohmann::json& json, const RankFacts& facts) {
-  json = {{"host", facts.place.host},
-          {"cpus", facts.place.cpus},
-          {"threads", facts.place.num_threads},
-          {"device", facts.place.device},
-          {"program", facts.program},
-          {"kernel", facts.kernel},
-          {"processors", facts.num_processors},
-          {"memory_gib", facts.memory_gib},
-          {"free_memory_gib", facts.free_memory_gib},
-          {"clock_ahead_seconds", facts.clock_ahead_seconds},
-          {"link_latency_seconds", facts.link.latency_seconds},
-          {"link_gigabytes_per_second", facts.link.gigabytes_per_second},
-          {"disk_problem", facts.disk_problem},
-          {"disk_code", facts.disk_code},
-          {"free_disk_gib", facts.free_disk_gib},
-          {"write_gigabytes_per_second", facts.write_gigabytes_per_second},
-          {"fsync_seconds", facts.fsync_seconds}};
+  for_each_fact(facts, [&](const char* name, const auto& fact) { json[name] = fact; });
 }
 
 void from_json(const nlohmann::json& json, RankFacts& facts) {
-  json.at("host").get_to(facts.place.host);
-  json.at("cpus").get_to(facts.place.cpus);
-  json.at("threads").get_to(facts.place.num_threads);
-  json.at("device").get_to(facts.place.device);
-  json.at("program").get_to(facts.program);
-  json.at("kernel").get_to(facts.kernel);
-  json.at("processors").get_to(facts.num_processors);
-  json.at("memory_gib").get_to(facts.memory_gib);
-  json.at("free_memory_gib").get_to(facts.free_memory_gib);
-  json.at("clock_ahead_seconds").get_to(facts.clock_ahead_seconds);
-  json.at("link_latency_seconds").get_to(facts.link.latency_seconds);
-  json.at("link_gigabytes_per_second").get_to(facts.link.gigabytes_per_second);
-  json.at("disk_problem").get_to(facts.disk_problem);
-  json.at("disk_code").get_to(facts.disk_code);
-  json.at("free_disk_gib").get_to(facts.free_disk_gib);
-  json.at("write_gigabytes_per_second").get_to(facts.write_gigabytes_per_second);
-  json.at("fsync_seconds").get_to(facts.fsync_seconds);
+  for_each_fact(facts, [&](const char* name, auto& fact) { json.at(name).get_to(fact); });
 }
 
 void to_json(nlohmann::json& json, const CollectiveTime& time) {

@@ -106,7 +106,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--prompt-file", options->prompt_file, "File with the text to continue")
       ->excludes(prompt);
   command->add_option("--tokenizer", options->tokenizer,
-                      "SentencePiece model, when the model has none beside it");
+                      "SentencePiece model or tokenizer.json, when the model has none beside it");
   command->add_option("-n,--max-new-tokens", options->max_new_tokens, "Tokens to generate at most")
       ->capture_default_str();
   command->add_option("--temperature", options->choice.temperature, "0 takes the most likely token")

@@ -32,6 +32,7 @@ template <typename Function>
 std::string values_of(std::span<const RankPlace> places, const std::vector<int>& ranks,
                       const Function& value) {
   std::vector<std::string> values;
+  values.reserve(ranks.size());
   for (const int rank : ranks) values.push_back(value(place_of(places, rank)));
   if (std::ranges::adjacent_find(values, std::ranges::not_equal_to()) == values.end()) {
     return values.front();

@@ -84,7 +84,7 @@ class Inputs {
   /// Integers inside the vocabulary, or `ignored`.
   [[nodiscard]] Tensor tokens(const std::string& name, int rank, std::int64_t vocab,
                               std::optional<std::int64_t> ignored = {}) const {
-    const Tensor tensor = integers(name, rank);
+    Tensor tensor = integers(name, rank);
     for (const std::int64_t id : tensor.span<std::int64_t>()) {
       if ((id < 0 || id >= vocab) && id != ignored) {
         fail(ExitCode::kCorruptInput, "{}: tensor {} has token {}, outside the vocabulary [0, {})",
@@ -147,6 +147,29 @@ double weighted_sum(const Tensor& weight, const Tensor& values) {
   return sum;
 }
 
+// What every verb begins with.
+struct Session {
+  Arithmetic arithmetic;
+  Stream stream;
+  Inputs inputs;
+  Results results;
+  Context context;
+
+  explicit Session(const ProbeOptions& options)
+      : arithmetic(arithmetic_of(options.dtype)),
+        stream(kernels::make_stream(device_of(options.device, arithmetic.dtype), 0)),
+        inputs(options.input),
+        results(arithmetic.dtype),
+        context{stream, arithmetic.precision} {}
+  Session(const Session&) = delete;  // the context has the stream's address
+  Session& operator=(const Session&) = delete;
+  ~Session() = default;
+
+  [[nodiscard]] std::unique_ptr<LanguageModel> load(const std::string& model) const {
+    return load_model(open_model_source(model), arithmetic.dtype);
+  }
+};
+
 // Index of the largest logit of the last position of every sequence.
 Tensor greedy(const Tensor& logits) {
   const std::int64_t vocab = logits.size(2);
@@ -162,19 +185,15 @@ Tensor greedy(const Tensor& logits) {
 }  // namespace
 
 void probe_loss(const ProbeOptions& options) {
-  const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
-  const ModelSource source = open_model_source(options.model);
-  const auto model = load_model(source, arithmetic.dtype);
-  const Inputs inputs(options.input);
-  const Tensor ids = inputs.tokens("input_ids", 2, source.config.model().vocab_size());
-  const Tensor labels =
-      inputs.tokens("labels", 2, source.config.model().vocab_size(), kIgnoredLabel);
+  Session session(options);
+  auto& [arithmetic, stream, inputs, results, context] = session;
+  const auto model = session.load(options.model);
+  const std::int64_t vocab = model->config().vocab_size();
+  const Tensor ids = inputs.tokens("input_ids", 2, vocab);
+  const Tensor labels = inputs.tokens("labels", 2, vocab, kIgnoredLabel);
   inputs.expect("labels", labels, ids.shape());
   const ShiftedLabels shifted(labels);
 
-  Context context{stream, arithmetic.precision};
-  Results results(arithmetic.dtype);
   const Tensor logits = model->logits(ids, context);
   stream.synchronize();
   results.add("logits", logits);
@@ -197,13 +216,12 @@ void probe_loss(const ProbeOptions& options) {
 }
 
 void probe_layer(const ProbeOptions& options) {
-  const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
+  Session session(options);
+  auto& [arithmetic, stream, inputs, results, context] = session;
   const config::ModelConfig config = data::read_hf_config(options.model);
   if (config.mixer() != config::TTT_LINEAR && config.mixer() != config::TTT_MLP) {
     fail(ExitCode::kUsage, "ttt probe layer needs a TTT layer; {} has another", options.model);
   }
-  const Inputs inputs(options.input);
   const Tensor x = inputs.reals("hidden_states", 3, arithmetic.dtype);
   const Tensor d_y = inputs.reals("grad_output", 3, arithmetic.dtype);
   inputs.expect("grad_output", d_y, x.shape());
@@ -221,14 +239,12 @@ void probe_layer(const ProbeOptions& options) {
   const Tensor gradients = Tensor::zeros({store.num_elements()}, arithmetic.dtype);
   store.bind_gradients(gradients);
 
-  Context context{stream, arithmetic.precision};
   const Tensor y(x.shape(), x.dtype());
   const Tensor d_x(x.shape(), x.dtype());
   const std::unique_ptr<Saved> saved = layer.forward(x, y, context);
   layer.backward(*saved, x, d_y, d_x, context);
   stream.synchronize();
 
-  Results results(arithmetic.dtype);
   results.add("output", y);
   results.add("grad.hidden_states", d_x);
   for (const Parameter& parameter : store.all()) {
@@ -245,20 +261,16 @@ void probe_layer(const ProbeOptions& options) {
 }
 
 void probe_generate(const ProbeOptions& options) {
-  const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
-  const ModelSource source = open_model_source(options.model);
-  const auto model = load_model(source, arithmetic.dtype);
-  const Inputs inputs(options.input);
-  const Tensor prompt = inputs.tokens("input_ids", 2, source.config.model().vocab_size());
+  Session session(options);
+  auto& [arithmetic, stream, inputs, results, context] = session;
+  const auto model = session.load(options.model);
+  const std::int64_t vocab = model->config().vocab_size();
+  const Tensor prompt = inputs.tokens("input_ids", 2, vocab);
   const std::int64_t batch = prompt.size(0);
   const std::int64_t steps = options.max_new_tokens;
-  const std::int64_t vocab = model->config().vocab_size();
   if (steps < 1) fail(ExitCode::kUsage, "--max-new-tokens {}: must be at least 1", steps);
 
-  Context context{stream, arithmetic.precision};
   Decoder decoder(*model, batch, context);
-  Results results(arithmetic.dtype);
   Tensor logits = decoder.prefill(prompt, true);
   results.add("prefill_logits", logits);
   const Tensor ids({batch, steps + 1}, DType::kI64);
@@ -281,62 +293,83 @@ void probe_generate(const ProbeOptions& options) {
   results.write(options.output);
 }
 
-void probe_train(const ProbeOptions& options) {
-  const Arithmetic arithmetic = arithmetic_of(options.dtype);
-  Stream stream = kernels::make_stream(device_of(options.device, arithmetic.dtype), 0);
-  const ModelSource source = open_model_source(options.model);
-  const auto model = load_model(source, arithmetic.dtype);
-  const Inputs inputs(options.input);
-  const Tensor tokens = inputs.tokens("tokens", 3, source.config.model().vocab_size());
-  const Tensor masks = inputs.reals("loss_masks", 3, DType::kF64);
-  const std::int64_t steps = tokens.size(0);
-  const std::int64_t batch = tokens.size(1);
-  const std::int64_t length = tokens.size(2) - 1;
-  inputs.expect("loss_masks", masks, {steps, batch, length});
-  Tensor multipliers;
-  if (inputs.has("ttt_lr_mult")) {
-    multipliers = inputs.reals("ttt_lr_mult", 1, DType::kF64);
-    inputs.expect("ttt_lr_mult", multipliers, {steps});
-  }
+namespace {
+
+config::OptimizerConfig optimizer_config(const std::vector<std::string>& overrides) {
   config::RunConfig config;
   std::vector<std::string> problems;
-  for (const std::string& assignment : options.overrides) {
+  for (const std::string& assignment : overrides) {
     const std::string problem = config::apply_override(config, assignment);
     if (!problem.empty()) problems.push_back(problem);
   }
   config::throw_problems("ttt probe train", problems);
+  return config.optimizer();
+}
+
+// The batches of all steps.
+struct GivenBatches {
+  Tensor tokens;       // [S, B, L+1] I64
+  Tensor masks;        // [S, B, L] F64
+  Tensor multipliers;  // [S] F64, or empty: 1
+  std::int64_t steps, rows, length;
+
+  GivenBatches(const Inputs& inputs, std::int64_t vocab)
+      : tokens(inputs.tokens("tokens", 3, vocab)),
+        masks(inputs.reals("loss_masks", 3, DType::kF64)),
+        steps(tokens.size(0)),
+        rows(tokens.size(1)),
+        length(tokens.size(2) - 1) {
+    inputs.expect("loss_masks", masks, {steps, rows, length});
+    if (!inputs.has("ttt_lr_mult")) return;
+    multipliers = inputs.reals("ttt_lr_mult", 1, DType::kF64);
+    inputs.expect("ttt_lr_mult", multipliers, {steps});
+  }
+
+  // Step s's into the batch [B, L].
+  void put(std::int64_t s, const TokenBatch& batch) const {
+    const auto count = static_cast<std::size_t>(length);
+    for (std::int64_t b = 0; b < rows; ++b) {
+      const std::int64_t* row = tokens.data<std::int64_t>() + (s * rows + b) * (length + 1);
+      const double* mask = masks.data<double>() + (s * rows + b) * length;
+      std::copy_n(row, length, batch.ids.data<std::int64_t>() + b * length);
+      std::copy_n(row + 1, length, batch.targets.data<std::int64_t>() + b * length);
+      set_row_weights({mask, count}, rows, {batch.token_weight.data<double>() + b * length, count});
+    }
+  }
+};
+
+}  // namespace
+
+void probe_train(const ProbeOptions& options) {
+  Session session(options);
+  auto& [arithmetic, stream, inputs, results, context] = session;
+  const auto model = session.load(options.model);
+  const GivenBatches given(inputs, model->config().vocab_size());
+  const config::OptimizerConfig config = optimizer_config(options.overrides);
 
   const std::int64_t parameters = model->parameters().num_elements();
-  Optimizer optimizer(config.optimizer(), steps, parameters, arithmetic.dtype);
+  Optimizer optimizer(config, given.steps, parameters, arithmetic.dtype);
   const Tensor gradients({parameters}, arithmetic.dtype);
   model->parameters().bind_gradients(gradients);
-  Context context{stream, arithmetic.precision};
-  const Tensor ids({batch, length}, DType::kI64);
-  const Tensor targets({batch, length}, DType::kI64);
-  const Tensor weight({batch, length}, DType::kF64);
-  const Tensor nll({batch, length}, DType::kF64);
+  const Shape shape{given.rows, given.length};
+  const Tensor ids(shape, DType::kI64);
+  const Tensor targets(shape, DType::kI64);
+  const Tensor weight(shape, DType::kF64);
+  const Tensor nll(shape, DType::kF64);
   std::vector<double> losses, norms, rates;
-  for (std::int64_t s = 0; s < steps; ++s) {
-    for (std::int64_t b = 0; b < batch; ++b) {
-      const std::int64_t* row = tokens.data<std::int64_t>() + (s * batch + b) * (length + 1);
-      const double* mask = masks.data<double>() + (s * batch + b) * length;
-      std::copy_n(row, length, ids.data<std::int64_t>() + b * length);
-      std::copy_n(row + 1, length, targets.data<std::int64_t>() + b * length);
-      set_row_weights({mask, static_cast<std::size_t>(length)}, batch,
-                      {weight.data<double>() + b * length, static_cast<std::size_t>(length)});
-    }
-    context.inner_lr_multiplier = multipliers.empty() ? 1.0 : multipliers.data<double>()[s];
+  for (std::int64_t s = 0; s < given.steps; ++s) {
+    given.put(s, {ids, targets, weight});
+    context.inner_lr_multiplier =
+        given.multipliers.empty() ? 1.0 : given.multipliers.data<double>()[s];
     kernels::fill(gradients, 0, stream);
     model->forward_backward({ids, targets, weight}, nll, false, context);
     stream.synchronize();
     losses.push_back(weighted_sum(weight, nll));
-    rates.push_back(learning_rate(config.optimizer(), steps, s));
+    rates.push_back(learning_rate(config, given.steps, s));
     optimizer.update(model->parameters().values(), {}, gradients, s, stream);
     stream.synchronize();
     norms.push_back(gradient_norm(*optimizer.squares().data<double>(), s));
   }
-  stream.synchronize();
-  Results results(arithmetic.dtype);
   results.add_numbers("step_loss", losses);
   results.add_numbers("step_grad_norm", norms);
   results.add_numbers("step_lr", rates);

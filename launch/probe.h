@@ -1,6 +1,6 @@
 #pragma once
 // `ttt probe`: machine-readable numbers for comparison with other implementations. Inputs and outputs
-// are safetensors files; docs/formats.md describes the tensors of every verb.
+// are safetensors files; docs/architecture.md, section 4, lists the tensors of every verb with their shapes.
 
 #include <cstdint>
 #include <string>

@@ -32,7 +32,8 @@ CLI::App* add_verb(CLI::App& probe, const std::string& name, const std::string& 
 void add_probe_command(CLI::App& app, Action& action) {
   auto options = std::make_shared<ProbeOptions>();
   CLI::App* probe = app.add_subcommand(
-      "probe", "Numbers for comparison with other implementations (docs/formats.md)");
+      "probe",
+      "Numbers for comparison with other implementations (docs/architecture.md, section 4)");
   probe->require_subcommand(1);
   add_verb(*probe, "loss", "Logits, loss and gradients", probe_loss, options, action)
       ->add_flag("--gradients", options->gradients, "Write grad.NAME for every weight");

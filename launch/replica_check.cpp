@@ -45,10 +45,12 @@ void check_replicas(const std::vector<ReplicatedTensor>& tensors, std::int64_t s
   const std::vector<std::string> hosts = communicator.gather_strings(dist::host_name());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     std::vector<std::string> digests;
+    digests.reserve(by_tensor.size());
     for (const std::string& text : by_tensor) digests.push_back(text.substr(i * kDigits, kDigits));
     const std::vector<std::size_t> odd = odd_ranks(digests);
     if (odd.empty()) continue;
     std::vector<std::string> names;
+    names.reserve(odd.size());
     for (const std::size_t rank : odd) {
       names.push_back(fmt::format("rank {} (host {})", rank, hosts[rank]));
     }

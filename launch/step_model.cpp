@@ -84,7 +84,7 @@ OpCall of_state_group(OpCall call, double groups) {
 }
 
 struct Sums {
-  StepPrediction* prediction;
+  StepPrediction* prediction = nullptr;
   const MachineConfig& machine;
   double state_forward = 0, state_backward = 0;  // one layer's core, of one group of rows
 

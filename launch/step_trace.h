@@ -42,8 +42,8 @@ struct StepTrace {
   std::int64_t micro_batches = 0;        // that a rank runs in a step
   std::int64_t micro_batch_tokens = 0;   // of a rank, in one micro-batch
   std::vector<CountedCall> micro_batch;  // forward and backward of one
-  std::vector<CountedCall>
-      update;  // sums of gradients on this rank, the search for NaN, the optimizer
+  // Sums of gradients on this rank, the search for NaN, the optimizer.
+  std::vector<CountedCall> update;
 };
 
 /// Whether moments are divided among the ranks.

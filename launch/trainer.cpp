@@ -25,13 +25,9 @@ constexpr memory::Purpose kGradients{"gradients"};
 
 // The tokenizer of the training data, so that checkpoints and exports stand on their own.
 std::string find_tokenizer(const config::RunConfig& config) {
-  std::vector<std::string> paths(config.data().train().begin(), config.data().train().end());
-  for (const config::DataSource& source : config.data().sources()) {
-    paths.insert(paths.end(), source.train().begin(), source.train().end());
-  }
-  for (const std::string& path : paths) {
+  for (const std::string& path : training_paths(config.data())) {
     for (const char* name : {"tokenizer.model", "tokenizer.json"}) {
-      const std::string candidate = path + "/" + name;
+      std::string candidate = path + "/" + name;
       if (std::filesystem::exists(candidate)) return candidate;
     }
   }
@@ -149,8 +145,9 @@ void Trainer::start_reading() {
   const std::int64_t num_steps = config_.train().steps() - state_.step;
   const std::int64_t first_step = state_.step + guard_.state().passed_over_steps();
   const std::int64_t first_row = grid_.data().rank() * local_rows;
-  results_ = Tensor({grid_.sequence().size() * batch + grid_.world().size() * kRankReportSize},
-                    DType::kF64);
+  results_ = Tensor(
+      {grid_.sequence().size() * batch + std::int64_t{grid_.world().size()} * kRankReportSize},
+      DType::kF64);
   const memory::Scope scope(kBatch, memory::Place::kDevice);
   batch_ = train_reader_.make_buffers(rows);
   nll_ = Tensor(batch_.ids.shape(), DType::kF64);
@@ -195,10 +192,11 @@ void Trainer::run_shard(std::int64_t shard, bool is_last, TensorView row_losses,
   }
 }
 
-Trainer::QueuedStep Trainer::queue_step() {
-  crash::note_step(state_.step + 1);
-  QueuedStep step;
-  step.queued_at = clock_.seconds();
+TensorView Trainer::losses() const {
+  return results_.view().slice(0, grid_.sequence().size() * config_.train().batch_size());
+}
+
+void Trainer::queue_shards(QueuedStep& step) {
   const std::int64_t batch = config_.train().batch_size();
   const std::int64_t local_shards = config_.parallel().virtual_shards() / grid_.data().size();
   const double exchanged_before = grid_.sequence().traffic().total().seconds;
@@ -206,9 +204,7 @@ Trainer::QueuedStep Trainer::queue_step() {
   gradient_sum_->time_waits(&step.work);
   fault_point("step_begin", {.step = state_.step + 1});
   const std::int64_t segment = grid_.sequence().rank();
-  const std::int64_t num_losses = grid_.sequence().size() * batch;
-  const TensorView losses = results_.view().slice(0, num_losses);
-  const TensorView mine = losses.slice(segment * batch, (segment + 1) * batch);
+  const TensorView mine = losses().slice(segment * batch, (segment + 1) * batch);
   kernels::fill(results_, 0, stream_);
   for (std::int64_t s = 0; s < local_shards; ++s) {
     const bool is_last = s + 1 == local_shards;
@@ -224,8 +220,13 @@ Trainer::QueuedStep Trainer::queue_step() {
   gradient_sum_->time_waits(nullptr);
   step.work.mark(stream_);
   step.exchange_seconds = grid_.sequence().traffic().total().seconds - exchanged_before;
+}
+
+void Trainer::queue_update(QueuedStep& step) {
   const TensorView gradients = gradient_sum_->finish(stream_);
-  const std::int64_t report = num_losses + grid_.world().rank() * kRankReportSize;
+  const TensorView all_losses = losses();
+  const std::int64_t report =
+      all_losses.numel() + std::int64_t{grid_.world().rank()} * kRankReportSize;
   const auto reported = [&](std::int64_t which) {
     return results_.view().slice(report + which, report + which + 1);
   };
@@ -242,7 +243,7 @@ Trainer::QueuedStep Trainer::queue_step() {
   const TensorView squares = gradient_sum_->sum_of_squares(stream_);
   step.limits = guard_.limits(state_.step + 1);
   optimizer_.update(values, model_->parameters().rounded(), gradients,
-                    {squares, losses, step.limits}, state_.step, stream_);
+                    {squares, all_losses, step.limits}, state_.step, stream_);
   gradient_sum_->gather_parameters(values, stream_);
   if (rounds_gathered_) {  // other ranks' parts come in fp32 only
     gradient_sum_->wait_for_parameters(stream_);
@@ -265,6 +266,15 @@ Trainer::QueuedStep Trainer::queue_step() {
   kernels::copy(optimizer_.decision().slice(kernels::kIsMade, kernels::kIsMade + 1),
                 step.results.view().slice(count + 1, count + 2), stream_);
   step.is_done = stream_.record();
+}
+
+Trainer::QueuedStep Trainer::queue_step() {
+  crash::note_step(state_.step + 1);
+  QueuedStep step;
+  step.queued_at = clock_.seconds();
+  queue_shards(step);
+  queue_update(step);
+  const std::int64_t batch = config_.train().batch_size();
   state_.step += 1;
   state_.tokens += batch * config_.data().context_length();
   const auto counts = train_reader_.counts(state_.step * batch);

@@ -62,10 +62,16 @@ class Trainer {
   void take_up();
   /// Buffers, and the thread that reads the micro-batches from the run's place on.
   void start_reading();
+  /// The row losses of results_.
+  [[nodiscard]] TensorView losses() const;
   void make_saver();
   ExitCode run_steps();
   /// Everything of the next step, without waiting for any of it.
   QueuedStep queue_step();
+  /// Its first part: forward and backward of this rank's virtual shards.
+  void queue_shards(QueuedStep& step);
+  /// The rest: what the ranks tell each other, the sum of the gradients, AdamW, and the results on their way to the host.
+  void queue_update(QueuedStep& step);
   /// Forward and backward of the shard's sequences; `row_losses` [B] F64 gets this segment's part of each one's masked
   /// mean.
   void run_shard(std::int64_t shard, bool is_last, TensorView row_losses, double& data_seconds);

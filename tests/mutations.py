@@ -80,6 +80,7 @@ REPLACED = [
     ("norm_conv.cu", "normed[k] = channels.norm[k] * normalized;", "normed[k] = normalized;"),
     ("norm_conv.cu", "add_product(normed, ahead[i + lag], sums.weight[lag]);", ";"),
     ("norm_conv.cu", "+ epsilon);", ");"),
+    ("norm_conv.cu", "+ epsilon);", "+ 1e-6F);"),
     ("norm_conv.cu", "if (left > 0) load_chunk", "load_chunk"),
 ]
 

@@ -4,7 +4,7 @@
 #
 #   bash tests/run.sh          everything
 #   bash tests/run.sh --fast   without the sanitizers
-#   bash tests/run.sh --tidy   with clang-tidy over the whole tree as well: ten minutes more on two cores
+#   bash tests/run.sh --tidy   with clang-tidy over the whole tree as well: some minutes more
 #
 # TTT_JOBS: compile jobs (the number of cores). TTT_TIDY_BASE: a git revision; clang-tidy then looks only at what
 # changed since. The last line is `N passed, N failed`: lint scripts, tests and sanitizer tests together.
@@ -115,7 +115,7 @@ section_ends
 
 if $runs_tidy; then
   section "clang-tidy"
-  bash tests/lint/tidy.sh ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
+  python3 tests/lint/tidy.py ${TTT_TIDY_BASE:+"$TTT_TIDY_BASE"}
   count_status $?
   section_ends
 fi

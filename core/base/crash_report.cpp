@@ -66,7 +66,9 @@ class Line {
     } while (number > 0);
     return *this << std::string_view(digits.data() + first, digits.size() - first);
   }
-  void print() const { (void)!::write(STDERR_FILENO, bytes_.data(), length_); }
+  void print() const {  // what cannot be written is lost: the process ends
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, bytes_.data(), length_);
+  }
 
  private:
   std::array<char, 6144> bytes_{};
@@ -90,9 +92,9 @@ void on_crash(int signal, siginfo_t* info, void*) {
   raise(signal);  // comes when this handler returns
 }
 
-template <std::size_t size>
-void copy_text(const std::string& text, std::array<char, size>& to) {
-  const std::size_t count = std::min(text.size(), size - 1);
+template <std::size_t kSize>
+void copy_text(const std::string& text, std::array<char, kSize>& to) {
+  const std::size_t count = std::min(text.size(), kSize - 1);
   std::memcpy(to.data(), text.data(), count);
   to.at(count) = '\0';
 }

@@ -19,12 +19,12 @@ enum class ExitCode : int {
   kLocked = 73,          // output is owned by another run
   kIo = 74,              // read, write or fsync failed
   kPeerLost = 75,        // another rank died or hangs
-  kPermission = 77,      //
+  kPermission = 77,      // a file or directory may not be touched
   kResumeMismatch = 78,  // checkpoint of another configuration
   kStoppedEarly = 80,    // stopped on request, checkpoint committed
   kNumerical = 81,       // non-finite loss or gradient
-  kReplicasDiffer = 82,  //
-  kOutOfMemory = 83,     //
+  kReplicasDiffer = 82,  // ranks that should hold the same parameters do not
+  kOutOfMemory = 83,     // the message says what uses how much
 };
 
 /// The only exception type the project throws. Only `main` catches it.

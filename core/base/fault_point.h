@@ -11,9 +11,8 @@
 namespace ttt {
 
 struct FaultSite {
-  std::int64_t step = 0;  // begins here, from 1; 0: the one that began last
-  std::int64_t begin =
-      0;  // place of the first of `values` in the flat buffer that they are a part of
+  std::int64_t step = 0;   // begins here, from 1; 0: the one that began last
+  std::int64_t begin = 0;  // of `values` in the flat buffer that they are a part of
   /// What may be damaged here: called only for that, makes it the host's.
   std::function<TensorView()> values = {};
 };

@@ -53,6 +53,7 @@ struct Origin {
   Place place;
   std::int64_t block_bytes;
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang 14 takes the comparison's own zero for a pointer
   auto operator<=>(const Origin&) const = default;
 };
 

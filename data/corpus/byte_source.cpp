@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <zlib.h>
+// NOLINTNEXTLINE(readability-identifier-naming): zstd's name
 #define ZSTD_STATIC_LINKING_ONLY  // for a decoder with memory of ours; the shared library exports it
 #include <zstd.h>
 

@@ -17,10 +17,10 @@ class LineReader {
   /// False at the end. A last line need not end in a newline. Of a line over the limit `line` has only the beginning.
   bool next(std::string& line);
   [[nodiscard]] bool is_too_long() const { return is_too_long_; }
-  [[nodiscard]] std::int64_t number() const { return number_; }  // from 1
-  [[nodiscard]] std::int64_t offset() const {
-    return offset_;
-  }  // of the line, in decompressed bytes
+  /// Of the line, from 1.
+  [[nodiscard]] std::int64_t number() const { return number_; }
+  /// Of the line, in decompressed bytes.
+  [[nodiscard]] std::int64_t offset() const { return offset_; }
 
  private:
   std::unique_ptr<ByteSource> source_;

@@ -35,8 +35,8 @@ struct Document {
 struct Rejection {
   std::string file;
   std::int64_t line = 0;
-  std::int64_t offset =
-      0;               // of what is wrong, in bytes of the decompressed file, member or row's text
+  // Of what is wrong, in bytes of the decompressed file, member or row's text.
+  std::int64_t offset = 0;
   std::string reason;  // a few words, the same for every case of a kind
   std::string detail;
 

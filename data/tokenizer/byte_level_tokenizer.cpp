@@ -119,7 +119,7 @@ class DefinitionReader {
   }
 
   std::string bytes_of(const std::string& token) const {
-    static const auto kByteOfCharacter = make_byte_of_character();
+    static const auto byte_of_character = make_byte_of_character();
     std::string bytes;
     for (std::size_t at = 0; at < token.size();) {
       utf8proc_int32_t character = -1;
@@ -127,10 +127,10 @@ class DefinitionReader {
       const auto length =
           utf8proc_iterate(text, static_cast<utf8proc_ssize_t>(token.size() - at), &character);
       if (length < 1 || character < 0 || character >= 512 ||
-          !kByteOfCharacter[static_cast<std::size_t>(character)]) {
+          !byte_of_character[static_cast<std::size_t>(character)]) {
         return "";
       }
-      bytes += *kByteOfCharacter[static_cast<std::size_t>(character)];
+      bytes += *byte_of_character[static_cast<std::size_t>(character)];
       at += static_cast<std::size_t>(length);
     }
     return bytes;

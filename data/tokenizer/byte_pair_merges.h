@@ -48,7 +48,7 @@ class BytePairMerges {
   void merge(std::string_view word, Scratch& scratch, std::vector<std::int32_t>& out) const;
   void push(Scratch& scratch, std::int32_t left) const;
 
-  std::int32_t byte_ids_[256];
+  std::int32_t byte_ids_[256] = {};
   std::unordered_map<std::uint64_t, Merge> merges_;  // (left id, right id)
   // Words whose encoding is one token: most words of most texts.
   std::unordered_map<std::string, std::int32_t, StringHash, std::equal_to<>> whole_words_;

@@ -206,11 +206,13 @@ void PrepareJob::begin() {
     if (work.options.train_vocab_size > 0) {
       train_tokenizer(work.options, work.plan, work.tokenizer_path());
     } else {
+      // A bad one is told now, by the name that the user gave it.
+      work.tokenizer = open_tokenizer(work.options.tokenizer, {work.options.parse_special});
       write_file_atomically(work.tokenizer_path(),
                             read_text_file(work.options.tokenizer, kMaxTokenizerBytes));
     }
   }
-  work.open_tokenizer_once();  // a bad one is told now
+  work.open_tokenizer_once();
 }
 
 void PrepareJob::scan(int rank, int num_ranks) {

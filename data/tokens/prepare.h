@@ -39,8 +39,8 @@ struct PrepareOptions {
   // Greater than 0: a SentencePiece model of this size is trained on the training documents, and
   // `tokenizer` must be left at "bytes".
   std::int64_t train_vocab_size = 0;
-  std::int64_t tokenizer_training_bytes = std::int64_t{1}
-                                          << 28;  // at most so much text, from the first
+  // At most so much text, from the first.
+  std::int64_t tokenizer_training_bytes = std::int64_t{1} << 28;
   // Without validation_inputs: every n-th document of a part (n, 2n, ... counted from 1) if
   // validation_every is greater than 0, else each document with this probability, by a hash of (seed, text):
   // equal documents are in one split.

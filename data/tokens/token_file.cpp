@@ -54,7 +54,7 @@ std::string find_npy(const std::string& directory, Split split) {
   } catch (const fs::filesystem_error& error) {
     fail_with_errno("search", error.path1().string(), error.code().value());
   }
-  const std::string direct = (fs::path(directory) / name).string();
+  std::string direct = (fs::path(directory) / name).string();
   if (std::ranges::find(found, direct) != found.end()) return direct;
   if (found.empty()) {
     fail(ExitCode::kMissingInput,

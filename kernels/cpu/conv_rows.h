@@ -51,7 +51,7 @@ struct ConvInput {
   std::int64_t tokens, channels, window;
 
   /// Input t of sequence b, t >= -(W - 1); null where it is zeros.
-  const T* row(std::int64_t b, std::int64_t t) const {
+  [[nodiscard]] const T* row(std::int64_t b, std::int64_t t) const {
     if (t >= 0) return x + (b * tokens + t) * channels;
     if (history == nullptr) return nullptr;
     return history + ((b + 1) * (window - 1) + t) * channels;

@@ -27,8 +27,8 @@ void find_non_finite(TensorView x, std::int64_t begin, TensorView partial_places
       for (std::int64_t block = first; block < last; ++block) {
         const std::int64_t from = block * kNonFiniteBlock;
         const std::int64_t to = std::min(count, from + kNonFiniteBlock);
-        T sum =
-            0;  // stays zero unless an element is not finite; without branches the loop runs at memory's speed
+        // Stays zero unless an element is not finite; without branches the loop runs at memory's speed.
+        T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t i = from; i < to; ++i) sum += data[i] * T{0};
         partial[block] = std::numeric_limits<double>::infinity();

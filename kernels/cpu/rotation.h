@@ -78,8 +78,8 @@ class Rotation {
 
   std::int64_t half_;
   RopePairing pairing_;
-  Tensor
-      table_;  // [2, P, F/2]: cosines and sines of the first P tokens, after which positions repeat
+  // [2, P, F/2]: cosines and sines of the first P tokens, after which positions repeat.
+  Tensor table_;
 };
 
 inline void check_rope(const RopeOptions& options, std::int64_t head_dim) {

@@ -116,6 +116,20 @@ void loss_pair(const Extents& e, const TttInputs& inputs, const TttState& initia
   }
 }
 
+/// Calls body(pair, worker) for every (sequence, head) with a StepWorker of the element type and the learner.
+template <typename Body>
+void for_each_step_pair(DType dtype, const Extents& e, const Body& body) {
+  visit_real(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    visit_learner<T>(e, [&](auto* learner) {
+      using Worker = StepWorker<T, std::remove_pointer_t<decltype(learner)>>;
+      for_each_pair<Worker>(
+          e, [&] { return std::make_unique<Worker>(e); },
+          [&](Worker& worker, std::int64_t pair) { body(pair, worker); });
+    });
+  });
+}
+
 }  // namespace
 }  // namespace ttt_cpu
 
@@ -135,16 +149,8 @@ void ttt_step(const TttInputs& inputs, const TttOptions& options, std::int64_t p
   }
   const bool ends_mini_batch = place + e.tokens == e.mini_batch_size;
   e.mini_batch_size = e.block_rows = 1;
-  visit_real(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    visit_learner<T>(e, [&](auto* learner) {
-      using Worker = StepWorker<T, std::remove_pointer_t<decltype(learner)>>;
-      for_each_pair<Worker>(
-          e, [&] { return std::make_unique<Worker>(e); },
-          [&](Worker& worker, std::int64_t pair) {
-            step_pair(e, inputs, place, ends_mini_batch, state, sums, out, pair, worker);
-          });
-    });
+  for_each_step_pair(dtype, e, [&](std::int64_t pair, auto& worker) {
+    step_pair(e, inputs, place, ends_mini_batch, state, sums, out, pair, worker);
   });
 }
 
@@ -157,16 +163,8 @@ void ttt_inner_loss(const TttInputs& inputs, const TttOptions& options, const Tt
   if (const DeviceOps* ops = device_ops(stream)) {
     return ops->ttt_inner_loss(inputs, options, initial, losses, stream);
   }
-  visit_real(inputs.q.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    visit_learner<T>(e, [&](auto* learner) {
-      using Worker = StepWorker<T, std::remove_pointer_t<decltype(learner)>>;
-      for_each_pair<Worker>(
-          e, [&] { return std::make_unique<Worker>(e); },
-          [&](Worker& worker, std::int64_t pair) {
-            loss_pair(e, inputs, initial, losses, pair, worker);
-          });
-    });
+  for_each_step_pair(inputs.q.dtype(), e, [&](std::int64_t pair, auto& worker) {
+    loss_pair(e, inputs, initial, losses, pair, worker);
   });
 }
 

@@ -44,6 +44,7 @@ struct Key {
   double scale;
   bool has_lse, is_backward;
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang 14 takes the comparison's own zero for a pointer
   auto operator<=>(const Key&) const = default;
 };
 

@@ -13,8 +13,7 @@ namespace ttt::kernels::cuda::conv {
 constexpr int kWidth = 4;
 constexpr int kGroups = 8;
 constexpr int kRunTokens = 32;
-constexpr int kTaps =
-    4;  // lags held in registers; kernels for wider windows read the others from memory
+constexpr int kTaps = 4;   // lags held in registers; wider windows read the others from memory
 constexpr int kBatch = 4;  // tokens whose loads are under way together
 constexpr int kThreads = kWarpLanes * kGroups;
 constexpr std::int64_t kMaxPartialRows = 128;

@@ -32,7 +32,7 @@ template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream& stream,
             Arguments... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  constexpr std::size_t kAlwaysAllowed = 48 * 1024;
+  constexpr std::size_t kAlwaysAllowed = std::size_t{48} << 10;
   if (shape.shared_bytes > kAlwaysAllowed) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shape.shared_bytes)),

@@ -59,6 +59,7 @@ struct Product {
   std::int64_t count = 1;
   Alignments alignments{};  // of the call
 
+  // NOLINTNEXTLINE(modernize-use-nullptr,readability-implicit-bool-conversion): clang 14 sees into the comparison
   auto operator<=>(const Product&) const = default;
 };
 

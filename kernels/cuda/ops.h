@@ -9,7 +9,7 @@ namespace ttt::kernels::cuda {
 /// What cuBLASLt is given to work in, once a process.
 constexpr std::int64_t kProductWorkspaceBytes = std::int64_t{64} << 20;
 
-#define TTT_DECLARE(op) decltype(kernels::op) op;
+#define TTT_DECLARE(op) decltype(kernels::op) op;  // NOLINT: a function's name
 TTT_DEVICE_OPS(TTT_DECLARE)
 #undef TTT_DECLARE
 

@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 constexpr int kBackwardBatch = 2;  // tokens: three rows of each are under way together
-constexpr int kBackwardGroups =
-    4;  // small blocks: a thread takes 160 registers, and three blocks fit
+// Small blocks: a thread takes 160 registers, and three blocks fit.
+constexpr int kBackwardGroups = 4;
 constexpr int kAhead = kTaps - 1 + kBackwardBatch;
 
 // d_p[t] = sum over q, k and lags of w[lag] d[t + lag], d turned back;  d_w[lag] = sum over t of p[t] d[t + lag].

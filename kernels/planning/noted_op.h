@@ -119,9 +119,9 @@ OpCall call_of(const char* op, Args... args) {
 /// A string as a template argument.
 struct OpName {
   char text[40] = {};
-  template <std::size_t N>
-  consteval OpName(const char (&name)[N]) {  // NOLINT(google-explicit-constructor)
-    std::copy_n(name, N, text);
+  template <std::size_t kLength>
+  consteval OpName(const char (&name)[kLength]) {  // NOLINT(google-explicit-constructor)
+    std::copy_n(name, kLength, text);
   }
 };
 

@@ -275,8 +275,8 @@ TEST(BFloat16Gemm, IsTheProductOfRoundedOperands) {
 
 // OpenBLAS, told to use one thread, tells OpenMP so too: all work after the first product would run on one thread.
 TEST(MatmulThreads, TheFirstProductLeavesTheirNumberAlone) {
-  testing::GTEST_FLAG(death_test_style) =
-      "threadsafe";  // a fresh process, in which no product has run
+  // A fresh process, in which no product has run.
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
   const auto run = [] {
     omp_set_num_threads(3);
     Stream stream;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check that needs no build. The last line is `N passed, N failed`; the exit status is 1 if any failed.
-# clang-tidy, which needs build/compile_commands.json, is tests/lint/tidy.sh.
+# clang-tidy, which needs build/compile_commands.json, is tests/lint/tidy.py.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONDONTWRITEBYTECODE=1

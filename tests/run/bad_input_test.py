@@ -197,7 +197,8 @@ class Texts(BadInput):
     def test_a_tokenizer_that_is_none(self):
         broken = self.write("broken.model", b"\x00\xff" * 50)
         books, out = self.directory / "books", self.directory / "out"
-        self.refuse(CORRUPT, ["tokenizer"], "prepare", books, "-o", out, "--tokenizer", broken)
+        for tokenizer in broken, self.write("empty.json", b"{}"):
+            self.refuse(CORRUPT, [str(tokenizer)], "prepare", books, "-o", out, "--tokenizer", tokenizer)
         self.refuse(MISSING, ["none.model"], "prepare", books, "-o", out, "--tokenizer", self.directory / "none.model")
 
     def test_an_output_that_exists(self):

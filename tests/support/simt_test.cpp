@@ -125,8 +125,8 @@ TEST(Simt, MmaTruncatesItsSum) {
 }
 
 TEST(SimtRaceFree, LdmatrixDealsRowsAndTransposesAndStmatrixPutsBack) {
-  constexpr unsigned kPitch =
-      24;  // rows apart, 16-byte aligned, matrices interleaved and in reverse
+  // Rows apart, 16-byte aligned, matrices interleaved and in reverse.
+  constexpr unsigned kPitch = 24;
   std::uint32_t plain[32][4], transposed[32][4];
   std::uint16_t stored[32][8];
   const auto row_of = [](unsigned matrix, unsigned row) {

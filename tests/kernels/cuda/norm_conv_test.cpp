@@ -18,7 +18,7 @@ using Values = std::vector<double>;
 
 // Two warps a block, two runs of tokens, the last one short.
 constexpr reference::CausalConvSizes kSize{2, 23, 144, 4};
-constexpr double kEpsilon = 1e-6;
+constexpr double kEpsilon = 1e-2;  // large enough that another value would be seen
 
 struct Results {
   Values y, d_x, d_norm_w, d_w, d_bias;

@@ -71,9 +71,8 @@ struct Scheduler {
   std::vector<std::byte*> shared;
   Barrier cluster;
   std::map<const void*, Mailbox> mailboxes;
-  char begins = 0,
-       ends =
-           0;  // order, for ThreadSanitizer, the threads between what comes before and after them
+  // Order, for ThreadSanitizer, the threads between what comes before and after them.
+  char begins = 0, ends = 0;
   Runner* current = nullptr;
 };
 Scheduler scheduler;  // kernels run one at a time

@@ -43,8 +43,8 @@ struct Thread {
   unsigned num_lanes = 0;  // of its warp: fewer than 32 where the block's size is no multiple
   int cluster_rank = 0;
   std::byte* shared = nullptr;  // of its block
-  const std::vector<std::byte*>* cluster_shared =
-      nullptr;  // of its cluster's blocks; null of one that has ended
+  // Of its cluster's blocks; null of one that has ended.
+  const std::vector<std::byte*>* cluster_shared = nullptr;
   std::vector<std::vector<PendingCopy>> copies;  // groups, oldest first; the last is not committed
 };
 
