@@ -1,4 +1,4 @@
-// Reading a prepared corpus back.
+// Writing the manifest of a prepared corpus and reading it back.
 
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
@@ -31,6 +31,12 @@ std::string join(const std::string& directory, const std::string& name) {
 }
 
 }  // namespace
+
+void write_corpus_manifest(const std::string& directory, const config::CorpusManifest& manifest) {
+  std::string text;
+  TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
+  write_file_atomically(join(directory, "manifest.textproto"), text);
+}
 
 config::CorpusManifest read_corpus_manifest(const std::string& directory) {
   const std::string path = join(directory, "manifest.textproto");

@@ -1,7 +1,5 @@
 #include "data/tokens/prepare.h"
 
-#include <google/protobuf/text_format.h>
-
 #include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -375,9 +373,7 @@ config::CorpusManifest PrepareJob::finish(
   manifest.set_validation_documents(documents[1]);
   write_file_atomically(work.result + "/prepare.json", report_text(work.stats, manifest));
   add_written("prepare.json");
-  std::string text;
-  TTT_CHECK(google::protobuf::TextFormat::PrintToString(manifest, &text), "manifest not printed");
-  write_file_atomically(work.result + "/manifest.textproto", text);
+  write_corpus_manifest(work.result, manifest);
   write_plan_digest(work.plan, work.result);
   if (add_files) add_files(work.result);
   rename_durably(work.result, work.options.output_directory);

@@ -108,6 +108,9 @@ config::CorpusManifest prepare_corpus(const PrepareOptions& options,
 bool is_validation_document(const PrepareOptions& options, std::int64_t number,
                             std::string_view text);
 
+/// DIRECTORY/manifest.textproto.
+void write_corpus_manifest(const std::string& directory, const config::CorpusManifest& manifest);
+
 /// Parses and checks DIRECTORY/manifest.textproto. 66 if there is none, 65 if it is damaged, lists a
 /// path outside the directory, or a file's size is not the listed one.
 config::CorpusManifest read_corpus_manifest(const std::string& directory);
