@@ -44,6 +44,7 @@ HARMLESS = {
     "cluster_barrier();  // every block has started before another stores into it":
         "the emulator starts the blocks of a cluster together",
     "sum[kD] += d;": "dW' is centred there: this mean is bf16's rounding",
+    "square += a.in.norm_weight[head * F + f] * a.in.norm_weight[head * F + f];": "multiplies that mean",
 }
 # file, text, what it becomes
 REPLACED = [
