@@ -9,14 +9,17 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <vector>
 
 #include "core/base/error.h"
-#include "data/corpus/window_memory.h"
+#include "data/corpus/large_blocks.h"
 #include "data/files.h"
 
 namespace ttt::data {
 namespace {
+
+constexpr std::size_t kMostInMemory = std::size_t{512} << 20;  // of a window
 
 class FileSource final : public ByteSource {
  public:
@@ -42,7 +45,7 @@ class ZstdSource final : public ByteSource {
   ZstdSource(const std::string& path, std::atomic<std::int64_t>* bytes_read)
       : path_(path),
         file_(path, bytes_read),
-        context_(ZSTD_createDCtx_advanced({allocate, release, &memory_})),
+        context_(ZSTD_createDCtx_advanced({allocate, release, &blocks_})),
         block_(ZSTD_DStreamInSize()) {
     if (context_ == nullptr) fail(ExitCode::kOutOfMemory, "no memory to decompress {}", path);
     // Published corpora have windows above the library's default limit of 2^27.
@@ -70,7 +73,6 @@ class ZstdSource final : public ByteSource {
       in_frame_ = check(ZSTD_decompressStream(context_.get(), &output, &input_)) != 0;
       output_was_full_ = in_frame_ && output.pos == output.size;
     }
-    memory_.decoded(output.pos);
     return output.pos;
   }
 
@@ -83,11 +85,13 @@ class ZstdSource final : public ByteSource {
     return result;
   }
 
-  static void* allocate(void* memory, std::size_t num_bytes) {
-    return static_cast<WindowMemory*>(memory)->allocate(num_bytes);
+  static void* allocate(void* blocks, std::size_t num_bytes) {
+    void* block = nullptr;
+    if (num_bytes > kMostInMemory) block = static_cast<LargeBlocks*>(blocks)->map(num_bytes);
+    return block != nullptr ? block : std::malloc(num_bytes);
   }
-  static void release(void* memory, void* block) {
-    static_cast<WindowMemory*>(memory)->release(block);
+  static void release(void* blocks, void* block) {
+    if (!static_cast<LargeBlocks*>(blocks)->unmap(block)) std::free(block);
   }
   struct Free {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
@@ -95,7 +99,7 @@ class ZstdSource final : public ByteSource {
 
   std::string path_;
   FileSource file_;
-  WindowMemory memory_;
+  LargeBlocks blocks_;
   std::unique_ptr<ZSTD_DCtx, Free> context_;
   std::vector<char> block_;
   ZSTD_inBuffer input_{nullptr, 0, 0};

@@ -10,7 +10,10 @@
 #include <parquet/properties.h>
 #include <parquet/schema.h>
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -25,34 +28,53 @@ constexpr int kMaxNamedColumns = 20;
 // Far above what writers make: pyarrow's largest are of 1,024 texts.
 constexpr std::int64_t kMaxPageBytes = std::int64_t{1} << 30;
 
+// Larger ones lie in temporary files, compressed and not: Books3 as pyarrow writes it has pages of 550 MB.
+constexpr std::int64_t kMostInMemory = std::int64_t{64} << 20;
+
 // Arrow holds a page whole. It asks for the memory by what the page's header says, before it decompresses.
 class PageMemory final : public arrow::ProxyMemoryPool {
  public:
   // malloc gives a page's memory back when the page goes; Arrow's own pools keep it.
-  PageMemory() : ProxyMemoryPool(arrow::system_memory_pool()) {}
+  explicit PageMemory(LargeBlocks& large)
+      : ProxyMemoryPool(arrow::system_memory_pool()), large_(large) {}
 
   arrow::Status Allocate(std::int64_t size, std::int64_t alignment, std::uint8_t** out) override {
-    if (size > kMaxPageBytes) return refuse(size);
-    return ProxyMemoryPool::Allocate(size, alignment, out);
+    if (size > kMaxPageBytes) {
+      return arrow::Status::Invalid(
+          fmt::format("a page takes {} bytes, and at most {} are held: write the file again with "
+                      "smaller pages",
+                      size, kMaxPageBytes));
+    }
+    if (size > kMostInMemory) {
+      *out = static_cast<std::uint8_t*>(large_.map(static_cast<std::size_t>(size)));
+      if (*out != nullptr) return arrow::Status::OK();
+    }
+    const arrow::Status status = ProxyMemoryPool::Allocate(size, alignment, out);
+    if (status.IsOutOfMemory()) throw std::bad_alloc();  // Arrow would blame the file
+    return status;
   }
   arrow::Status Reallocate(std::int64_t old_size, std::int64_t new_size, std::int64_t alignment,
                            std::uint8_t** block) override {
-    if (new_size > kMaxPageBytes) return refuse(new_size);
-    return ProxyMemoryPool::Reallocate(old_size, new_size, alignment, block);
+    if (old_size <= kMostInMemory && new_size <= kMostInMemory) {
+      return ProxyMemoryPool::Reallocate(old_size, new_size, alignment, block);
+    }
+    std::uint8_t* const old = *block;
+    ARROW_RETURN_NOT_OK(Allocate(new_size, alignment, block));
+    std::memcpy(*block, old, static_cast<std::size_t>(std::min(old_size, new_size)));
+    Free(old, old_size, alignment);
+    return arrow::Status::OK();
+  }
+  void Free(std::uint8_t* block, std::int64_t size, std::int64_t alignment) override {
+    if (size <= kMostInMemory || !large_.unmap(block))
+      ProxyMemoryPool::Free(block, size, alignment);
   }
 
  private:
-  static arrow::Status refuse(std::int64_t size) {
-    return arrow::Status::Invalid(
-        fmt::format("a page takes {} bytes, and at most {} are held: write the file again with "
-                    "smaller pages",
-                    size, kMaxPageBytes));
-  }
+  LargeBlocks& large_;
 };
 
-parquet::ReaderProperties reader_properties() {
-  static PageMemory* const memory = new PageMemory;  // outlives every reader
-  parquet::ReaderProperties properties(memory);
+parquet::ReaderProperties reader_properties(arrow::MemoryPool& memory) {
+  parquet::ReaderProperties properties(&memory);
   properties.enable_buffered_stream();  // else a whole column of a row group is read at once
   properties.set_buffer_size(kReadBytes);
   properties.set_page_checksum_verification(true);
@@ -136,8 +158,9 @@ class StringColumn {
 
 class ArrowRows final : public ParquetRows {
  public:
-  ArrowRows(const std::string& path, const RecordFields& fields)
-      : file_(parquet::ParquetFileReader::OpenFile(path, false, reader_properties())),
+  ArrowRows(const std::string& path, const RecordFields& fields, LargeBlocks& large)
+      : memory_(large),
+        file_(parquet::ParquetFileReader::OpenFile(path, false, reader_properties(memory_))),
         metadata_(file_->metadata()) {
     const parquet::SchemaDescriptor& schema = *metadata_->schema();
     columns_.push_back(find_text_column(schema, fields.text));
@@ -177,6 +200,7 @@ class ArrowRows final : public ParquetRows {
   }
 
  private:
+  PageMemory memory_;  // outlives all that Arrow makes
   std::unique_ptr<parquet::ParquetFileReader> file_;
   std::shared_ptr<parquet::FileMetaData> metadata_;
   std::vector<int> columns_;  // the text's, then the subset's
@@ -190,6 +214,6 @@ class ArrowRows final : public ParquetRows {
 }  // namespace ttt::data
 
 extern "C" __attribute__((visibility("default"))) ttt::data::ParquetRows* ttt_open_parquet(
-    const std::string& path, const ttt::data::RecordFields& fields) {
-  return new ttt::data::ArrowRows(path, fields);
+    const std::string& path, const ttt::data::RecordFields& fields, ttt::data::LargeBlocks& large) {
+  return new ttt::data::ArrowRows(path, fields, large);
 }

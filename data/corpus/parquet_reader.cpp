@@ -6,6 +6,7 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
+#include <new>
 #include <system_error>
 
 #include "core/base/error.h"
@@ -37,6 +38,8 @@ OpenParquet* load_module() {
 auto blame(const std::string& file, const auto& step) {
   try {
     return step();
+  } catch (const std::bad_alloc&) {
+    fail(ExitCode::kOutOfMemory, "{}: no memory for its pages", file);
   } catch (const std::exception& error) {
     fail(ExitCode::kCorruptInput, "{}: {}", file, error.what());
   }
@@ -56,8 +59,9 @@ void read_parquet(const std::string& file, const RecordFields& fields,
                   std::atomic<std::int64_t>* bytes_read) {
   static OpenParquet* const open = load_module();
   const std::int64_t num_bytes = FileDescriptor(file, O_RDONLY).size_bytes();
+  LargeBlocks large;
   const auto rows =
-      blame(file, [&] { return std::unique_ptr<ParquetRows>((*open)(file, fields)); });
+      blame(file, [&] { return std::unique_ptr<ParquetRows>((*open)(file, fields, large)); });
   const std::int64_t num_rows = rows->num_rows();
   ParquetRow row;
   std::int64_t bytes_told = 0;

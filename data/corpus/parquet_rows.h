@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "data/corpus/json_record.h"
+#include "data/corpus/large_blocks.h"
 
 namespace ttt::data {
 
@@ -16,7 +17,8 @@ struct ParquetRow {
   std::string_view subset;               // "" if no column names it
 };
 
-/// Everything throws std::exception for what is wrong with the file; its words do not name the file.
+/// Everything throws std::bad_alloc without memory, another std::exception for what is wrong with the file; its words do not
+/// name the file.
 class ParquetRows {
  public:
   virtual ~ParquetRows() = default;
@@ -25,8 +27,9 @@ class ParquetRows {
   virtual bool next(ParquetRow& row) = 0;
 };
 
-/// What the module exports under kOpenParquetName; the caller owns the result.
-using OpenParquet = ParquetRows*(const std::string& path, const RecordFields& fields);
+/// What the module exports under kOpenParquetName; the caller owns the result, which `large` must outlive.
+using OpenParquet = ParquetRows*(const std::string& path, const RecordFields& fields,
+                                 LargeBlocks& large);
 inline constexpr const char* kOpenParquetName = "ttt_open_parquet";
 inline constexpr const char* kParquetModule = "libttt_parquet.so";  // beside the program
 

@@ -3,11 +3,13 @@ write them."""
 
 import json
 import random
+import resource
 import sys
 import time
 import unittest
+from unittest import mock
 
-from harness import (BINARY, CORRUPT, MISSING, SOURCE, RunTest, end, files_under, pseudo_text, start, ttt)
+from harness import (BINARY, CORRUPT, ENVIRONMENT, MISSING, OUT_OF_MEMORY, SOURCE, RunTest, end, files_under, pseudo_text, start, ttt)
 
 sys.path.append(str(SOURCE / "build/pip"))
 try:
@@ -131,6 +133,22 @@ class Parquet(RunTest):
         self.assertEqual(result.code, CORRUPT, result.err)
         for words in (str(path), f"a page takes {3 << 29} bytes", "smaller pages"):
             self.assertIn(words, result.err)
+
+    def test_large_pages_lie_in_temporary_files(self):
+        """One page of 320 MB, more than the program may have of its own memory."""
+        path = self.directory / "books.parquet"
+        texts = ["x" * 320_000 + str(number) for number in range(1000)]
+        write(path, [{"text": "short"}, *({"text": text} for text in texts)], compression="zstd", use_dictionary=False)
+        limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (400 << 20, 400 << 20))  # OpenBLAS takes 128
+        arguments = ("prepare", path, "--max-bytes", 100, "--threads", 1, "--validation-fraction", 0)
+        output = self.scratch()
+        result = ttt(*arguments, "-o", output, preexec_fn=limit)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(json.loads((output / "prepare.json").read_text())["documents"], 1)
+        with mock.patch.dict(ENVIRONMENT, TMPDIR="/nowhere"):
+            without = ttt(*arguments, "-o", self.scratch(), preexec_fn=limit)
+        self.assertEqual(without.code, OUT_OF_MEMORY, without.err)
+        self.assertIn("event=block_in_memory bytes=32", without.err)
 
     def test_other_columns_are_named(self):
         self.refuse(['column "text" is INT64, not a string'], [{"text": 1}])
