@@ -42,7 +42,7 @@ Tensor Decoder::prefill(TensorView ids, bool all_logits) {
     logits = model_.extend(ids, *state_, all_logits, context_);
   }
   if (context_.stream.device() == Device::kCpu) return logits;
-  const Tensor for_host(logits.shape(), logits.dtype());
+  Tensor for_host(logits.shape(), logits.dtype());
   kernels::copy(logits, for_host, context_.stream);
   context_.stream.synchronize();
   return for_host;

@@ -62,7 +62,8 @@ void check_memory_at_load(int /*argc*/, char** /*argv*/, char** environment) {
       "out of memory: OpenBLAS takes 128 MiB a thread (threads: %ld) before the program begins. "
       "Lower OMP_NUM_THREADS or raise the process's limit (ulimit -d, -v)\n",
       threads);
-  (void)!write(STDERR_FILENO, text.data(), static_cast<std::size_t>(length));
+  // Whether it could be told changes nothing.
+  (void)(write(STDERR_FILENO, text.data(), static_cast<std::size_t>(length)) < 0);
   _exit(static_cast<int>(ExitCode::kOutOfMemory));
 }
 

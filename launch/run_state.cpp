@@ -8,6 +8,7 @@
 #include "configs/run_config.h"
 #include "core/base/log.h"
 #include "data/files.h"
+#include "launch/agreement.h"
 #include "launch/guard.h"
 
 namespace ttt::launch {
@@ -121,41 +122,59 @@ void expect_same_order(const config::CheckpointManifest& manifest, const config:
        config.data().order_file(), state.order_digest, directory, manifest.order_digest());
 }
 
+// As rank 0 sees them, newest first: on a network file system others may not see all.
+std::vector<std::string> checkpoints_of(const std::string& run, dist::Communicator& communicator) {
+  std::string mine;
+  run_together(communicator, [&] {
+    if (communicator.rank() != 0) return;
+    for (const auto& location : data::list_checkpoints(run))
+      mine += fmt::format("{} ", location.step);
+  });
+  std::vector<std::string> found;
+  std::istringstream steps(communicator.gather_strings(mine).front());
+  for (std::int64_t step = 0; steps >> step;)
+    found.push_back(data::checkpoint_directory(run, step));
+  return found;
+}
+
+config::CheckpointManifest restore(const std::string& directory, const config::RunConfig& config,
+                                   LanguageModel& model, Optimizer& optimizer,
+                                   const RunState& state) {
+  config::CheckpointManifest manifest = data::read_manifest(directory);
+  const auto conflicts = resume_conflicts(manifest.config(), config);
+  if (!conflicts.empty()) {
+    fail(ExitCode::kResumeMismatch,
+         "{} was made by another configuration; resuming needs the same one (init_from starts "
+         "a new run from its weights):\n  {}",
+         directory, fmt::join(conflicts, "\n  "));
+  }
+  expect_same_order(manifest, config, state, directory);
+  expect_valid(manifest.guard(), manifest.step(), directory);
+  data::read_state(directory, manifest, flat_state(model, optimizer), optimizer.ranges());
+  return manifest;
+}
+
 }  // namespace
 
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
-                       LanguageModel& model, Optimizer& optimizer, RunState& state) {
-  std::vector<std::string> candidates;
+                       LanguageModel& model, Optimizer& optimizer, RunState& state,
+                       dist::Communicator& communicator) {
+  const std::string& run = config.output_directory();
+  const std::vector<std::string> found = checkpoints_of(run, communicator);
+  if (resume == "never" && !found.empty()) {
+    fail(ExitCode::kUsage,
+         "{} already has checkpoints and --resume is never: name another output_directory or "
+         "remove it",
+         run);
+  }
+  if (resume == "never") return false;
   const bool automatic = resume == "auto";
-  if (resume == "never") {
-    if (!data::list_checkpoints(config.output_directory()).empty()) {
-      fail(ExitCode::kUsage,
-           "{} already has checkpoints and --resume is never: name another output_directory or "
-           "remove it",
-           config.output_directory());
-    }
-    return false;
-  }
-  if (automatic) {
-    for (const auto& location : data::list_checkpoints(config.output_directory())) {
-      candidates.push_back(location.directory);
-    }
-  } else {
-    candidates.push_back(resume);
-  }
+  const std::vector<std::string> candidates = automatic ? found : std::vector{resume};
   for (const std::string& directory : candidates) {
     try {
-      const config::CheckpointManifest manifest = data::read_manifest(directory);
-      const auto conflicts = resume_conflicts(manifest.config(), config);
-      if (!conflicts.empty()) {
-        fail(ExitCode::kResumeMismatch,
-             "{} was made by another configuration; resuming needs the same one (init_from starts "
-             "a new run from its weights):\n  {}",
-             directory, fmt::join(conflicts, "\n  "));
-      }
-      expect_same_order(manifest, config, state, directory);
-      expect_valid(manifest.guard(), manifest.step(), directory);
-      data::read_state(directory, manifest, flat_state(model, optimizer));
+      config::CheckpointManifest manifest;
+      run_together(communicator,
+                   [&] { manifest = restore(directory, config, model, optimizer, state); });
       state.step = manifest.step();
       state.tokens = manifest.tokens();
       state.guard = manifest.guard();
@@ -172,7 +191,7 @@ bool resume_checkpoint(const std::string& resume, const config::RunConfig& confi
   if (!candidates.empty()) {
     fail(ExitCode::kCorruptInput,
          "none of the {} checkpoints of {} is intact; not starting anew over them",
-         candidates.size(), config.output_directory());
+         candidates.size(), run);
   }
   return false;
 }

@@ -27,12 +27,14 @@ config::CheckpointManifest describe_run(const config::RunConfig& config, const R
                                         int num_ranks);
 
 /// `resume` is "auto" (the newest good checkpoint of the run if there is any), "never", or the path of a
-/// checkpoint. Fills model, optimizer and `state`; true if something was resumed. A damaged newest
-/// checkpoint is passed over with a warning under "auto"; when all are damaged it throws 65 rather than
+/// checkpoint. Fills the optimizer, `state`, and the model where this rank's optimizer updates it, from the shards that hold
+/// these parts: so all ranks together read a checkpoint once when as many saved it. True if something was resumed. What one
+/// rank finds damaged all pass over, with a warning, under "auto"; when all checkpoints are damaged it throws 65 rather than
 /// start anew. 78 with the differing fields when the configuration does not fit, or when data.order_file's content is
 /// another than the checkpoint's (state.order_digest, which is the caller's). Collective.
 bool resume_checkpoint(const std::string& resume, const config::RunConfig& config,
-                       LanguageModel& model, Optimizer& optimizer, RunState& state);
+                       LanguageModel& model, Optimizer& optimizer, RunState& state,
+                       dist::Communicator& communicator);
 
 /// What a run that starts from the weights of `source` has otherwise, as far as the shapes of tensors do not tell: fields of
 /// the model, and the digest of the tokenizer, where both are known. `tokenizer` is the training data's; may be empty.

@@ -58,6 +58,10 @@ class Trainer {
     double queued_at = 0;
   };
 
+  /// The constructor's last part.
+  void start(const std::string& resume);
+  /// resume_checkpoint, with the parameters that other ranks have read.
+  bool resume(const std::string& which);
   /// Everything that follows from `state_`, which was resumed or is the start.
   void take_up();
   /// Buffers, and the thread that reads the micro-batches from the run's place on.

@@ -85,7 +85,7 @@ void Trainer::roll_back(std::int64_t from) {
   gradient_sum_->wait_for_parameters(stream_);
   stream_.synchronize();
   saver_->wait();
-  if (!resume_checkpoint("auto", config_, *model_, optimizer_, state_)) {
+  if (!resume("auto")) {
     fail(ExitCode::kNumerical,
          "a spike at step {} before the first checkpoint: there is nothing to roll back to; lower "
          "optimizer.learning_rate or set guard.spike_policy=SKIP",

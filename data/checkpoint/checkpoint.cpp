@@ -6,7 +6,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <set>
 #include <system_error>
 
 #include "core/base/log.h"
@@ -133,6 +135,29 @@ void require_same_tensors(const std::string& directory, const config::Checkpoint
   }
 }
 
+void verify_file(const std::string& directory, const config::FileDigest& file) {
+  const std::string path = fs::path(directory) / file.name();
+  const auto num_bytes = static_cast<std::uint64_t>(file_size_bytes(path));
+  if (num_bytes != file.num_bytes()) {
+    fail(ExitCode::kCorruptInput, "{} has {} bytes, not the {} of the manifest", path, num_bytes,
+         file.num_bytes());
+  }
+  const std::string digest = xxh3_128_hex_of_file(path);
+  if (digest != file.xxh3_128()) {
+    fail(ExitCode::kCorruptInput, "{} is damaged: its XXH3-128 is {}, not the manifest's {}", path,
+         digest, file.xxh3_128());
+  }
+}
+
+bool is_any_in(const std::vector<Slice>& slices, const std::vector<FlatRange>& ranges) {
+  return std::ranges::any_of(slices, [&](const Slice& slice) {
+    return std::ranges::any_of(ranges, [&](const FlatRange& range) {
+      return std::max(range.begin, slice.flat_begin) <
+             std::min(range.end, slice.flat_begin + slice.count);
+    });
+  });
+}
+
 }  // namespace
 
 std::string checkpoint_directory(const std::string& run_directory, std::int64_t step) {
@@ -224,31 +249,29 @@ void remove_old_checkpoints(const std::string& run_directory, std::int64_t keep_
 }
 
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest) {
-  for (const config::FileDigest& file : manifest.files()) {
-    const std::string path = fs::path(directory) / file.name();
-    const auto num_bytes = static_cast<std::uint64_t>(file_size_bytes(path));
-    if (num_bytes != file.num_bytes()) {
-      fail(ExitCode::kCorruptInput, "{} has {} bytes, not the {} of the manifest", path, num_bytes,
-           file.num_bytes());
-    }
-    const std::string digest = xxh3_128_hex_of_file(path);
-    if (digest != file.xxh3_128()) {
-      fail(ExitCode::kCorruptInput, "{} is damaged: its XXH3-128 is {}, not the manifest's {}",
-           path, digest, file.xxh3_128());
-    }
-  }
+  for (const config::FileDigest& file : manifest.files()) verify_file(directory, file);
 }
 
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
-                const FlatState& into) {
+                const FlatState& into, const std::optional<std::vector<FlatRange>>& wanted) {
   require_same_tensors(directory, manifest, into);
-  verify_checkpoint(directory, manifest);
   const std::vector<NamedShape> saved = tensors_of(manifest);
   const auto ranges = ranges_of_shards(manifest);
+  std::map<std::string, std::vector<Slice>> shards;
+  std::set<std::string> left_out;
   for (std::size_t rank = 0; rank < ranges.size(); ++rank) {
-    read_shard(fs::path(directory) / shard_name(static_cast<int>(rank)),
-               slices_of(saved, ranges[rank]), into);
+    const std::string name = shard_name(static_cast<int>(rank));
+    std::vector<Slice> slices = placed(slices_of(saved, ranges[rank]), into);
+    if (!wanted || slices.empty() || is_any_in(slices, *wanted)) {
+      shards.emplace(name, std::move(slices));
+    } else {
+      left_out.insert(name);
+    }
   }
+  for (const config::FileDigest& file : manifest.files()) {
+    if (!left_out.contains(file.name())) verify_file(directory, file);
+  }
+  for (const auto& [name, slices] : shards) read_shard(fs::path(directory) / name, slices, into);
 }
 
 }  // namespace ttt::data

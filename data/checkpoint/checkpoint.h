@@ -9,6 +9,7 @@
 // point: a run killed before it leaves no checkpoint. docs/formats.md describes the files.
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -94,9 +95,13 @@ config::CheckpointManifest read_manifest(const std::string& directory);
 /// Checks size and digest of every file the manifest lists. Errors: 66 or 65 naming the file.
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest);
 
-/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in and wherever its tensors lay. `into.tensors` is what the model expects. Errors: 78 naming the first tensors that differ
-/// (or the dtype), 65 / 66 as in verify_checkpoint.
+/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in and wherever its tensors lay. `into.tensors`
+/// is what the model expects. With `wanted`, ranges of `into`'s flat buffers, it leaves out shards that hold none of their
+/// elements: neither verified nor read. So ranks that share the elements out read and verify everything once, and each gets what
+/// it wants, of the rest this or that. Errors: 78 naming the first tensors that differ (or the dtype), 65 / 66 as in
+/// verify_checkpoint.
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
-                const FlatState& into);
+                const FlatState& into,
+                const std::optional<std::vector<FlatRange>>& wanted = std::nullopt);
 
 }  // namespace ttt::data

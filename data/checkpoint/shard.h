@@ -1,6 +1,7 @@
 #pragma once
 // One rank's HDF5 file of a checkpoint. Internal to data/checkpoint.
 
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,11 @@ std::vector<std::vector<FlatRange>> ranges_of_shards(const config::CheckpointMan
 std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,
                              const std::vector<FlatRange>& ranges);
 
-/// Reads a shard whose digest has been verified. The file must hold exactly these slices, stored the way write_shard
-/// stores them; they go where the tensors of their names lie in the buffers. Errors: 65 naming the file and the dataset.
-void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into);
+/// The same slices where the tensors of their names lie in the buffers of `into`.
+std::vector<Slice> placed(std::vector<Slice> slices, const FlatState& into);
+
+/// Reads a shard whose digest has been verified. The file must hold exactly these slices, which are placed, stored the way
+/// write_shard stores them. Errors: 65 naming the file and the dataset.
+void read_shard(const std::string& path, std::span<const Slice> slices, const FlatState& into);
 
 }  // namespace ttt::data

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <map>
 
 namespace ttt::data {
 
@@ -58,6 +59,13 @@ std::int64_t flat_size(const std::vector<NamedShape>& tensors) {
 FlatRange even_range(std::int64_t n, int rank, int world_size) {
   TTT_CHECK(world_size > 0 && rank >= 0 && rank < world_size, "rank {} of {}", rank, world_size);
   return {n * rank / world_size, n * (rank + 1) / world_size};
+}
+
+std::vector<Slice> placed(std::vector<Slice> slices, const FlatState& into) {
+  std::map<std::string_view, std::int64_t> begins;
+  for (const NamedShape& tensor : into.tensors) begins[tensor.name] = tensor.begin;
+  for (Slice& slice : slices) slice.flat_begin = begins.at(slice.tensor->name) + slice.offset;
+  return slices;
 }
 
 std::vector<Slice> slices_of(const std::vector<NamedShape>& tensors,

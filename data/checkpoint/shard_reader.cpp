@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <array>
-#include <map>
 #include <span>
 
 #include "data/checkpoint/shard_format.h"
@@ -140,12 +139,9 @@ class ShardReader {
 
 }  // namespace
 
-void read_shard(const std::string& path, std::vector<Slice> slices, const FlatState& into) {
+void read_shard(const std::string& path, std::span<const Slice> slices, const FlatState& into) {
   check_buffers(into, true);
   prepare_hdf5_library();
-  std::map<std::string_view, std::int64_t> begins;
-  for (const NamedShape& tensor : into.tensors) begins[tensor.name] = tensor.begin;
-  for (Slice& slice : slices) slice.flat_begin = begins.at(slice.tensor->name) + slice.offset;
   ShardReader(path, ShardReader::Use::kFill).read(into, slices);
 }
 

@@ -49,7 +49,7 @@ class PageMemory final : public arrow::ProxyMemoryPool {
       *out = static_cast<std::uint8_t*>(large_.map(static_cast<std::size_t>(size)));
       if (*out != nullptr) return arrow::Status::OK();
     }
-    const arrow::Status status = ProxyMemoryPool::Allocate(size, alignment, out);
+    arrow::Status status = ProxyMemoryPool::Allocate(size, alignment, out);
     if (status.IsOutOfMemory()) throw std::bad_alloc();  // Arrow would blame the file
     return status;
   }

@@ -1,6 +1,5 @@
 #include "data/tokens/prepare.h"
 
-#include <array>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -10,6 +9,7 @@
 #include "core/base/log.h"
 #include "data/checkpoint/run_lock.h"
 #include "data/files.h"
+#include "data/tokens/corpus_assembly.h"
 #include "data/tokens/duplicates.h"
 #include "data/tokens/prepare_plan.h"
 #include "data/tokens/prepare_segments.h"
@@ -307,17 +307,8 @@ config::CorpusManifest PrepareJob::finish(
     }
     return read_corpus_manifest(work.options.output_directory);
   }
-  config::CorpusManifest manifest;
-  const auto add_file = [&](const std::string& name, std::int64_t num_bytes, std::string digest) {
-    config::FileDigest& file = *manifest.add_files();
-    file.set_name(name);
-    file.set_num_bytes(static_cast<std::uint64_t>(num_bytes));
-    file.set_xxh3_128(std::move(digest));
-  };
-  const auto add_written = [&](const std::string& name) {
-    const std::string path = work.result + "/" + name;
-    add_file(name, file_size_bytes(path), xxh3_128_hex_of_file(path));
-  };
+  CorpusAssembly corpus(work.result);
+  config::CorpusManifest& manifest = corpus.manifest();
   manifest.set_format_version(static_cast<std::uint32_t>(kShardFormatVersion));
   manifest.set_vocab_size(work.tokenizer->vocab_size());
   manifest.set_bos_id(work.tokenizer->bos_id());
@@ -325,54 +316,21 @@ config::CorpusManifest PrepareJob::finish(
   if (work.options.parse_special) manifest.set_parse_special(true);
   if (has_tokenizer_file(work.options)) {
     manifest.set_tokenizer(tokenizer_file_name(work.options.tokenizer));
-    add_written(manifest.tokenizer());
+    corpus.add(manifest.tokenizer());
   }
-  // Moving a shard can be done again: a run that was killed here finds it at its new place.
-  std::array<std::int64_t, 2> documents{};
-  std::array<std::int64_t, 2> tokens{};
-  std::vector<std::string> held_out_shards;
-  std::int64_t num_train = 0;
-  std::error_code error;
-  for (std::size_t part = 0; part < work.plan.parts.size(); ++part) {
-    const auto segments = read_segments(work.directory, part);
-    TTT_CHECK(!segments.empty() && segments.back().is_last, "part {} is not finished", part);
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-      work.stats.add(segments[i].stats);
-      const std::string stem = segment_stem(work.directory, part, i);
-      const auto& [train, held_out] = segments[i].shards;
-      documents[0] += train.documents;
-      documents[1] += held_out.documents;
-      tokens[0] += train.tokens;
-      tokens[1] += held_out.tokens;
-      if (train.documents > 0) {
-        const std::string name = fmt::format("train-{:05}.h5", num_train++);
-        const std::string from = segment_shard(stem, Split::kTrain);
-        if (fs::exists(from, error)) rename_durably(from, work.result + "/" + name);
-        add_file(name, train.num_bytes, train.xxh3_128);
-      }
-      if (held_out.documents > 0)
-        held_out_shards.push_back(segment_shard(stem, Split::kValidation));
-    }
-  }
-  for (const std::string& name :
-       merge_shards(held_out_shards, work.result, Split::kValidation, work.options.shard_tokens)) {
-    add_written(name);
-  }
-  if (documents[0] == 0) {
+  corpus.take_segments(work.directory, work.plan.parts.size(), work.options.shard_tokens);
+  work.stats = corpus.stats();
+  if (manifest.train_documents() == 0) {
     work.remove_directory();
     fail(ExitCode::kUsage, "prepare: none of the {} documents is in the training split",
-         documents[0] + documents[1]);
+         manifest.validation_documents());
   }
-  if (documents[1] == 0) {
-    log::warning("event=no_validation_documents documents={} validation_fraction={}", documents[0],
-                 work.options.validation_fraction);
+  if (manifest.validation_documents() == 0) {
+    log::warning("event=no_validation_documents documents={} validation_fraction={}",
+                 manifest.train_documents(), work.options.validation_fraction);
   }
-  manifest.set_train_tokens(tokens[0]);
-  manifest.set_validation_tokens(tokens[1]);
-  manifest.set_train_documents(documents[0]);
-  manifest.set_validation_documents(documents[1]);
   write_file_atomically(work.result + "/prepare.json", report_text(work.stats, manifest));
-  add_written("prepare.json");
+  corpus.add("prepare.json");
   write_corpus_manifest(work.result, manifest);
   write_plan_digest(work.plan, work.result);
   if (add_files) add_files(work.result);

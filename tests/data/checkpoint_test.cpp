@@ -158,6 +158,41 @@ TEST(Checkpoint, ValuesAloneCanBeRead) {
   EXPECT_EQ(back.m.data<float>()[0], 0.0F);
 }
 
+TEST(Checkpoint, ShardsThatHoldNothingWantedAreNeitherVerifiedNorRead) {
+  State state;
+  state.fill_with_numbers();
+  const TemporaryDirectory run;
+  const std::string directory = save(run.str(), state, 1, 3);
+  const auto manifest = read_manifest(directory);
+  const auto ranges = ranges_of_shards(manifest);
+  const State whole;
+  for (std::size_t lost = 0; lost < ranges.size(); ++lost) {
+    const std::string path = directory + "/" + shard_name(static_cast<int>(lost));
+    std::filesystem::rename(path, path + ".lost");
+    for (std::size_t rank = 0; rank < ranges.size(); ++rank) {
+      const State mine;
+      const auto read = [&] { read_state(directory, manifest, mine.flat(), ranges[rank]); };
+      if (rank == lost) {
+        expect_error(ExitCode::kMissingInput, shard_name(static_cast<int>(lost)), read);
+        continue;
+      }
+      read();
+      for (const FlatRange& range : ranges[rank]) {
+        EXPECT_TRUE(equal_bits(mine.values.view().slice(range.begin, range.end),
+                               state.values.view().slice(range.begin, range.end)));
+        EXPECT_TRUE(equal_bits(mine.v.view().slice(range.begin, range.end),
+                               state.v.view().slice(range.begin, range.end)));
+      }
+    }
+    expect_error(ExitCode::kMissingInput, shard_name(static_cast<int>(lost)),
+                 [&] { read_state(directory, manifest, whole.flat()); });
+    // A rank that has nothing to update reads nothing.
+    const std::vector<FlatRange> nothing = {{7, 7}};
+    EXPECT_NO_THROW(read_state(directory, manifest, whole.flat(), nothing));
+    std::filesystem::rename(path + ".lost", path);
+  }
+}
+
 TEST(Checkpoint, EqualStatesGiveEqualFiles) {
   State state;
   state.fill_with_numbers();

@@ -199,6 +199,22 @@ class Refusals(ResumeTest):
                 self.assertIn(f"step={STEPS - 5} ", result.err)
                 self.assert_same_run(run, self.golden)
 
+    def test_what_one_rank_finds_damaged_all_pass_over(self):
+        """Each rank reads the shards that hold its part alone: of as many as saved them its own, of others several or a
+        part of one."""
+        saved = self.train("saved-by-two", *RUN, ranks=2)
+        for name in ("rank-00000.h5", "rank-00001.h5"):
+            for ranks in (1, 2, 4):
+                with self.subTest(damaged=name, ranks=ranks):
+                    run = self.directory / f"{name}-{ranks}"
+                    shutil.copytree(saved, run)
+                    newest = checkpoints(run)[-1]
+                    self.damage(newest, name)
+                    result = self.attempt(run, ranks=ranks)
+                    self.assertEqual(result.code, OK, result.err)
+                    self.assertIn(f"{newest / name} is damaged", result.err)
+                    self.assert_same_run(run, self.golden)
+
     def test_without_an_intact_checkpoint_nothing_starts(self):
         run = self.copy_golden("all-damaged")
         for checkpoint in checkpoints(run):
