@@ -7,9 +7,9 @@
 //
 // Dims: N tokens, C channels, V vocabulary.
 // Numerics: F32 and F64 with softmax and logsumexp in fp32 or wider; nll and token weights are F64. On CUDA x, d_x and
-//   with them the logits may be BF16; d_w is F32, and w F32 or, in bf16 products, BF16. A token of weight zero has a zero gradient and its target may
-//   be anything (nll 0 when the target is outside the vocabulary). Chunk sizes depend on shapes alone, so the bits do
-//   not depend on the number of threads.
+//   with them the logits may be BF16; d_w is F32, and w F32 or, in bf16 products, BF16. A token of weight zero has a
+//   zero gradient and its target may be anything (nll 0 when the target is outside the vocabulary). Chunk sizes
+//   depend on shapes alone, so the bits do not depend on the number of threads.
 // Errors: kCorruptInput when a target of non-zero weight is outside [0, V). On CUDA that token's nll and d_x, and d_w,
 //   are NaN: the host would have to wait for the targets.
 // Source: arXiv:2407.04620 (training objective); chunking after arXiv:2410.10989 (Liger kernel).

@@ -52,8 +52,9 @@ std::string checkpoint_directory(const std::string& run_directory, std::int64_t 
 /// commit) and removes what an interrupted save left; the others only compute the name and must not write before a barrier.
 std::string begin_checkpoint(const std::string& run_directory, std::int64_t step, int rank);
 
-/// Writes rank-RRRRR.h5 with these ranges of the flat buffers, reads it back, compares, and fsyncs it. Over all ranks the ranges must cover
-/// [0, n) once; no tensor may meet two ranges of a rank. Returns its digest for the manifest. Errors: 74.
+/// Writes rank-RRRRR.h5 with these ranges of the flat buffers, reads it back, compares, and fsyncs it. Over all ranks
+/// the ranges must cover [0, n) once; no tensor may meet two ranges of a rank. Returns its digest for the manifest.
+/// Errors: 74.
 config::FileDigest write_shard(const std::string& directory, int rank,
                                const std::vector<FlatRange>& ranges, const FlatState& state);
 
@@ -95,11 +96,11 @@ config::CheckpointManifest read_manifest(const std::string& directory);
 /// Checks size and digest of every file the manifest lists. Errors: 66 or 65 naming the file.
 void verify_checkpoint(const std::string& directory, const config::CheckpointManifest& manifest);
 
-/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in and wherever its tensors lay. `into.tensors`
-/// is what the model expects. With `wanted`, ranges of `into`'s flat buffers, it leaves out shards that hold none of their
-/// elements: neither verified nor read. So ranks that share the elements out read and verify everything once, and each gets what
-/// it wants, of the rest this or that. Errors: 78 naming the first tensors that differ (or the dtype), 65 / 66 as in
-/// verify_checkpoint.
+/// Verifies the checkpoint and fills the caller's buffers, whatever the ranges it was saved in and wherever its
+/// tensors lay. `into.tensors` is what the model expects. With `wanted`, ranges of `into`'s flat buffers, it leaves
+/// out shards that hold none of their elements: neither verified nor read. So ranks that share the elements out read
+/// and verify everything once, and each gets what it wants, of the rest this or that. Errors: 78 naming the first
+/// tensors that differ (or the dtype), 65 / 66 as in verify_checkpoint.
 void read_state(const std::string& directory, const config::CheckpointManifest& manifest,
                 const FlatState& into,
                 const std::optional<std::vector<FlatRange>>& wanted = std::nullopt);

@@ -13,7 +13,8 @@
 //   TTT_FAULT_WAIT=SECONDS  the thread sleeps so long before that call
 //   TTT_FAULT_COUNT=FILE  the number of calls is written here at exit
 //
-// Any number of threads, but one watched call at a time. Overwritten bytes are not brought back by `power`: nothing here overwrites.
+// Any number of threads, but one watched call at a time. Overwritten bytes are not brought back by `power`: nothing
+// here overwrites.
 
 #include <dlfcn.h>
 #include <fcntl.h>

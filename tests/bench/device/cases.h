@@ -15,7 +15,8 @@ struct Plan {
   std::string presets;  // the folder configs/pile
 };
 
-/// TTT-Linear and TTT-MLP, forward and forward with backward, over lengths and over (batch x head) pairs; decode steps of one layer.
+/// TTT-Linear and TTT-MLP, forward and forward with backward, over lengths and over (batch x head) pairs; decode
+/// steps of one layer.
 void measure_ttt(const Plan& plan, Report& report);
 /// Softmax attention at the same shapes.
 void measure_attention(const Plan& plan, Report& report);

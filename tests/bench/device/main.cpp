@@ -1,5 +1,5 @@
-// Speed of the kernels, of whole training steps and of generation on a CUDA device, beside what the device can do. One program: with
-// the CUDA backend, or with its emulator or the CPU, where --smoke proves that everything runs.
+// Speed of the kernels, of whole training steps and of generation on a CUDA device, beside what the device can do.
+// One program: with the CUDA backend, or with its emulator or the CPU, where --smoke proves that everything runs.
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
