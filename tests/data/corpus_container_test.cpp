@@ -1,14 +1,9 @@
 // Archives and gzip streams as corpora are published in.
 
-#include <unistd.h>
 #include <zlib.h>
 
-#include <chrono>
-#include <cstdlib>
 #include <fstream>
-#include <thread>
 
-#include "data/corpus/large_blocks.h"
 #include "data/corpus/reader.h"
 #include "tests/data/temporary_directory.h"
 
@@ -54,40 +49,6 @@ std::string tar_member(const std::string& name, const std::string& contents, cha
   for (const char c : header) sum += static_cast<unsigned char>(c);
   put(148, fmt::format("{:06o}", sum) + '\0');
   return header + contents + std::string((512 - contents.size() % 512) % 512, '\0');
-}
-
-std::int64_t resident_bytes() {
-  std::int64_t pages = 0;
-  std::ifstream("/proc/self/statm") >> pages >> pages;
-  return pages * ::getpagesize();
-}
-
-TEST(LargeBlocks, KeepTheirContentsAndTakeNoMemory) {
-  constexpr std::size_t kUsed = std::size_t{100} << 20;
-  constexpr std::int64_t kOther = std::int64_t{10} << 20;
-  const std::int64_t before = resident_bytes();
-  LargeBlocks blocks;
-  auto* const bytes = static_cast<unsigned char*>(blocks.map(kUsed));
-  ASSERT_NE(bytes, nullptr);
-  for (std::size_t i = 0; i < kUsed; ++i) bytes[i] = static_cast<unsigned char>(i % 251);
-  constexpr int kMostWaits = 60'000;
-  for (int i = 0; i < kMostWaits && resident_bytes() > before + kOther; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  EXPECT_LE(resident_bytes(), before + kOther);
-  for (std::size_t i = 0; i < kUsed; i += 997) ASSERT_EQ(bytes[i], i % 251);
-  EXPECT_TRUE(blocks.unmap(bytes));
-  EXPECT_FALSE(blocks.unmap(bytes));
-}
-
-TEST(LargeBlocks, WithoutATemporaryDirectoryThereAreNone) {
-  const char* const old = std::getenv("TMPDIR");
-  const std::string kept = old != nullptr ? old : "";
-  ::setenv("TMPDIR", "/nowhere", 1);
-  LargeBlocks blocks;
-  void* const block = blocks.map(1000);
-  kept.empty() ? ::unsetenv("TMPDIR") : ::setenv("TMPDIR", kept.c_str(), 1);
-  EXPECT_EQ(block, nullptr);
 }
 
 const std::string kTarEnd(1024, '\0');
