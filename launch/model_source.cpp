@@ -66,7 +66,8 @@ std::vector<data::NamedTensor> named_tensors(const LanguageModel& model) {
   return tensors;
 }
 
-void load_weights(const ModelSource& source, LanguageModel& model) {
+void load_weights(const ModelSource& source, LanguageModel& model,
+                  const std::optional<std::vector<FlatRange>>& wanted) {
   if (source.kind == SourceKind::kHuggingFace) {
     // The model's own configuration: which rows a rotary pairing turns together is not in the files.
     data::load_hf_weights(source.directory, model.config(), named_tensors(model));
@@ -74,13 +75,13 @@ void load_weights(const ModelSource& source, LanguageModel& model) {
   }
   const DType stored = source.manifest.dtype() == "F64" ? DType::kF64 : DType::kF32;
   if (stored == model.parameters().dtype()) {
-    data::read_state(source.directory, source.manifest, flat_state(model, {}, {}));
+    data::read_state(source.directory, source.manifest, flat_state(model, {}, {}), wanted);
     return;
   }
-  const Tensor values(model.parameters().values().shape(), stored);
+  const Tensor values = Tensor::zeros(model.parameters().values().shape(), stored);
   data::FlatState state = flat_state(model, {}, {});
   state.values = values;
-  data::read_state(source.directory, source.manifest, state);
+  data::read_state(source.directory, source.manifest, state, wanted);
   copy(values, model.parameters().values());
 }
 

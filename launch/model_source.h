@@ -3,7 +3,9 @@
 // checkpoint) or a Hugging Face directory.
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "configs/manifest.pb.h"
 #include "core/model.h"
@@ -29,8 +31,10 @@ ModelSource open_model_source(const std::string& path);
 /// Builds the model in `dtype` and fills in the weights, verified.
 std::unique_ptr<LanguageModel> load_model(const ModelSource& source, DType dtype);
 
-/// Fills in the weights of a model of the same configuration: 78 if it is another.
-void load_weights(const ModelSource& source, LanguageModel& model);
+/// Fills in the weights of a model of the same configuration: 78 if it is another. Of a checkpoint with `wanted` only what
+/// data::read_state reads then.
+void load_weights(const ModelSource& source, LanguageModel& model,
+                  const std::optional<std::vector<FlatRange>>& wanted = std::nullopt);
 
 /// The model's flat buffers as the checkpoint engine wants them; m and v may be empty.
 data::FlatState flat_state(const LanguageModel& model, TensorView m, TensorView v);

@@ -62,6 +62,10 @@ class Trainer {
   void start(const std::string& resume);
   /// resume_checkpoint, with the parameters that other ranks have read.
   bool resume(const std::string& which);
+  /// train.init_from, at least where this rank's optimizer updates.
+  void take_weights();
+  /// From the ranks that have them: after a rank has read its own.
+  void gather_parameters();
   /// Everything that follows from `state_`, which was resumed or is the start.
   void take_up();
   /// Buffers, and the thread that reads the micro-batches from the run's place on.

@@ -2,6 +2,7 @@
 
 #include "core/base/log.h"
 #include "core/base/memory.h"
+#include "launch/agreement.h"
 #include "launch/trainer.h"
 
 namespace ttt::launch {
@@ -16,11 +17,8 @@ void Trainer::start(const std::string& resume) {
     if (config_.train().init_from().empty()) {
       model_->parameters().initialize(config_.seed());
     } else {
-      const ModelSource source = open_model_source(config_.train().init_from());
-      for (const std::string& difference : differences_from(source, config_, tokenizer_)) {
-        log::warning("event=init_from {}: {}", config_.train().init_from(), difference);
-      }
-      load_weights(source, *model_);
+      run_together(grid_.world(), [&] { take_weights(); });
+      gather_parameters();
       log::info("initialised weights={}", config_.train().init_from());
     }
   }
@@ -30,9 +28,21 @@ void Trainer::start(const std::string& resume) {
 
 bool Trainer::resume(const std::string& which) {
   if (!resume_checkpoint(which, config_, *model_, optimizer_, state_, grid_.world())) return false;
+  gather_parameters();
+  return true;
+}
+
+void Trainer::take_weights() {
+  const ModelSource source = open_model_source(config_.train().init_from());
+  for (const std::string& difference : differences_from(source, config_, tokenizer_)) {
+    log::warning("event=init_from {}: {}", config_.train().init_from(), difference);
+  }
+  load_weights(source, *model_, optimizer_.ranges());
+}
+
+void Trainer::gather_parameters() {
   gradient_sum_->gather_parameters(model_->parameters().values(), stream_);
   gradient_sum_->wait_for_parameters(stream_);
-  return true;
 }
 
 void Trainer::take_up() {

@@ -262,8 +262,9 @@ class InitialWeights(ResumeTest):
         # With a learning rate of 0 a step leaves the weights as they were.
         frozen = ("train.steps=1", "optimizer.learning_rate=0", "optimizer.end_learning_rate=0",
                   "optimizer.warmup_steps=0")
-        runs = [self.train(f"from-{source.name}", *RUN, *frozen, f"train.init_from={source}")
-                for source in (checkpoints(self.golden)[-1], self.golden, exported)]
+        saved_by_two = self.train("saved-by-two-ranks", *RUN, ranks=2)
+        runs = [self.train(f"from-{source.name}-by-{ranks}", *RUN, *frozen, f"train.init_from={source}", ranks=ranks)
+                for source in (checkpoints(self.golden)[-1], self.golden, exported, saved_by_two) for ranks in (0, 2)]
         for run in runs:
             with self.subTest(run=run.name):
                 self.assertEqual(rows(run), rows(runs[0]))
