@@ -161,9 +161,12 @@ InnerLosses inner_losses(const LanguageModel& model, const BatchReader& reader,
     }
     sequence.mark_progress();
   }
-  // Every position comes from one rank: exact.
-  sequence.all_reduce_sum(TensorView(result.sums.data(), {std::ssize(result.sums)}, DType::kF64),
-                          context.stream);
+  if (sequence.size() == 1) return result;
+  const Tensor sums({std::ssize(result.sums)}, DType::kF64);  // where any communicator reaches it
+  std::ranges::copy(result.sums, sums.data<double>());
+  sequence.all_reduce_sum(sums, context.stream);  // every position comes from one rank: exact
+  context.stream.synchronize();
+  std::ranges::copy(sums.span<double>(), result.sums.begin());
   return result;
 }
 

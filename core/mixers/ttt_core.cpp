@@ -234,6 +234,7 @@ void TttCore::record_inner_losses(const kernels::TttInputs& kernel, const Prepar
                     all_rows.slice(group.rows.begin, group.rows.end), context.stream);
     }
   }
+  const memory::Scope scope({"inner losses"}, memory::Place::kPinned);  // the host reads them
   Tensor rows({3 * batch, tokens, heads}, DType::kF64);
   kernels::copy(losses.view().reshape(rows.shape()), rows, context.stream);
   rows = heads_to_tokens(rows, context);

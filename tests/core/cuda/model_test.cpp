@@ -101,6 +101,40 @@ TEST_P(CudaModel, GenerationContinuesThePrompt) {
                      test::tokens_of(whole, 20, 23).span<float>(), 1e-4);
 }
 
+class KeptInnerLosses final : public InnerLossRecorder {
+ public:
+  void record(std::int64_t layer, TensorView losses) override {
+    EXPECT_EQ(layer, std::ssize(layers));
+    const std::span<const double> values = losses.span<double>();
+    layers.emplace_back(values.begin(), values.end());
+  }
+  std::vector<std::vector<double>> layers;
+};
+
+class CudaModelOfTtt : public CudaModel {};
+
+// A device's own memory is closed to the host.
+TEST_P(CudaModelOfTtt, InnerLossesReachTheHost) {
+  KeptInnerLosses kept[2];
+  SmallModel* const models[] = {&oracle_, &device_};
+  Stream streams[] = {Stream(), test::stream()};
+  for (int i = 0; i < 2; ++i) {
+    Context context{streams[i], kernels::Precision::kNative};
+    context.inner_losses = &kept[i];
+    const Tensor nll = test::unset(models[i]->ids.shape(), DType::kF64);
+    models[i]->model.evaluate(models[i]->batch(), nll, context);
+    streams[i].synchronize();
+  }
+  ASSERT_EQ(kept[1].layers.size(), 2U);
+  for (std::size_t layer = 0; layer < 2; ++layer) {
+    ASSERT_EQ(kept[0].layers[layer].size(), kept[1].layers[layer].size());
+    for (std::size_t i = 0; i < kept[0].layers[layer].size(); ++i) {
+      const double exact = kept[0].layers[layer][i];
+      ASSERT_NEAR(kept[1].layers[layer][i], exact, 5e-6 * std::max(1.0, exact));
+    }
+  }
+}
+
 TEST_P(CudaModel, RecomputeIsBitwiseEqual) {
   Stream stream = test::stream();
   Context context{stream, kernels::Precision::kBF16};
@@ -116,6 +150,9 @@ TEST_P(CudaModel, RecomputeIsBitwiseEqual) {
   EXPECT_TRUE(test::same_bits(runs[0], runs[2])) << "a second run";
 }
 
+INSTANTIATE_TEST_SUITE_P(Mixers, CudaModelOfTtt,
+                         testing::Values(Case{"TTT_LINEAR", true}, Case{"TTT_MLP", false}),
+                         [](const auto& test) { return test.param.mixer; });
 INSTANTIATE_TEST_SUITE_P(Mixers, CudaModel,
                          testing::Values(Case{"TTT_LINEAR", true}, Case{"TTT_LINEAR", false},
                                          Case{"TTT_MLP", true}, Case{"TTT_MLP", false},
