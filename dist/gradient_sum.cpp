@@ -92,13 +92,17 @@ GradientSum::Job GradientSum::start(Work work, Stream& stream) {
     count_exposed(timer.seconds());
     return {};
   }
-  overlap_stream_.wait_for(stream.record());
+  Stream::Event ready = stream.record();
   if (thread_ == nullptr) {
+    overlap_stream_.wait_for(ready);
     work(*collectives_, overlap_stream_);
     return {0, overlap_stream_.record()};
   }
-  return {thread_->add([this, job = std::move(work)] {
+  // A job waits for its own bucket: jobs before it, which may still run, need not.
+  return {thread_->add([this, job = std::move(work),
+                        ready = std::make_shared<Stream::Event>(std::move(ready))] {
             const Timer job_timer;
+            overlap_stream_.wait_for(*ready);
             job(*collectives_, overlap_stream_);
             total_seconds_ += job_timer.seconds();
           }),
@@ -145,13 +149,17 @@ void GradientSum::reduce_from(std::int64_t begin, Stream& stream) {
 }
 
 void GradientSum::after_gradients(std::int64_t begin, Stream& stream) {
-  if (is_final_ && !overlap_axes_.empty()) reduce_from(begin, stream);
+  // NCCL connects two ranks in their first exchange, where the host waits for the peer: which, in the first step, may still
+  // wait for this rank's part of a sequence.
+  const bool may_wait = thread_ != nullptr || has_finished_;
+  if (is_final_ && !overlap_axes_.empty() && may_wait) reduce_from(begin, stream);
 }
 
 TensorView GradientSum::finish(Stream& stream) {
   reduce_from(0, stream);
   wait(last_reduction_, stream);
   is_final_ = false;
+  has_finished_ = true;
   num_unreduced_ = buckets_.size();
   return sum_;
 }

@@ -111,6 +111,7 @@ class GradientSum final : public PassObserver {
   Tensor first_place_;                      // [1]
 
   bool is_final_ = false;
+  bool has_finished_ = false;      // a sum
   std::size_t num_unreduced_ = 0;  // buckets [0, num_unreduced_)
   Job last_reduction_;
   std::vector<Job> gathers_;      // of each bucket

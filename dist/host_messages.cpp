@@ -16,6 +16,21 @@ TensorView first_of(Tensor& buffer, const TensorView& view, Stream& stream) {
 
 }  // namespace
 
+HostCopy::HostCopy(TensorView view, Stream& stream) : view_(view) {
+  if (stream.device() == Device::kCuda && view.numel() > 0) {
+    const HostMemory scope;
+    copy_ = Tensor(view.shape(), view.dtype());
+    kernels::copy(view_, copy_, stream);
+  }
+  stream.synchronize();
+}
+
+void HostCopy::put_back(Stream& stream) const {
+  if (copy_.empty()) return;
+  kernels::copy(copy_, view_, stream);
+  stream.synchronize();
+}
+
 void StagedMessages::exchange(Communicator& communicator, TensorView out, TensorView in, int peer,
                               Stream& stream) {
   if (!needs_host(communicator, stream)) return communicator.exchange(out, in, peer, stream);

@@ -13,6 +13,7 @@
 #include "core/base/timer.h"
 #include "dist/communicator.h"
 #include "dist/contracts.h"
+#include "dist/host_messages.h"
 #include "dist/mpi_elements.h"
 #include "dist/posted_messages.h"
 
@@ -57,16 +58,17 @@ class MpiCommunicator final : public Communicator {
   void all_reduce_sum(TensorView inout, Stream& stream) override {
     const RecordedOperation operation(record_, Operation::kAllReduceSum, inout.num_bytes());
     check_summable(inout);
-    stream.synchronize();
+    const HostCopy host(inout, stream);
     fault_point("in_all_reduce");
     const Traffic::Call call(traffic_, Traffic::kSum, inout.num_bytes(), inout.num_bytes());
     // Reduce and broadcast: MPI does not promise that Allreduce gives all ranks the same bits.
     const bool is_root = rank_ == 0;
-    for_chunks(elements_of(inout), [&](const Elements& chunk) {
+    for_chunks(elements_of(host.view()), [&](const Elements& chunk) {
       TTT_MPI_CHECK(MPI_Reduce(is_root ? MPI_IN_PLACE : chunk.data, is_root ? chunk.data : nullptr,
                                chunk.mpi_count(), mpi_type(chunk.dtype), MPI_SUM, 0, world_));
       broadcast_chunk(chunk, 0);
     });
+    host.put_back(stream);
   }
 
   void reduce_scatter_sum(TensorView in, TensorView out, Stream& stream) override {

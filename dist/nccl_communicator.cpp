@@ -127,15 +127,10 @@ class NcclCommunicator final : public Communicator {
   NcclCommunicator(std::unique_ptr<Communicator> host,
                    std::function<void(const std::string&)> on_failure)
       : host_(std::move(host)), on_failure_(std::move(on_failure)) {
-    const Tensor id_bytes({static_cast<std::int64_t>(sizeof(ncclUniqueId))}, DType::kU8);
     ncclUniqueId id{};
-    if (rank() == 0) {
-      TTT_NCCL_CHECK(ncclGetUniqueId(&id));
-      std::memcpy(id_bytes.view().raw(), &id, sizeof(id));
-    }
+    if (rank() == 0) TTT_NCCL_CHECK(ncclGetUniqueId(&id));
     Stream cpu;
-    host_->broadcast(id_bytes, 0, cpu);
-    std::memcpy(&id, id_bytes.view().raw(), sizeof(id));
+    host_->broadcast(TensorView(&id, {static_cast<std::int64_t>(sizeof(id))}, DType::kU8), 0, cpu);
     TTT_NCCL_CHECK(ncclCommInitRank(&communicator_, size(), id, rank()));
     watch_ = std::make_unique<Watch>(communicator_, [this](const std::string& reason) {
       if (on_failure_) return on_failure_(reason);

@@ -29,10 +29,6 @@ Stream open_stream(const std::string& device, DType dtype, const dist::Communica
   }
   if (is_auto && (num_devices == 0 || dtype == DType::kF64)) return {};
   if (!is_auto && device_of(device, dtype) == Device::kCpu) return {};
-  if (num_devices > 0 && communicator.local_size() > num_devices) {
-    log::warning("ranks_of_machine={} cuda_devices={}: ranks share devices",
-                 communicator.local_size(), num_devices);
-  }
   return another_stream(Device::kCuda, communicator);
 }
 

@@ -5,18 +5,38 @@
 #include <algorithm>
 #include <map>
 
+#include "core/base/memory.h"
 #include "data/files.h"
 #include "dist/launch_environment.h"
+#include "kernels/copy.h"
 
 namespace ttt::launch {
 namespace {
 
-std::string digest_of(const TensorView& values) {
-  return data::xxh3_128_hex(
-      {static_cast<const std::byte*>(values.raw()), static_cast<std::size_t>(values.num_bytes())});
+std::span<const std::byte> bytes_of(const TensorView& values) {
+  return {static_cast<const std::byte*>(values.raw()),
+          static_cast<std::size_t>(values.num_bytes())};
 }
 
 }  // namespace
+
+// What a device has comes in pieces, by copies: touched where it lies, it would move to the host page by page, and back.
+std::string replica_digest(const TensorView& values, Stream& stream) {
+  constexpr std::int64_t kPiece = std::int64_t{1} << 23;  // elements
+  if (stream.device() == Device::kCpu) return data::xxh3_128_hex(bytes_of(values));
+  const memory::Scope scope({"comparing replicas"}, memory::Place::kPinned);
+  const TensorView all = values.reshape({values.numel()});
+  const Tensor buffer({std::min(kPiece, all.numel())}, all.dtype());
+  data::Xxh3Digest digest;
+  for (std::int64_t begin = 0; begin < all.numel(); begin += kPiece) {
+    const std::int64_t count = std::min(kPiece, all.numel() - begin);
+    const TensorView piece = buffer.view().slice(0, count);
+    kernels::copy(all.slice(begin, begin + count), piece, stream);
+    stream.synchronize();
+    digest.update(bytes_of(piece));
+  }
+  return digest.hex();
+}
 
 std::vector<std::size_t> odd_ranks(std::span<const std::string> digests) {
   std::map<std::string, std::size_t> counts;
@@ -33,10 +53,10 @@ std::vector<std::size_t> odd_ranks(std::span<const std::string> digests) {
 }
 
 void check_replicas(const std::vector<ReplicatedTensor>& tensors, std::int64_t step,
-                    dist::Communicator& communicator) {
+                    dist::Communicator& communicator, Stream& stream) {
   if (communicator.size() == 1) return;
   std::string all;
-  for (const ReplicatedTensor& tensor : tensors) all += digest_of(tensor.values);
+  for (const ReplicatedTensor& tensor : tensors) all += replica_digest(tensor.values, stream);
   const std::string whole = data::xxh3_128_hex(std::as_bytes(std::span(all)));
   const std::vector<std::string> wholes = communicator.gather_strings(whole);
   if (odd_ranks(wholes).empty()) return;

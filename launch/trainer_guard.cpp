@@ -116,7 +116,7 @@ void Trainer::compare_replicas() {
           {"moment v of " + parameter.name, optimizer_.v().slice(parameter.begin, end)});
     }
   }
-  check_replicas(tensors, state_.step, grid_.world());
+  check_replicas(tensors, state_.step, grid_.world(), stream_);
 }
 
 }  // namespace ttt::launch

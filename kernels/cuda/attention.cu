@@ -187,7 +187,7 @@ void attention_backward(TensorView q, TensorView k, TensorView v, TensorView out
                         TensorView d_out, TensorView d_q, TensorView d_k, TensorView d_v,
                         double scale, Stream& stream) {
   if (const AttentionLibrary* library = library_for(q, k, {q, k, v, out, d_out, d_q, d_k, d_v})) {
-    return library->backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
+    if (library->backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream)) return;
   }
   visit_activation_type(q.dtype(), [&](auto zero) {
     using T = decltype(zero);

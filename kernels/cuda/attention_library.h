@@ -10,7 +10,10 @@ namespace ttt::kernels::cuda {
 /// implementations.
 struct AttentionLibrary {
   decltype(&kernels::attention_forward) forward;
-  decltype(&kernels::attention_backward) backward;
+  /// False, with nothing done, when it would take too much memory.
+  bool (*backward)(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
+                   TensorView d_out, TensorView d_q, TensorView d_k, TensorView d_v, double scale,
+                   Stream& stream);
 };
 
 /// What the environment variable TTT_ATTENTION chooses: null for `own`, which is the default; cuDNN's fused attention

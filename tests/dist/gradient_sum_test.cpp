@@ -250,6 +250,26 @@ TEST(GradientSum, TrafficIsThatOfTheFormula) {
 }
 
 #ifdef TTT_TEST_NCCL
+// The first exchange of two ranks may keep the host until the peer comes to it: not while backward goes on.
+TEST(GradientSum, NothingIsSentWithinTheFirstBackwardPass) {
+  const Axes axes(1);
+  Stream stream = test::make_backend_stream();
+  GradientSum sum(kBuckets, DType::kF32, options_of({true, true}), axes.list());
+  const std::vector<Tensor> gradients = local_gradients<float>(axes, 1);
+  for (const bool is_first : {true, false}) {
+    const TensorView slot = sum.slot(stream);
+    const std::int64_t before = sum.bytes_sent();
+    sum.expect_final();
+    kernels::copy(gradients[0], slot, stream);
+    sum.after_gradients(0, stream);
+    const bool is_alone = axes.data->size() == 1;
+    EXPECT_EQ(sum.bytes_sent() == before, is_first || is_alone);
+    sum.finish(stream);
+    EXPECT_EQ(sum.bytes_sent() == before, is_alone);
+    stream.synchronize();
+  }
+}
+
 // The gathers are queued and not done when the work begins: the stream does them, or waits for them, before its own.
 TEST(GradientSum, WhatADeviceWaitsForIsNotItsWork) {
   for (const bool overlap : {true, false}) {

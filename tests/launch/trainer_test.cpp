@@ -10,11 +10,15 @@
 #include <filesystem>
 
 #include "core/base/fault_point.h"
+#include "core/base/memory.h"
 #include "core/token_range.h"
 #include "data/checkpoint/checkpoint.h"
 #include "data/checkpoint/manifest.h"
+#include "data/files.h"
+#include "kernels/copy.h"
 #include "kernels/row_losses.h"
 #include "launch/metrics_log.h"
+#include "launch/replica_check.h"
 #include "tests/launch/token_run.h"
 #include "tests/support/kernel_check.h"
 #include "tests/support/tensors.h"
@@ -315,6 +319,18 @@ INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerTest, testing::Values("TTT_LINEAR", "
                          [](const auto& test) { return std::string(test.param); });
 INSTANTIATE_TEST_SUITE_P(CudaModel, TrainerGuardTest, testing::Values("ATTENTION"),
                          [](const auto& test) { return std::string(test.param); });
+
+// A device's values come to the host in pieces of 2^23 elements.
+TEST(CudaModelReplicaDigest, IsThatOfTheBytesWhereverTheyLie) {
+  Stream stream = test::stream();
+  const Tensor host({3, (std::int64_t{1} << 22) + 5}, DType::kF32);
+  for (std::int64_t i = 0; i < host.numel(); ++i) host.data<float>()[i] = static_cast<float>(i);
+  const std::string expected = data::xxh3_128_hex(std::as_bytes(host.span<float>()));
+  const memory::Scope scope({"a test"}, memory::Place::kDevice);
+  const Tensor values(host.shape(), host.dtype());
+  kernels::copy(host, values, stream);
+  EXPECT_EQ(replica_digest(values, stream), expected);
+}
 
 }  // namespace
 }  // namespace ttt::launch
