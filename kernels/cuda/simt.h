@@ -240,7 +240,8 @@ __device__ __forceinline__ float tanh_approximate(float x) {
 namespace ttt::kernels::cuda {
 
 /// `value`, which the compiler then takes for unknown: what is computed from it is computed after this, not
-/// before and kept, as loop invariants are, where it would take up registers.
+/// before and kept, as loop invariants are, where it would take up registers; and it is rounded: no product is fused with
+/// the sum that follows.
 __device__ __forceinline__ int opaque(int value) {
 #ifndef TTT_SIMT_EMULATOR
   asm volatile("" : "+r"(value));
@@ -251,6 +252,8 @@ __device__ __forceinline__ int opaque(int value) {
 __device__ __forceinline__ float opaque(float value) {
 #ifndef TTT_SIMT_EMULATOR
   asm volatile("" : "+f"(value));
+#else
+  asm volatile("" : "+m"(value));
 #endif
   return value;
 }

@@ -93,7 +93,9 @@ __attribute__((noinline)) __device__ inline void output_backward(const Norm& nor
   const Rows n = z;
   for_each_row(rows, [&](std::int64_t i) {
     const Statistics s = statistics(columns, z.row(i));
-    const auto h = [&](std::int64_t j) { return d_y.at(i, j) * norm.weight[j]; };
+    // Rounded before it is used: of one column mean_h is h, and a fused h - mean_h would be the product's rounding error
+    // where it must be zero.
+    const auto h = [&](std::int64_t j) { return opaque(d_y.at(i, j) * norm.weight[j]); };
     const float mean_h = scale * row_sum(columns, h);
     const float mean_h_n = scale * row_sum(columns, [&](std::int64_t j) {
                              n.at(i, j) = (z.at(i, j) - s.mean) * s.rstd;
