@@ -3,8 +3,8 @@
 // it gives the names of CUDA C++ that kernels use and all of kernels/cuda/simt.h and kernels/cuda/launch.h. Device
 // memory is host memory that only kernels can reach (tests/support/simt/device_memory.h). Fragments, shuffles and
 // barriers have the layouts of the PTX ISA. An asynchronous copy happens when it is waited for and its destination is
-// NaN from the time it is asked for, so a missing wait is wrong data. Products and sums are fused, as nvcc does. What an instruction does not allow (alignment,
-// lanes that are missing or elsewhere) ends the program.
+// NaN from the time it is asked for, so a missing wait is wrong data. Products and sums are fused, as nvcc does. What
+// an instruction does not allow (alignment, lanes that are missing or elsewhere) ends the program.
 //
 // Not modelled: time, bank conflicts, registers and __launch_bounds__, the memory model beyond barriers, and static
 // __shared__ variables, which start as what the block before left in them and are one for all blocks of a cluster
