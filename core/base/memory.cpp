@@ -82,7 +82,7 @@ class Pool {
   /// `reserve` (may be null) comes first.
   std::byte* take(Origin& origin, const Purpose& purpose, FreeLists* reserve) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (source(origin.place).allocate == nullptr) origin.place = Place::kShared;
+    origin.place = served(origin.place);
     std::byte* block = reserve != nullptr ? take_from(*reserve, origin) : nullptr;
     if (block == nullptr) block = take_from(free_, origin);
     if (block == nullptr) {
@@ -113,6 +113,17 @@ class Pool {
     } else {
       put_free(block, origin);
     }
+  }
+
+  void clear(std::byte* block, Place place, std::int64_t bytes) const {
+    BlockSource by;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      by = source(served(place));
+    }
+    if (by.is_counting_only) return;
+    if (by.clear != nullptr) return by.clear(block, bytes);
+    std::memset(block, 0, static_cast<std::size_t>(bytes));
   }
 
   void close(Reserve::Blocks& reserve) {
@@ -174,6 +185,10 @@ class Pool {
   const BlockSource& source(Place place) const {
     if (place == Place::kDevice) return sources_.device;
     return place == Place::kPinned ? sources_.pinned : sources_.shared;
+  }
+
+  Place served(Place place) const {
+    return source(place).allocate == nullptr ? Place::kShared : place;
   }
 
   void put_free(std::byte* block, const Origin& origin) {
@@ -262,6 +277,12 @@ std::shared_ptr<std::byte> allocate(std::int64_t bytes) {
   return {block, [origin, purpose = current_purpose.name, reserve = current_reserve](std::byte* p) {
             pool().give(p, origin, purpose, reserve.get());
           }};
+}
+
+std::shared_ptr<std::byte> allocate_zeros(std::int64_t bytes) {
+  std::shared_ptr<std::byte> block = allocate(bytes);
+  pool().clear(block.get(), current_place, bytes);
+  return block;
 }
 
 std::int64_t live_bytes() { return pool().live(); }

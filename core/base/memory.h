@@ -41,6 +41,9 @@ class Scope {
 /// A block of at least `bytes` bytes, uninitialised; returned to the pool on destruction.
 /// Throws kOutOfMemory with what uses most.
 std::shared_ptr<std::byte> allocate(std::int64_t bytes);
+/// The same with `bytes` zeros, as if the host wrote them: they are there when it returns. None in memory that is only
+/// counted.
+std::shared_ptr<std::byte> allocate_zeros(std::int64_t bytes);
 
 /// Blocks that the pool gives to nobody else: for work that will run again with the addresses of its tensors
 /// (core/base/capture.h). What is allocated while a Use lives comes from blocks that were here before, or else from the pool,
@@ -73,6 +76,8 @@ class Reserve {
 struct BlockSource {
   std::byte* (*allocate)(std::int64_t bytes) = nullptr;
   void (*release)(std::byte* block) = nullptr;
+  /// Zeroes the first `bytes` bytes of a block and waits until they are; null where the host does it.
+  void (*clear)(std::byte* block, std::int64_t bytes) = nullptr;
   /// Blocks have addresses but no memory: tensors are counted, nothing may touch them (kernels/planning.h).
   bool is_counting_only = false;
 };

@@ -49,9 +49,9 @@ Tensor::Tensor(const Shape& shape, DType dtype)
       view_(storage_.get(), shape, dtype) {}
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype) {
-  Tensor tensor(shape, dtype);
-  if (memory::is_counting_only()) return tensor;
-  std::memset(tensor.view().raw(), 0, static_cast<std::size_t>(tensor.view().num_bytes()));
+  Tensor tensor;
+  tensor.storage_ = memory::allocate_zeros(shape.numel() * size_of(dtype));
+  tensor.view_ = {tensor.storage_.get(), shape, dtype};
   return tensor;
 }
 

@@ -36,14 +36,6 @@ bool serve_tensor_cores(std::int64_t dim, std::initializer_list<TensorView> tens
   });
 }
 
-// The library that computes attention of these tensors, or null. Decoding stays here.
-const AttentionLibrary* library_for(TensorView q, TensorView k,
-                                    std::initializer_list<TensorView> all) {
-  const std::int64_t tokens = q.size(1);
-  if (tokens == 1 || tokens != k.size(1) || !serve_tensor_cores(q.size(3), all)) return nullptr;
-  return attention_library();
-}
-
 // f(std::integral_constant<int, dim>) of a head dim that the tensor cores serve.
 template <typename F>
 void visit_head_dim(std::int64_t dim, F&& f) {
@@ -161,6 +153,14 @@ void mma_backward(const AttentionBackward<BFloat16>& call, Stream& stream) {
 }
 
 }  // namespace
+
+// Decoding stays here.
+const AttentionLibrary* library_for(TensorView q, TensorView k,
+                                    std::initializer_list<TensorView> all) {
+  const std::int64_t tokens = q.size(1);
+  if (tokens == 1 || tokens != k.size(1) || !serve_tensor_cores(q.size(3), all)) return nullptr;
+  return attention_library();
+}
 
 void attention_forward(TensorView q, TensorView k, TensorView v, TensorView out, TensorView lse,
                        double scale, Stream& stream) {

@@ -1,6 +1,8 @@
 #pragma once
 // Attention by a library in place of the kernels here.
 
+#include <initializer_list>
+
 #include "kernels/attention.h"
 
 namespace ttt::kernels::cuda {
@@ -19,5 +21,9 @@ struct AttentionLibrary {
 /// What the environment variable TTT_ATTENTION chooses: null for `own`, which is the default; cuDNN's fused attention
 /// for `cudnn`. Fails with kUsage for another value and where this program or this machine has no cuDNN.
 const AttentionLibrary* attention_library();
+
+/// The library that computes attention of queries q and keys k, or null: `all` are what it would read and write.
+const AttentionLibrary* library_for(TensorView q, TensorView k,
+                                    std::initializer_list<TensorView> all);
 
 }  // namespace ttt::kernels::cuda

@@ -201,6 +201,12 @@ std::byte* allocate_device(std::int64_t bytes) {
 
 void release_device(std::byte* block) { device_memory().give(block); }
 
+// Managed memory too: zeros of the host would be moved page by page.
+void clear_device(std::byte* block, std::int64_t bytes) {
+  check_cuda(cudaMemset(block, 0, static_cast<std::size_t>(bytes)), "zeroing memory");
+  check_cuda(cudaStreamSynchronize(nullptr), "zeroing memory");
+}
+
 std::byte* allocate_pinned(std::int64_t bytes) {
   void* block = nullptr;
   const cudaError_t status = cudaMallocHost(&block, static_cast<std::size_t>(bytes));
@@ -281,8 +287,8 @@ Stream make_stream(int device) {
   }
   check_cuda(cudaSetDevice(device), "choosing a device");
   tell_exclusive_managed_memory(device);
-  memory::set_block_sources({{&allocate_managed, &release_device},
-                             {&allocate_device, &release_device},
+  memory::set_block_sources({{&allocate_managed, &release_device, &clear_device},
+                             {&allocate_device, &release_device, &clear_device},
                              {&allocate_pinned, &release_pinned}});
   return Stream(std::make_unique<CudaQueue>());
 }

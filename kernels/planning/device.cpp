@@ -20,7 +20,8 @@ Stream make_planning_stream(const PlannedDevice& device, PlanningTrace& trace) {
 }
 
 AddressSpace::AddressSpace()
-    : previous_(memory::set_block_sources({{&next_address, &forget_address, true}, {}, {}})) {}
+    : previous_(
+          memory::set_block_sources({{&next_address, &forget_address, nullptr, true}, {}, {}})) {}
 
 AddressSpace::~AddressSpace() { memory::set_block_sources(previous_); }
 

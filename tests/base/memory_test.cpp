@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <thread>
@@ -155,7 +156,8 @@ TEST(Memory, AskingForTooMuchIsOutOfMemoryAndLeavesTheCount) {
 
 // A device of 64 KiB and pinned memory without end, in place of the heap.
 struct SmallDevice {
-  static inline std::int64_t used = 0;
+  static inline std::int64_t used = 0, cleared = 0;
+  static inline bool fails_to_clear = false;
   static inline std::map<std::byte*, std::int64_t> device, pinned;
 
   static std::byte* allocate_device(std::int64_t bytes) {
@@ -169,6 +171,11 @@ struct SmallDevice {
     used -= device.at(block);
     device.erase(block);
     delete[] block;
+  }
+  static void clear_device(std::byte* block, std::int64_t bytes) {
+    if (fails_to_clear) fail(ExitCode::kPeerLost, "the device is lost");
+    std::fill_n(block, bytes, std::byte{0});
+    cleared += bytes;
   }
   static std::byte* allocate_pinned(std::int64_t bytes) {
     auto* const block = new std::byte[static_cast<std::size_t>(bytes)];
@@ -184,9 +191,11 @@ struct SmallDevice {
 class MemoryOfADevice : public testing::Test {
  protected:
   MemoryOfADevice() {
-    memory::set_block_sources({{},
-                               {&SmallDevice::allocate_device, &SmallDevice::release_device},
-                               {&SmallDevice::allocate_pinned, &SmallDevice::release_pinned}});
+    SmallDevice::cleared = 0;
+    memory::set_block_sources(
+        {{},
+         {&SmallDevice::allocate_device, &SmallDevice::release_device, &SmallDevice::clear_device},
+         {&SmallDevice::allocate_pinned, &SmallDevice::release_pinned}});
   }
   ~MemoryOfADevice() override { memory::set_block_sources({}); }
 };
@@ -236,6 +245,25 @@ TEST_F(MemoryOfADevice, WithoutRoomTheErrorNamesWhatUsesMostAndWhatHelps) {
                  "out of memory: 10240 bytes asked for (work), 102400 bytes in tensors: work 61440 "
                  "bytes, states 40960 bytes. To need less, do less");
   }
+  EXPECT_EQ(memory::live_bytes(), live);
+}
+
+TEST_F(MemoryOfADevice, ItsSourceMakesItsZeros) {
+  const Tensor shared = Tensor::zeros({100}, DType::kF64);
+  EXPECT_EQ(SmallDevice::cleared, 0);
+  const memory::Scope scope(kWork, memory::Place::kDevice);
+  { std::ranges::fill(Tensor({100}, DType::kF64).span<double>(), 1); }  // the same block
+  const Tensor zeros = Tensor::zeros({100}, DType::kF64);
+  EXPECT_EQ(SmallDevice::cleared, 800);
+  for (const double value : zeros.span<double>()) ASSERT_EQ(value, 0.0);
+}
+
+TEST_F(MemoryOfADevice, ZerosThatItCannotMakeAreAnErrorAndNoLeak) {
+  const memory::Scope scope(kWork, memory::Place::kDevice);
+  const auto live = memory::live_bytes();
+  SmallDevice::fails_to_clear = true;
+  EXPECT_THROW((void)Tensor::zeros({100}, DType::kF64), Error);
+  SmallDevice::fails_to_clear = false;
   EXPECT_EQ(memory::live_bytes(), live);
 }
 

@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 
+#include "core/base/memory.h"
 #include "kernels/copy.h"
 #include "tests/support/kernel_check.h"
 #include "tests/support/tensors.h"
@@ -32,6 +33,23 @@ void expect_columns(DType dtype) {
 TEST(CopyColumns, LeavesTheOthersAlone) { expect_columns(DType::kF64); }
 TEST(CopyColumns, FloatLeavesTheOthersAlone) { expect_columns(DType::kF32); }
 TEST(CopyColumns, BFloat16LeavesTheOthersAlone) { expect_columns(DType::kBF16); }
+
+// Memory of a device that kernels alone touch.
+TEST(TensorZeros, FloatKernelsReadThem) {
+  Stream stream = test::stream();
+  const Tensor host({1000}, DType::kF32);
+  {
+    const memory::Scope scope({"tests"}, memory::Place::kDevice);
+    {
+      const Tensor ones({1000}, DType::kF32);
+      fill(ones, 1, stream);
+      stream.synchronize();
+    }
+    copy(Tensor::zeros({1000}, DType::kF32), host, stream);
+    stream.synchronize();
+  }
+  EXPECT_THAT(values_of(host), testing::Each(0));
+}
 
 TEST(CopyColumns, MustLieInBothMatrices) {
   Stream stream;

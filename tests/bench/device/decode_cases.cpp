@@ -32,6 +32,15 @@ class Generation {
   Tensor ids_;
 };
 
+/// Inner weights and biases of one sequence, in fp32.
+double state_bytes(const config::ModelConfig& config) {
+  const auto dim = static_cast<double>(config.hidden_size() / config.num_heads());
+  const auto width = dim * static_cast<double>(config.ttt().mlp_expansion());
+  const double head =
+      config.mixer() == config::TTT_MLP ? 2 * dim * width + width + dim : dim * dim + dim;
+  return 4 * static_cast<double>(config.num_layers() * config.num_heads()) * head;
+}
+
 void measure_batch(const Plan& plan, Report& report, const std::string& name,
                    const LanguageModel& model, std::int64_t batch) {
   constexpr double kMostRepeats = 50;
@@ -56,6 +65,10 @@ void measure_batch(const Plan& plan, Report& report, const std::string& name,
     row.shape = fmt::format("B={} T={} {}", batch, period, i == 0 ? "queued" : "replayed");
     row.times = times_of(ms[i]);
     row.tokens = static_cast<double>(batch * period);
+    // Each token reads the weights in bf16 once, and of every sequence's state what a decode step does.
+    row.bytes = static_cast<double>(period) *
+                (2 * static_cast<double>(model.parameters().num_parameters()) +
+                 static_cast<double>(batch) * 3 * state_bytes(model.config()));
     report.add(row);
   }
 }
@@ -69,18 +82,24 @@ void measure_preset(const Plan& plan, Report& report, const std::string& name,
   model.parameters().allocate(DType::kF32);
   draw_parameters(model, plan.stream);
   if (plan.stream.device() == Device::kCuda) model.parameters().keep_rounded(plan.stream);
-  for (const std::int64_t batch : batches) measure_batch(plan, report, name, model, batch);
+  for (const std::int64_t batch : batches) {
+    report.attempt(name + " decode", fmt::format("B={}", batch),
+                   [&] { measure_batch(plan, report, name, model, batch); });
+  }
 }
 
 }  // namespace
 
 void measure_decoding(const Plan& plan, Report& report) {
-  if (plan.is_smoke) {
-    return measure_preset(plan, report, "../tiny", {"model.ttt.mini_batch_size=2"}, {1, 2});
-  }
+  const auto preset = [&](const std::string& name, const std::vector<std::string>& overrides,
+                          std::initializer_list<std::int64_t> batches) {
+    report.attempt(name + " decode", "",
+                   [&] { measure_preset(plan, report, name, overrides, batches); });
+  };
+  if (plan.is_smoke) return preset("../tiny", {"model.ttt.mini_batch_size=2"}, {1, 2});
   for (const char* name :
        {"ttt_linear_m_125m_2k", "ttt_mlp_m_125m_2k", "ttt_linear_m_1_3b_2k", "ttt_mlp_m_1_3b_2k"}) {
-    measure_preset(plan, report, name, {}, {1, 64});
+    preset(name, {}, {1, 64});
   }
 }
 

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "core/base/memory.h"
 #include "core/base/rng.h"
 #include "kernels/attention.h"
 #include "kernels/copy.h"
@@ -86,6 +87,10 @@ struct TttLayer {
   [[nodiscard]] kernels::TttState state() const { return {w1, b1, w2, b2}; }
 };
 
+std::string name_of(kernels::InnerModel model) {
+  return model == kernels::InnerModel::kLinear ? "ttt_linear" : "ttt_mlp";
+}
+
 /// The products of one token and head, forward: as in TttCore::flops_per_token without the learning rate.
 double ttt_flops(kernels::InnerModel model) {
   constexpr double kDim = kFeatures;
@@ -96,36 +101,39 @@ double ttt_flops(kernels::InnerModel model) {
 void measure_ttt_layer(const Plan& plan, Report& report, kernels::InnerModel model,
                        const Sizes& sizes) {
   Stream& stream = plan.stream;
-  const std::string name = model == kernels::InnerModel::kLinear ? "ttt_linear" : "ttt_mlp";
+  const std::string name = name_of(model);
   const TttLayer layer(model, sizes, stream);
   const Tensor out(sizes.rows(), layer.q.dtype());
   const double flops = sizes.head_rows() * ttt_flops(model);
   const double inputs = bytes_of({layer.q, layer.k, layer.v, layer.token_lr});
 
   Row row;
-  row.work = name + " forward";
   row.shape = sizes.text();
-  row.times = time_work(stream, plan.budget_ms, [&] {
-    kernels::ttt_forward(layer.inputs(), layer.options, layer.state(), out, {}, nullptr, stream);
-  });
   row.tokens = sizes.count();
-  row.flops = flops;
-  row.bytes = inputs + bytes_of({out});
-  report.add(row);
-
-  const TttLayer gradients(model, sizes, stream);
-  const Tensor d_out = random_activation("d_out", sizes.rows(), stream);
-  row.work = name + " forward+backward";
-  row.times = time_work(stream, plan.budget_ms, [&] {
-    kernels::TttSaved saved;
-    kernels::ttt_forward(layer.inputs(), layer.options, layer.state(), out, {}, &saved, stream);
-    kernels::ttt_backward(layer.inputs(), layer.options, layer.state(), saved, d_out, {},
-                          gradients.gradients(), gradients.state(), stream);
+  row.work = name + " forward";
+  report.attempt(row.work, row.shape, [&] {
+    row.times = time_work(stream, plan.budget_ms, [&] {
+      kernels::ttt_forward(layer.inputs(), layer.options, layer.state(), out, {}, nullptr, stream);
+    });
+    row.flops = flops;
+    row.bytes = inputs + bytes_of({out});
+    report.add(row);
   });
-  row.flops = 3 * flops;
-  // Backward reads the inputs and d_out and writes as many gradients as there are inputs.
-  row.bytes = 3 * inputs + bytes_of({out, d_out});
-  report.add(row);
+  row.work = name + " forward+backward";
+  report.attempt(row.work, row.shape, [&] {
+    const TttLayer gradients(model, sizes, stream);
+    const Tensor d_out = random_activation("d_out", sizes.rows(), stream);
+    row.times = time_work(stream, plan.budget_ms, [&] {
+      kernels::TttSaved saved;
+      kernels::ttt_forward(layer.inputs(), layer.options, layer.state(), out, {}, &saved, stream);
+      kernels::ttt_backward(layer.inputs(), layer.options, layer.state(), saved, d_out, {},
+                            gradients.gradients(), gradients.state(), stream);
+    });
+    row.flops = 3 * flops;
+    // Backward reads the inputs and d_out and writes as many gradients as there are inputs.
+    row.bytes = 3 * inputs + bytes_of({out, d_out});
+    report.add(row);
+  });
 }
 
 /// A decode step of one token, inside a mini-batch: state and sums are read and the sums written.
@@ -140,7 +148,7 @@ void measure_ttt_decode(const Plan& plan, Report& report, kernels::InnerModel mo
   const double state = bytes_of({layer.w1, layer.b1, layer.w2, layer.b2});
 
   Row row;
-  row.work = is_linear ? "ttt_linear decode" : "ttt_mlp decode";
+  row.work = name_of(model) + " decode";
   row.shape = sizes.text();
   row.times = time_work(stream, plan.budget_ms, [&] {
     kernels::ttt_step(layer.inputs(), layer.options, kPlace, layer.state(), sums.state(), out,
@@ -167,64 +175,72 @@ void measure_attention_layer(const Plan& plan, Report& report, const Sizes& size
   const auto forward = [&] { kernels::attention_forward(q, k, v, out, lse, scale, stream); };
 
   Row row;
-  row.work = "attention forward";
   row.shape = sizes.text();
-  row.times = time_work(stream, plan.budget_ms, forward);
   row.tokens = sizes.count();
-  row.flops = flops;
-  row.bytes = bytes_of({q, k, v, out, lse});
-  report.add(row);
-
-  const Tensor d_out = random_activation("d_out", sizes.rows(), stream);
-  const Tensor d_q(sizes.rows(), q.dtype());
-  const Tensor d_k(sizes.rows(), q.dtype());
-  const Tensor d_v(sizes.rows(), q.dtype());
-  row.work = "attention forward+backward";
-  row.times = time_work(stream, plan.budget_ms, [&] {
-    forward();
-    kernels::attention_backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
+  row.attention = attention_of(q, stream);
+  row.work = "attention forward";
+  report.attempt(row.work, row.shape, [&] {
+    row.times = time_work(stream, plan.budget_ms, forward);
+    row.flops = flops;
+    row.bytes = bytes_of({q, k, v, out, lse});
+    report.add(row);
   });
-  row.flops = 3.5 * flops;  // five more products
-  row.bytes += bytes_of({q, k, v, out, lse, d_out, d_q, d_k, d_v});
-  report.add(row);
+  row.work = "attention forward+backward";
+  report.attempt(row.work, row.shape, [&] {
+    const Tensor d_out = random_activation("d_out", sizes.rows(), stream);
+    const Tensor d_q(sizes.rows(), q.dtype());
+    const Tensor d_k(sizes.rows(), q.dtype());
+    const Tensor d_v(sizes.rows(), q.dtype());
+    row.times = time_work(stream, plan.budget_ms, [&] {
+      forward();
+      kernels::attention_backward(q, k, v, out, lse, d_out, d_q, d_k, d_v, scale, stream);
+    });
+    row.flops = 3.5 * flops;  // five more products
+    row.bytes = 2 * bytes_of({q, k, v, out, lse}) + bytes_of({d_out, d_q, d_k, d_v});
+    report.add(row);
+  });
 }
 
 }  // namespace
 
 void measure_ttt(const Plan& plan, Report& report) {
   using kernels::InnerModel;
+  const memory::Scope scope(memory::Purpose{}, memory::Place::kDevice);  // kernels fill all
+  const auto layer = [&](InnerModel model, const Sizes& sizes) {
+    report.attempt(name_of(model), sizes.text(),
+                   [&] { measure_ttt_layer(plan, report, model, sizes); });
+  };
+  const auto decode = [&](InnerModel model, const Sizes& sizes) {
+    report.attempt(name_of(model) + " decode", sizes.text(),
+                   [&] { measure_ttt_decode(plan, report, model, sizes); });
+  };
   if (plan.is_smoke) {
-    measure_ttt_layer(plan, report, InnerModel::kLinear, {1, 20, 2});
-    measure_ttt_layer(plan, report, InnerModel::kMlp, {1, 20, 1});
-    measure_ttt_decode(plan, report, InnerModel::kLinear, {1, 1, 2});
-    measure_ttt_decode(plan, report, InnerModel::kMlp, {1, 1, 1});
+    layer(InnerModel::kLinear, {1, 20, 2});
+    layer(InnerModel::kMlp, {1, 20, 1});
+    decode(InnerModel::kLinear, {1, 1, 2});
+    decode(InnerModel::kMlp, {1, 1, 1});
     return;
   }
   for (const std::int64_t tokens : {2048, 8192, 32768}) {
-    measure_ttt_layer(plan, report, InnerModel::kLinear,
-                      {22, tokens});  // 264 pairs: two a multiprocessor
+    layer(InnerModel::kLinear, {22, tokens});  // 264 pairs: two a multiprocessor
   }
-  for (const std::int64_t batch : {1, 11, 44}) {
-    measure_ttt_layer(plan, report, InnerModel::kLinear, {batch, 2048});
-  }
+  for (const std::int64_t batch : {1, 11, 44}) layer(InnerModel::kLinear, {batch, 2048});
   for (const std::int64_t tokens : {2048, 8192, 32768}) {
-    measure_ttt_layer(plan, report, InnerModel::kMlp,
-                      {11, tokens});  // 132 pairs: one a multiprocessor
+    layer(InnerModel::kMlp, {11, tokens});  // 132 pairs: one a multiprocessor
   }
   // One sequence, and so many that no cache holds their states (200 and 400 MB with the sums).
-  for (const std::int64_t batch : {1, 512}) {
-    measure_ttt_decode(plan, report, InnerModel::kLinear, {batch, 1});
-  }
-  for (const std::int64_t batch : {1, 128}) {
-    measure_ttt_decode(plan, report, InnerModel::kMlp, {batch, 1});
-  }
+  for (const std::int64_t batch : {1, 512}) decode(InnerModel::kLinear, {batch, 1});
+  for (const std::int64_t batch : {1, 128}) decode(InnerModel::kMlp, {batch, 1});
 }
 
 void measure_attention(const Plan& plan, Report& report) {
-  if (plan.is_smoke) return measure_attention_layer(plan, report, {1, 40, 2});
-  for (const std::int64_t tokens : {2048, 8192, 32768}) {
-    measure_attention_layer(plan, report, {22, tokens});
-  }
+  const memory::Scope scope(memory::Purpose{}, memory::Place::kDevice);  // kernels fill all
+  const auto layer = [&](const Sizes& sizes) {
+    report.attempt("attention", sizes.text(),
+                   [&] { measure_attention_layer(plan, report, sizes); });
+  };
+  if (plan.is_smoke) return layer({1, 40, 2});
+  for (const std::int64_t tokens : {2048, 8192, 32768}) layer({22, tokens});
 }
 
 }  // namespace ttt::bench

@@ -9,22 +9,26 @@
 
 namespace {
 
-void run(const std::string& device, const std::vector<std::string>& groups, bool is_smoke,
-         double budget_ms, const std::string& presets, const std::string& json) {
+ttt::ExitCode run(const std::string& device, const std::vector<std::string>& groups, bool is_smoke,
+                  double budget_ms, const std::string& presets, const std::string& json) {
   using namespace ttt;
   kernels::set_cuda_backend(kernels::cuda::backend());
   Stream stream = device == "cpu" ? Stream() : kernels::make_stream(Device::kCuda, 0);
   const bench::Plan plan{stream, budget_ms, is_smoke, presets};
-  bench::Report report(bench::device_facts(stream), json);
+  bench::Report report(stream, json);
   const std::int64_t side = is_smoke ? 64 : 8192;
   const std::int64_t elements = is_smoke ? 4096 : std::int64_t{1} << 30;
-  report.ceilings(bench::measure_ceilings(stream, budget_ms, side, elements));
+  bench::Ceilings ceilings;
+  report.attempt("ceilings", "",
+                 [&] { ceilings = bench::measure_ceilings(stream, budget_ms, side, elements); });
+  report.ceilings(ceilings);
   for (const std::string& group : groups) {
     if (group == "ttt") bench::measure_ttt(plan, report);
     if (group == "attention") bench::measure_attention(plan, report);
     if (group == "steps") bench::measure_steps(plan, report);
     if (group == "decoding") bench::measure_decoding(plan, report);
   }
+  return report.exit_code();
 }
 
 }  // namespace
@@ -47,10 +51,12 @@ int main(int argc, char** argv) {
   app.add_option("--json", json, "a file that JSON lines are appended to");
   CLI11_PARSE(app, argc, argv);
   try {
-    run(device, groups, is_smoke, budget_ms, presets, json);
-    return 0;
+    return static_cast<int>(run(device, groups, is_smoke, budget_ms, presets, json));
   } catch (const ttt::Error& error) {
     std::cerr << error.what() << '\n';
     return static_cast<int>(error.code());
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return static_cast<int>(ttt::ExitCode::kInternal);
   }
 }

@@ -5,9 +5,11 @@
 #include <limits>
 
 #include "core/base/error.h"
+#include "core/base/memory.h"
 #include "core/base/rng.h"
 #include "core/base/timer.h"
 #include "kernels/copy.h"
+#include "kernels/cuda/attention_library.h"
 #include "kernels/matmul.h"
 #include "kernels/random.h"
 #ifdef TTT_BENCH_CUDA
@@ -115,7 +117,7 @@ Times time_work(Stream& stream, double budget_ms, const std::function<void()>& w
 }
 
 DeviceFacts device_facts(const Stream& stream) {
-  DeviceFacts facts{"this machine's processors", 0, 0, std::numeric_limits<std::int64_t>::max()};
+  DeviceFacts facts{"this machine's processors", 0, 0, std::numeric_limits<std::int64_t>::max(), 0};
   if (stream.device() == Device::kCpu) return facts;
 #ifdef TTT_BENCH_CUDA
   int device = 0;
@@ -127,6 +129,7 @@ DeviceFacts device_facts(const Stream& stream) {
   check(cudaMemGetInfo(&free_bytes, &all_bytes), "the device's memory");
   facts.name = properties.name;
   facts.free_bytes = static_cast<std::int64_t>(free_bytes);
+  facts.l2_bytes = properties.l2CacheSize;
 #else
   facts.name = "the emulator";
 #endif
@@ -139,8 +142,14 @@ DeviceFacts device_facts(const Stream& stream) {
   return facts;
 }
 
+std::string attention_of(TensorView q, const Stream& stream) {
+  if (stream.device() == Device::kCpu) return "own";
+  return kernels::cuda::library_for(q, q, {q}) == nullptr ? "own" : "cudnn";
+}
+
 Ceilings measure_ceilings(Stream& stream, double budget_ms, std::int64_t size,
                           std::int64_t elements) {
+  const memory::Scope scope(memory::Purpose{}, memory::Place::kDevice);
   const CounterRng rng(1, "ceilings");
   const bool is_cpu = stream.device() == Device::kCpu;
   const auto random = [&](const Shape& shape) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/base/stream.h"
+#include "core/base/tensor.h"
 
 namespace ttt::bench {
 
@@ -25,14 +26,19 @@ Times times_of(std::vector<double> repeats_ms);
 /// only where the host is the slower one; elsewhere by the clock.
 Times time_work(Stream& stream, double budget_ms, const std::function<void()>& work);
 
-/// What a device can do: from its data sheet by name (0: not in the list), and free memory.
+/// What a device can do: from its data sheet by name (0: not in the list), free memory and the cache of all its
+/// multiprocessors.
 struct DeviceFacts {
   std::string name;
   double sheet_flops = 0;  // bf16 on tensor cores, dense, a second
   double sheet_bytes = 0;  // memory, a second
   std::int64_t free_bytes = 0;
+  std::int64_t l2_bytes = 0;
 };
 DeviceFacts device_facts(const Stream& stream);
+
+/// "cudnn" where attention of queries and keys like `q` [B, T, H, F] is the library's, else "own".
+std::string attention_of(TensorView q, const Stream& stream);
 
 /// What it does in this program, on this day: the ceilings of the roofline.
 struct Ceilings {

@@ -2,8 +2,10 @@
 // The rows that benchmarks of a device end in: a table for people and a file of JSON lines for programs.
 
 #include <fstream>
+#include <functional>
 #include <string>
 
+#include "core/base/error.h"
 #include "tests/bench/device/measure.h"
 
 namespace ttt::bench {
@@ -21,26 +23,40 @@ struct Row {
   /// Of a whole step: its operations by the model's formula, to set against the data sheet's peak (MFU).
   double model_flops = 0;
   std::int64_t peak_bytes = 0;
+  std::string attention;  // what computes it (attention_of); empty: there is none
 };
 
-/// Prints each row as it comes, so that what is done survives a timeout. The roofline's share is the time that the
-/// ceilings allow, by operations or bytes whichever takes longer, over the time taken.
+/// Prints each row as it comes, so that what is done survives a timeout, and goes on after one that fails. The
+/// roofline's share is the time that the ceilings allow, by operations or bytes whichever takes longer, over the time
+/// taken.
 class Report {
  public:
   /// `json_path` may be empty. Lines are appended.
-  Report(DeviceFacts device, const std::string& json_path);
+  Report(Stream& stream, const std::string& json_path);
 
+  /// Does `measure`, which adds rows. What it throws is said in their place: a row of this work and shape that failed.
+  void attempt(const std::string& work, const std::string& shape,
+               const std::function<void()>& measure);
+  /// Of the first that failed.
+  [[nodiscard]] ExitCode exit_code() const { return exit_code_; }
+
+  /// Before any row. Without them, rows have no share of the roofline.
   void ceilings(const Ceilings& measured);
   void add(const Row& row);
-  /// A row that could not be measured, and why.
+  /// A row that is left out, and why.
   void skip(const std::string& work, const std::string& shape, const std::string& reason);
 
   [[nodiscard]] const DeviceFacts& device() const { return device_; }
 
  private:
+  void fail_row(const std::string& work, const std::string& shape, const char* error,
+                ExitCode code);
+
+  Stream& stream_;
   DeviceFacts device_;
   Ceilings ceilings_;
   std::ofstream json_;
+  ExitCode exit_code_ = ExitCode::kOk;
 };
 
 }  // namespace ttt::bench

@@ -37,13 +37,14 @@ struct Batch {
   [[nodiscard]] TokenBatch view() const { return {ids, targets, weight}; }
 };
 
-/// A model with all that training keeps beside it.
+/// A model with all that training in bf16 keeps beside it (launch/trainer.h).
 class TrainedModel {
  public:
   TrainedModel(const config::RunConfig& config, std::int64_t longest, Stream& stream)
       : model_(config.model(), longest) {
     model_.parameters().allocate(DType::kF32);
     draw_parameters(model_, stream);
+    if (stream.device() == Device::kCuda) model_.parameters().keep_rounded(stream);
     gradients_ = Tensor::zeros({model_.parameters().num_elements()}, DType::kF32);
     model_.parameters().bind_gradients(gradients_);
     optimizer_ = std::make_unique<Optimizer>(config.optimizer(), config.train().steps(),
@@ -54,7 +55,8 @@ class TrainedModel {
     kernels::fill(gradients_, 0, stream);
     Context context{stream, kernels::Precision::kBF16};
     model_.forward_backward(batch.view(), batch.nll, recompute_blocks, context);
-    optimizer_->update(model_.parameters().values(), {}, gradients_, next_step_++, stream);
+    optimizer_->update(model_.parameters().values(), model_.parameters().rounded(), gradients_,
+                       next_step_++, stream);
   }
 
   [[nodiscard]] const LanguageModel& model() const { return model_; }
@@ -90,11 +92,21 @@ std::int64_t bytes_of_step(TrainedModel& trained, const StepCase& step, Stream& 
          (step.tokens / tokens);  // blocks of the pool are rounded up
 }
 
+/// Empty where the model has none.
+std::string attention_of_model(const config::ModelConfig& config, std::int64_t tokens,
+                               const Stream& stream) {
+  if (config.mixer() != config::ATTENTION) return {};
+  const std::int64_t heads = config.num_heads();
+  const Shape queries{1, tokens, heads, config.hidden_size() / heads};
+  return attention_of(TensorView(nullptr, queries, DType::kBF16), stream);
+}
+
 void measure_step(const Plan& plan, Report& report, const std::string& name, TrainedModel& trained,
                   StepCase step) {
-  // Memory of more than the device has would be paged in and out, not refused.
+  // The pool takes 31 parts in 32 of what was free at first (kernels/cuda/device.cpp).
   const auto fits = [&] {
-    return bytes_of_step(trained, step, plan.stream) < device_facts(plan.stream).free_bytes;
+    return bytes_of_step(trained, step, plan.stream) <
+           report.device().free_bytes / 32 * 31 - memory::live_bytes();
   };
   if (!fits()) {
     step.recompute_blocks = true;
@@ -110,6 +122,7 @@ void measure_step(const Plan& plan, Report& report, const std::string& name, Tra
   row.tokens = static_cast<double>(step.rows * step.tokens);
   row.model_flops = 3 * trained.model().flops_per_token(step.tokens) * row.tokens;
   row.peak_bytes = memory::peak_bytes();
+  row.attention = attention_of_model(trained.model().config(), step.tokens, plan.stream);
   report.add(row);
 }
 
@@ -121,8 +134,9 @@ void measure_preset(const Plan& plan, Report& report, const std::string& name,
       1);
   TrainedModel trained(config, std::ranges::max(lengths), plan.stream);
   for (const std::int64_t tokens : lengths) {
-    measure_step(plan, report, name, trained,
-                 {std::max<std::int64_t>(1, tokens_of_step / tokens), tokens});
+    const StepCase step{std::max<std::int64_t>(1, tokens_of_step / tokens), tokens};
+    report.attempt(name + " step", step.text(),
+                   [&] { measure_step(plan, report, name, trained, step); });
   }
   plan.stream.synchronize();
 }
@@ -142,12 +156,17 @@ void draw_parameters(LanguageModel& model, Stream& stream) {
 }
 
 void measure_steps(const Plan& plan, Report& report) {
-  if (plan.is_smoke) return measure_preset(plan, report, "../tiny", 32, {16, 32});
-  for (const char* kind : {"ttt_linear_m", "llama", "ttt_mlp_m"}) {
-    for (const auto& [size, tokens] : {std::pair{"125m", 65536}, std::pair{"1_3b", 32768}}) {
-      measure_preset(plan, report, fmt::format("{}_{}_2k", kind, size), tokens,
-                     {2048, 8192, 32768});
-    }
+  const auto preset = [&](const std::string& name, std::int64_t tokens,
+                          std::initializer_list<std::int64_t> lengths) {
+    report.attempt(name + " step", "",
+                   [&] { measure_preset(plan, report, name, tokens, lengths); });
+  };
+  if (plan.is_smoke) return preset("../tiny", 32, {16, 32});
+  for (const char* name : {"ttt_linear_m_125m_2k", "llama_125m_2k", "ttt_mlp_m_125m_2k"}) {
+    preset(name, 65536, {2048, 8192, 32768});
+  }
+  for (const char* name : {"ttt_linear_m_1_3b_2k", "ttt_mlp_m_1_3b_2k", "llama_1_3b_2k"}) {
+    preset(name, 32768, {2048, 8192, 32768});
   }
 }
 

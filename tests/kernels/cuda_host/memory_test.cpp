@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -100,6 +101,28 @@ TEST_F(CudaMemory, ADeviceThatIsLostMeanwhileIsAPeerLost) {
   ExitCode code = ExitCode::kOk;
   EXPECT_THAT(fill(Place::kDevice, code), HasSubstr("memory: the device is lost"));
   EXPECT_EQ(code, ExitCode::kPeerLost);
+}
+
+TEST_F(CudaMemory, ZerosAreTheDevicesAndThereAtOnce) {
+  for (const Place place : {Place::kShared, Place::kDevice, Place::kPinned}) {
+    const memory::Scope scope(kActivations, place);
+    { std::ranges::fill(Tensor({100}, DType::kU8).span<std::uint8_t>(), 1); }  // the same block
+    const std::int64_t before = fake_device().cleared_bytes;
+    const Tensor zeros = Tensor::zeros({100}, DType::kU8);
+    EXPECT_THAT(zeros.span<std::uint8_t>(), testing::Each(0));
+    EXPECT_EQ(fake_device().cleared_bytes - before, place == Place::kPinned ? 0 : 100);
+  }
+}
+
+TEST_F(CudaMemory, ADeviceThatIsLostWhileItZeroesIsAPeerLost) {
+  const memory::Scope scope(kActivations, Place::kDevice);
+  const std::int64_t live = memory::live_bytes();
+  fake_device().work = cudaErrorECCUncorrectable;
+  ExitCode code = ExitCode::kOk;
+  EXPECT_THAT(error_of([] { (void)Tensor::zeros({100}, DType::kU8); }, &code),
+              HasSubstr("zeroing memory: the device is lost: "));
+  EXPECT_EQ(code, ExitCode::kPeerLost);
+  EXPECT_EQ(memory::live_bytes(), live);
 }
 
 TEST(CudaManagedMemory, ThatTheHostMustNotTouchMeanwhileIsTold) {

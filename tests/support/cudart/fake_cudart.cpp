@@ -1,8 +1,10 @@
 #include "tests/support/cudart/fake_cudart.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <utility>
+#include <vector>
 
 namespace {
 
@@ -37,6 +39,12 @@ cudaError_t release(void* block) {
   blocks().erase(found);
   std::free(block);
   return cudaSuccess;
+}
+
+// What cudaMemset has queued, in order: done when somebody waits.
+std::vector<std::pair<void*, std::size_t>>& unclear() {
+  static std::vector<std::pair<void*, std::size_t>> all;
+  return all;
 }
 
 cudaError_t make(auto** handle) {
@@ -97,6 +105,12 @@ cudaError_t cudaMemAdvise(const void* /*block*/, size_t /*bytes*/, cudaMemoryAdv
                           cudaMemLocation /*location*/) {
   return cudaSuccess;
 }
+cudaError_t cudaMemset(void* block, int value, size_t bytes) {
+  if (value != 0) return ended(cudaErrorInvalidValue);
+  unclear().emplace_back(block, bytes);
+  fake_device().cleared_bytes += static_cast<std::int64_t>(bytes);
+  return cudaSuccess;
+}
 cudaError_t cudaFree(void* block) { return release(block); }
 cudaError_t cudaFreeHost(void* block) { return release(block); }
 
@@ -104,7 +118,13 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) 
   return make(stream);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t /*stream*/) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t /*stream*/) { return ended(fake_device().work); }
+// Queues of cudaStreamNonBlocking do not wait for the default one.
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (stream == nullptr) {
+    for (const auto& [block, bytes] : std::exchange(unclear(), {})) std::memset(block, 0, bytes);
+  }
+  return ended(fake_device().work);
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned /*flags*/) { return make(event); }
 cudaError_t cudaEventRecord(cudaEvent_t /*event*/, cudaStream_t /*stream*/) { return cudaSuccess; }
 cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) { return ended(fake_device().work); }

@@ -13,6 +13,7 @@ struct FakeDevice {
   std::int64_t free_bytes = 1 << 20;
   bool has_concurrent_managed_access = true;
   std::int64_t managed_bytes = 0, device_bytes = 0, pinned_bytes = 0;  // taken and not returned
+  std::int64_t cleared_bytes = 0;                                      // by cudaMemset
   cudaError_t work = cudaSuccess;                                      // how what is queued ends
   cudaError_t allocation = cudaSuccess;                                // how every allocation ends
   cudaError_t last_error = cudaSuccess;

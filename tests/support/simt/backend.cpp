@@ -60,7 +60,7 @@ const AttentionLibrary* attention_library() { return nullptr; }
 
 Stream make_stream(int /*device*/) {
   memory::set_block_sources({{},
-                             {&simt::allocate_device, &simt::release_device},
+                             {&simt::allocate_device, &simt::release_device, &simt::clear_device},
                              {&simt::allocate_pinned, &simt::release_pinned}});
   return Stream(std::make_unique<simt::EmulatedQueue>());
 }

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <map>
 
 #include "core/base/error.h"
@@ -97,6 +98,11 @@ DeviceAccess::DeviceAccess() {
 
 DeviceAccess::~DeviceAccess() {
   if (--num_device_accesses == 0) device_arena().set_open(false);
+}
+
+void clear_device(std::byte* block, std::int64_t bytes) {
+  const DeviceAccess access;
+  std::memset(block, 0, static_cast<std::size_t>(bytes));
 }
 
 void close_pinned(bool is_closed) { pinned_arena().set_open(!is_closed); }

@@ -10,6 +10,7 @@ namespace ttt::simt {
 
 std::byte* allocate_device(std::int64_t bytes);
 void release_device(std::byte* block);
+void clear_device(std::byte* block, std::int64_t bytes);
 std::byte* allocate_pinned(std::int64_t bytes);
 void release_pinned(std::byte* block);
 
