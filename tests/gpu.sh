@@ -141,7 +141,7 @@ if [[ $is_rehearsal == 1 ]]; then
 fi
 rm -f "$out/bench.jsonl" "$out/clocks.csv"
 # Whether the programs start: the machine's libraries and the driver's version.
-ours doctor 20 "$bin/ttt" doctor
+ours doctor 20 "$bin/ttt" doctor --device "$device"
 suites kernels 100 20 "$bin/${prefix}_tests" "$kernel_filter" "${blocking[@]}"
 suites models 60 40 "$bin/${prefix}_model_tests" "$model_filter" "${blocking[@]}"
 suites graphs 20 15 "$bin/${prefix}_model_tests" "$graph_filter"

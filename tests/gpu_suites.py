@@ -67,7 +67,7 @@ def first_failure(lines: list[str]) -> int | None:
 def what_matters(lines: list[str]) -> list[str]:
     begin = first_failure(lines)
     if begin is None:
-        return lines[-HEAD - TAIL:]
+        return lines[-TAIL:]
     end = min(begin + HEAD, len(lines))
     rest = max(end, len(lines) - TAIL)
     return lines[begin:end] + ([f"... {rest - end} lines"] if rest > end else []) + lines[rest:]
