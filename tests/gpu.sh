@@ -9,13 +9,12 @@
 # while they were measured to $OUT/clocks.csv, whole logs, one a suite too, to $OUT/logs.tar.gz. Each part has a limit of time,
 # what is right comes before what is fast, what instruments comes last, and whoever stops the script finds in the files all
 # parts that were done. The last line is `N passed, N failed`. Without a driver it ends at once with exit code 64, as
-# `ttt --device cuda` does; with 66 where BUNDLE is not there, with 1 when a part failed. Where nvidia-smi is and fails, a
-# BUNDLE is tried all the same: its programs say what they see.
+# `ttt --device cuda` does; with 66 where BUNDLE is not there, with 1 when a part failed or none ran. Where nvidia-smi is and
+# fails, a BUNDLE is tried all the same: its programs say what they see.
 #
 # TTT_GPU_SECONDS: for all together, unpacking too (570). TTT_GPU_GRACE: for a part from TERM to KILL (5).
-# TTT_GPU_PARTS: only these, e.g. "kernels bench", of doctor kernels
-# models graphs training cudnn bench bench_steps bench_cudnn peers ncu sanitizer_memcheck sanitizer_racecheck
-# sanitizer_racecheck_clusters sanitizer_initcheck.
+# TTT_GPU_PARTS: only these, e.g. "kernels bench", of doctor kernels models graphs training cudnn bench bench_steps bench_cudnn
+# peers ncu sanitizer_memcheck sanitizer_racecheck sanitizer_racecheck_clusters sanitizer_initcheck.
 # TTT_GPU_REHEARSAL=1: without a GPU, with the emulated programs of the release build and the CPU in the device's place,
 # on small sizes: proves this script. TTT_REFERENCE: a folder with the public reference's ttt.py, for the peers.
 set -uo pipefail
@@ -114,8 +113,8 @@ check() {
     echo "-- $name: passed, $((SECONDS - started)) s"
   else
     failed=$((failed + 1))
-    # 124: ended by TERM, 137: it ignored that
-    [[ $status -eq 124 || $status -eq 137 ]] && echo "$name: stopped after its $seconds s"
+    # 124: ended by TERM; 137: it ignored that, or something else killed it before
+    ((status == 124 || (status == 137 && SECONDS - started >= seconds))) && echo "$name: stopped after its $seconds s"
     echo "-- $name: FAILED with $status, $((SECONDS - started)) s"
   fi
   tar -C "$work" -czf "$work/logs.tar.gz" logs && cp "$work/logs.tar.gz" "$out/logs.tar.gz"

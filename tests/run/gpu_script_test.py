@@ -63,6 +63,11 @@ class GpuScript(unittest.TestCase):
         self.assertIn("== kernels: NOT RUN, no time left", result.stdout)
         self.assertEqual(result.stdout.splitlines()[-1], "0 passed, 1 failed")
 
+    def test_no_part_at_all_is_a_failure(self):
+        result = self.run_script(TTT_GPU_PARTS="kernel")
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertEqual(result.stdout.splitlines()[-1], "0 passed, 0 failed")
+
     def test_a_part_that_fails_is_a_failure(self):
         result = self.run_script(TTT_GPU_PARTS="kernels", TTT_GPU_BIN="/nowhere")
         self.assertEqual(result.returncode, 1, result.stdout)
