@@ -63,6 +63,21 @@ class GpuScript(unittest.TestCase):
         self.assertIn("== kernels: NOT RUN, no time left", result.stdout)
         self.assertEqual(result.stdout.splitlines()[-1], "0 passed, 1 failed")
 
+    def test_pytorch_is_looked_for_without_being_run(self):
+        (self.out / "torch.py").write_text(f"open('{self.out}/imported', 'w')\n")
+        result = self.run_script(TTT_GPU_PARTS="doctor", PYTHONPATH=str(self.out))
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertNotIn("== peers", result.stdout)
+        self.assertFalse((self.out / "imported").exists())
+
+    def test_a_model_that_hangs_does_not_cost_the_other(self):
+        self.program("ttt", "case $* in *linear_cpu*) exec sleep 60;; *mlp_cpu*) exit 3;; esac")
+        result = subprocess.run([sys.executable, str(ROOT / "tests/gpu_training.py"), str(self.out / "ttt"), str(self.out / "training"),
+                                 "--seconds", "1"], stdout=subprocess.PIPE, text=True)
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stdout.splitlines(), ["linear: a run was stopped after 1 s: FAILED",
+                                                      "mlp: a run ended with exit code 3: FAILED"])
+
     def test_no_part_at_all_is_a_failure(self):
         result = self.run_script(TTT_GPU_PARTS="kernel")
         self.assertEqual(result.returncode, 1, result.stdout)
