@@ -2,12 +2,13 @@
 
     python3 tests/bench/device_peers.py [--json FILE] [--reference DIR] [--device cpu --smoke]
 
-PyTorch's scaled_dot_product_attention, at the shapes of our attention; with --reference (a folder with ttt.py of
+PyTorch's scaled_dot_product_attention, at the shapes of our attention, as it chooses and by each of its backends; with --reference (a folder with ttt.py of
 ttt-lm-pytorch) that layer's inner loop, eager and compiled, at the shapes of our TTT kernels; flash-linear-attention's
 TTT-Linear kernels where the package is installed. bf16, medians of repeats between events, after warm-up. A peer that is
 missing or fails gets a line that says so."""
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -17,10 +18,12 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.attention
 
 import transformers_stand_in
 
 HEADS, FEATURES, MINI_BATCH = 12, 64, 16
+BACKENDS = (None, "FLASH_ATTENTION", "CUDNN_ATTENTION")  # of scaled_dot_product_attention; None: its own choice
 
 
 class Peers:
@@ -61,14 +64,14 @@ class Peers:
             marks.append(self.mark())
         return between(marks)
 
-    def measure(self, name: str, batch: int, tokens: int, make: Callable[[], Callable[[], None]]) -> None:
+    def measure(self, name: str, batch: int, tokens: int, make: Callable[[], Callable[[], None]], **facts: str) -> None:
         shape = f"B={batch} H={HEADS} F={FEATURES} T={tokens}"
         try:
             times = self.milliseconds(make())
         except Exception as error:  # a peer's failure is a result, not ours
             reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
             print(f"{name:<44} {shape:<30} not measured: {reason}", flush=True)
-            self.write({"work": name, "shape": shape, "not_measured": reason})
+            self.write({"work": name, "shape": shape, "not_measured": reason, **facts})
             return
         finally:
             if self.device == "cuda":
@@ -77,22 +80,33 @@ class Peers:
         rate = batch * tokens / (1e-3 * median)
         print(f"{name:<44} {shape:<30} {median:10.3f} ms {rate:15.0f} tokens/s", flush=True)
         self.write({"work": name, "shape": shape, "median_ms": median, "least_ms": min(times), "most_ms": max(times),
-                    "repeats": len(times), "tokens_per_second": rate, "torch": torch.__version__})
+                    "repeats": len(times), "tokens_per_second": rate, "torch": torch.__version__, **facts})
 
 
-def attention(peers: Peers, batch: int, tokens: int, with_backward: bool) -> Callable[[], None]:
+def attention(peers: Peers, batch: int, tokens: int, with_backward: bool, backend: str | None) -> Callable[[], None]:
     q, k, v = (peers.random(batch, HEADS, tokens, FEATURES) for _ in range(3))
     d_out = peers.random(batch, HEADS, tokens, FEATURES, grad=False)
 
+    def chosen() -> contextlib.AbstractContextManager:
+        if backend is None:
+            return contextlib.nullcontext()
+        return torch.nn.attention.sdpa_kernel(getattr(torch.nn.attention.SDPBackend, backend))
+
     def work() -> None:
-        if not with_backward:
-            with torch.no_grad():
-                torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            return
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        torch.autograd.grad(out, (q, k, v), d_out)
+        with chosen(), torch.set_grad_enabled(with_backward):
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if with_backward:
+            torch.autograd.grad(out, (q, k, v), d_out)
 
     return work
+
+
+def measure_attention(peers: Peers, batch: int, tokens: int) -> None:
+    for backend in BACKENDS:
+        name = f"torch SDPA {backend}" if backend else "torch SDPA"
+        for direction in ("forward", "forward+backward"):
+            peers.measure(f"{name} {direction}", batch, tokens,
+                          lambda: attention(peers, batch, tokens, direction != "forward", backend), backend=backend or "its own choice")
 
 
 def reference_layer(peers: Peers, folder: str, model: str, batch: int, tokens: int, compiled: bool) -> Callable[[], None]:
@@ -135,6 +149,13 @@ def fla_layer(peers: Peers, name: str, batch: int, tokens: int) -> Callable[[], 
     return work
 
 
+def fla_version() -> str:
+    try:
+        return str(getattr(importlib.import_module("fla"), "__version__", "unknown"))
+    except Exception as error:  # the row then says why it was not measured
+        return f"not to be imported: {type(error).__name__}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -146,18 +167,18 @@ def main() -> None:
     peers = Peers(options)
     batch, lengths = (1, (64,)) if peers.smoke else (22, (2048, 8192, 32768))
     for tokens in lengths:
-        peers.measure("torch SDPA forward", batch, tokens, lambda: attention(peers, batch, tokens, False))
-        peers.measure("torch SDPA forward+backward", batch, tokens, lambda: attention(peers, batch, tokens, True))
+        measure_attention(peers, batch, tokens)
     tokens = lengths[0]
     if importlib.util.find_spec("fla"):
         for name in ("chunk_ttt_linear", "fused_chunk_ttt_linear"):
-            peers.measure(f"fla {name} forward+backward", batch, tokens, lambda: fla_layer(peers, name, batch, tokens))
+            peers.measure(f"fla {name} forward+backward", batch, tokens, lambda: fla_layer(peers, name, batch, tokens),
+                          fla=fla_version())
     else:
         print("flash-linear-attention: not on this machine, left out")
     if options.reference:
-        for model in ("linear", "mlp"):
-            rows = batch if model == "linear" else max(1, batch // 2)
-            for compiled in (False, True):
+        for compiled in (False, True):  # compiling takes long: what is sure comes first
+            for model in ("linear", "mlp"):
+                rows = batch if model == "linear" else max(1, batch // 2)
                 name = f"reference ttt_{model} forward+backward {'compiled' if compiled else 'eager'}"
                 peers.measure(name, rows, tokens,
                               lambda: reference_layer(peers, options.reference, model, rows, tokens, compiled))
