@@ -87,7 +87,7 @@ std::string mpi_version() {
   std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
   int length = 0;
   TTT_MPI_CHECK(MPI_Get_library_version(text.data(), &length));
-  const std::string version(text.data(), static_cast<std::size_t>(length));
+  const std::string version = text.data();  // Open MPI counts its final NUL
   return version.substr(0, version.find('\n'));
 }
 

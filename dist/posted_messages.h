@@ -32,7 +32,7 @@ class PostedMessages {
  private:
   struct Posted {
     Tensor message;
-    MPI_Request request;  // null once done
+    MPI_Request request = MPI_REQUEST_NULL;  // null once done
   };
 
   void watch();
