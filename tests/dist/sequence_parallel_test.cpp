@@ -359,6 +359,22 @@ TEST_P(CudaSequenceParallel, LossAndGradientsAreThoseOfWholeSequences) {
   }
 }
 
+// The host, and so MPI, cannot touch a device's own memory.
+TEST(CudaSums, OfADevicesOwnMemoryGoByWayOfTheHost) {
+  Communicator& world = test::world();
+  Stream stream = test::stream();
+  const memory::Scope scope({"a test"}, memory::Place::kDevice);
+  const Tensor values({1000}, DType::kF64);
+  kernels::fill(values, world.rank() + 1, stream);
+  world.all_reduce_sum(values, stream);
+  const memory::Scope of_host({"a test"}, memory::Place::kPinned);
+  const Tensor sums({1000}, DType::kF64);
+  kernels::copy(values, sums, stream);
+  stream.synchronize();
+  const double expected = 0.5 * world.size() * (world.size() + 1);
+  for (const double sum : sums.span<double>()) ASSERT_EQ(sum, expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(Mixers, CudaSequenceParallel,
                          testing::Values("TTT_LINEAR", "TTT_MLP", "ATTENTION", "LINEAR_ATTENTION"),
                          [](const auto& test) { return test.param; });
